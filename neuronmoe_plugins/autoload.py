@@ -1,0 +1,58 @@
+"""Post-import hooks that teach the hosts about `moe`; imports nothing heavy and never raises.
+
+The hooks sit on leaf modules: a top-level package such as `peft` may be in the middle of its own import when its hook
+fires, and LLaMA-Factory's workers never import its command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from types import ModuleType
+
+import wrapt
+
+logger = logging.getLogger(__name__)
+
+# Module of a host -> the function of this package that is called with that module once it is imported.
+HOOKS: dict[str, str] = {
+    "peft.peft_model": "neuronmoe_plugins.integrations.peft:register",
+    "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory:extend_parser",
+    "llamafactory.model.loader": "neuronmoe_plugins.integrations.llamafactory:extend_loader",
+}
+
+# Outcome of every hook that has fired: None, or what went wrong.
+outcomes: dict[str, Exception | None] = {}
+
+_registered = False
+
+
+def register_hooks() -> None:
+    """Register the hooks once per process; modules that are already imported are hooked at once."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    for module_name, target in HOOKS.items():
+        wrapt.register_post_import_hook(_guarded(module_name, target), module_name)
+
+
+def _guarded(module_name: str, target: str) -> Callable[[ModuleType], None]:
+    """Wrap a hook so that its failure is logged and recorded, and the host's import goes on."""
+
+    def hook(module: ModuleType) -> None:
+        hook_module, function = target.split(":")
+        try:
+            getattr(importlib.import_module(hook_module), function)(module)
+            outcomes[module_name] = None
+        except Exception as error:  # the host must keep working without `moe`
+            outcomes[module_name] = error
+            logger.warning(
+                "neuronmoe-plugins cannot extend %s (%s: %s); run `neuronmoe doctor`",
+                module_name,
+                type(error).__name__,
+                error,
+            )
+
+    return hook
