@@ -95,7 +95,9 @@ class MoeConfig(PeftConfig):
         layers = list(range(num_layers)) if self.layers_to_transform is None else list(self.layers_to_transform)
         unknown = [layer for layer in layers if not 0 <= layer < num_layers]
         if unknown:
-            raise ValueError(f"layers_to_transform names layers {unknown}, but the model has layers 0..{num_layers - 1}")
+            raise ValueError(
+                f"layers_to_transform names layers {unknown}, but the model has layers 0..{num_layers - 1}"
+            )
         counts = [self.num_experts] * len(layers) if isinstance(self.num_experts, int) else self.num_experts
         if len(counts) != len(layers):
             raise ValueError(

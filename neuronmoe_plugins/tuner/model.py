@@ -1,0 +1,112 @@
+"""The PEFT tuner: turns MLPs into mixtures and adds the mixture's losses to the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.feed_forward import find_feed_forwards
+from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
+from neuronmoe_plugins.tuner.metrics import RoutingShares
+from neuronmoe_plugins.tuner.objective import Objective
+
+
+class MoeModel(BaseTuner):
+    """Creates a mixture-of-experts model from a dense causal LM (NeuronMoE, arXiv 2603.05046, section 3.3).
+
+    Any program that calls the model trains it: the forward takes an optional `old_language_mask` (batch, sequence) of
+    bool or 0/1, and in training adds `aux_loss_coef * load_balancing + lpr_loss_coef * lpr` to `outputs.loss` (see
+    :class:`~neuronmoe_plugins.tuner.objective.Objective`).
+
+    Args:
+        model: The base model.
+        config: A :class:`MoeConfig`, or a dictionary of them by adapter name.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the adapter's weights on the meta device, to be filled from a checkpoint.
+
+    Raises:
+        ValueError: if the model has no MLP that can become a mixture, or the expert counts do not fit its layers.
+    """
+
+    prefix: str = "moe_"
+    tuner_layer_cls = MoeLayer
+
+    def _prepare_adapter_config(self, peft_config: MoeConfig, model_config: dict[str, Any]) -> MoeConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: MoeConfig, model: nn.Module) -> None:
+        mlps = find_feed_forwards(model)
+        experts = peft_config.experts_per_layer(len(mlps))
+        self._targets = {mlps[layer]: (layer, num_experts) for layer, num_experts in experts.items()}
+        self.objective = Objective.attach(model)
+
+    def _check_target_module_exists(self, peft_config: MoeConfig, key: str) -> bool:
+        return key in self._targets
+
+    def _create_and_replace(
+        self,
+        peft_config: MoeConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer_index, num_experts = self._targets[current_key]
+        layer = target if isinstance(target, MoeLayer) else MoeLayer(target, layer_index, self.objective.recorder)
+        layer.update_layer(
+            adapter_name,
+            num_experts=num_experts,
+            topk=peft_config.topk,
+            train_only_router=peft_config.train_only_router,
+            init_moe_weights=peft_config.init_moe_weights,
+        )
+        layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep the experts in the base's dtype: they are as large as MLPs, and run beside one."""
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(MERGE_REFUSED)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model, with the objective's hooks; see the class for what they add."""
+        return self.model(*args, **kwargs)
+
+    def unload(self) -> nn.Module:
+        """Remove the mixtures and return the base model."""
+        model = super().unload()
+        self.objective.detach()
+        return model
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Means over the training forwards since the last call, of this process.
+
+        Returns:
+            `lm_loss`, `aux_loss` and `lpr_loss` (those in use; nats per token, before their coefficients), and per
+            mixture layer `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
+            `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given).
+        """
+        return self.objective.metrics.pop()
+
+    @contextmanager
+    def routing_shares(self) -> Iterator[RoutingShares]:
+        """Measure the routing of every forward within the context, in evaluation or training.
+
+        Yields:
+            A dictionary, filled as the model runs: layer index -> (num_experts,) share of real tokens whose most
+            probable expert is e.
+        """
+        self.objective.shares = RoutingShares()
+        try:
+            yield self.objective.shares
+        finally:
+            self.objective.shares = None
