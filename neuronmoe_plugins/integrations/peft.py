@@ -26,13 +26,9 @@ def add_peft_type(name: str) -> None:
     if name in PeftType.__members__:
         return
     member = str.__new__(PeftType, name)
-    member._name_ = name
-    member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType.__members__)
+    vars(member).update(_name_=name, _value_=name, __objclass__=PeftType, _sort_order_=len(PeftType.__members__))
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
-    if hasattr(PeftType, "_hashable_values_"):
-        PeftType._hashable_values_.append(name)
+    vars(PeftType).get("_hashable_values_", []).append(name)
     type.__setattr__(PeftType, name, member)

@@ -1,6 +1,7 @@
 """The PEFT method `moe`.
 
-peft is imported first: its import registers the method (see `neuronmoe_plugins.autoload`), which loads the modules below.
+peft is imported first: its import registers the method (see `neuronmoe_plugins.autoload`), which loads the modules
+below.
 """
 
 import peft  # noqa: F401  isort: skip

@@ -12,9 +12,9 @@ from peft.utils import PeftType
 class MoeConfig(PeftConfig):
     """Configuration of a :class:`~neuronmoe_plugins.tuner.model.MoeModel`.
 
-    Each transformed layer's MLP becomes a mixture of experts: expert 0 is the frozen original, the others start as its
-    copies (NeuronMoE, arXiv 2603.05046, section 3.3; sparse upcycling, Komatsuzaki et al. 2023). Field names are those of
-    the published checkpoints' `adapter_config.json`.
+    Each transformed layer's MLP becomes a mixture of experts: expert 0 is the frozen original, the others start as
+    its copies (NeuronMoE, arXiv 2603.05046, section 3.3; sparse upcycling, Komatsuzaki et al. 2023). Field names are
+    those of the published checkpoints' `adapter_config.json`.
 
     Raises:
         ValueError: on a count below 1, a `topk` below 1 or a negative loss coefficient.
@@ -64,9 +64,7 @@ class MoeConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.MOE
-        if isinstance(self.layers_to_transform, int):
-            self.layers_to_transform = [self.layers_to_transform]
+        self.peft_type = PeftType("MOE")
         counts = [self.num_experts] if isinstance(self.num_experts, int) else self.num_experts
         if not counts or any(not isinstance(count, int) or isinstance(count, bool) or count < 1 for count in counts):
             raise ValueError(
@@ -92,7 +90,8 @@ class MoeConfig(PeftConfig):
             ValueError: if the list has another length than the transformed layers, names a layer that the model lacks,
                 or leaves every layer dense.
         """
-        layers = list(range(num_layers)) if self.layers_to_transform is None else list(self.layers_to_transform)
+        layers = range(num_layers) if self.layers_to_transform is None else self.layers_to_transform
+        layers = [layers] if isinstance(layers, int) else list(layers)
         unknown = [layer for layer in layers if not 0 <= layer < num_layers]
         if unknown:
             raise ValueError(

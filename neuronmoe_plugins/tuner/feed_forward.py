@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
 
 
 class GatedFeedForward:
@@ -32,7 +33,7 @@ class GatedFeedForward:
         Raises:
             ValueError: where a copy would not be the MLP: quantised, partitioned or biased weights.
         """
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name in cls.projections:
             linear: nn.Linear = getattr(module, name)
             if linear.bias is not None:
@@ -50,17 +51,16 @@ class GatedFeedForward:
     @staticmethod
     def forward(
         hidden_states: torch.Tensor,
-        gate_proj: torch.Tensor,
-        up_proj: torch.Tensor,
-        down_proj: torch.Tensor,
+        weights: Sequence[torch.Tensor],
         act_fn: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Run one expert on `hidden_states` (tokens, hidden); weights are (out, in)."""
+        """Run one expert on `hidden_states` (tokens, hidden); `weights` (out, in) in the order of `projections`."""
+        gate_proj, up_proj, down_proj = weights
         gated = act_fn(F.linear(hidden_states, gate_proj)) * F.linear(hidden_states, up_proj)
         return F.linear(gated, down_proj)
 
 
-def find_feed_forwards(model: nn.Module) -> dict[int, str]:
+def find_feed_forwards(model: PreTrainedModel) -> dict[int, str]:
     """Find the MLP of every decoder layer.
 
     Args:
@@ -75,7 +75,7 @@ def find_feed_forwards(model: nn.Module) -> dict[int, str]:
     candidates: dict[str, dict[int, str]] = defaultdict(dict)
     for name, module in model.named_modules():
         parts = name.split(".")
-        # A direct child of a numbered layer: experts and shared experts of a model that is already a mixture lie deeper.
+        # A direct child of a numbered layer: the experts of a model that is already a mixture lie deeper.
         if len(parts) < 2 or not parts[-2].isdigit() or sum(part.isdigit() for part in parts) != 1:
             continue
         block = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -85,8 +85,8 @@ def find_feed_forwards(model: nn.Module) -> dict[int, str]:
     complete = [found for found in candidates.values() if sorted(found) == list(range(expected))]
     if len(complete) != 1:
         raise ValueError(
-            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture: looked in each of "
-            f"its {expected} decoder layers for {GatedFeedForward.looked_for}, and found "
+            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture: looked in each "
+            f"of its {expected} decoder layers for {GatedFeedForward.looked_for}, and found "
             + (", ".join(f"{len(found)} of {pattern}" for pattern, found in candidates.items()) or "none")
         )
     return dict(sorted(complete[0].items()))

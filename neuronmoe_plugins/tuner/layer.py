@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -85,7 +85,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"moe runs one adapter at a time, but {active} are active: call set_adapter with one name")
         adapter_name = active[0]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        router = self.moe_router[adapter_name].weight
+        router = cast(nn.Linear, self.moe_router[adapter_name]).weight
         router_logits = F.linear(tokens.to(router.dtype), router)
         weights, selected_experts = route(router_logits, self.topk[adapter_name])
         if self.recorder.active:
@@ -120,7 +120,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         act_fn = self.get_base_layer().act_fn
         for expert_input, *expert_weights in zip(expert_inputs, *(p.unbind(0) for p in projections), strict=True):
             expert_input = expert_input.to(expert_weights[0].dtype)
-            outputs.append(GatedFeedForward.forward(expert_input, *expert_weights, act_fn).to(tokens.dtype))
+            outputs.append(GatedFeedForward.forward(expert_input, expert_weights, act_fn))
         mixed = torch.cat([output.to(tokens.dtype) for output in outputs])
         mixed = mixed * weights.flatten()[order].unsqueeze(-1).to(tokens.dtype)
         return torch.zeros_like(tokens).index_add_(0, token_index, mixed)

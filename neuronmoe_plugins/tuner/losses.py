@@ -11,8 +11,8 @@ def load_balancing_loss(
 ) -> torch.Tensor:
     """Load-balancing loss of one layer, `E * sum_e f_e * P_e` (Switch Transformer, Fedus et al. 2022, eq. 4-6).
 
-    `f_e` is the share of tokens that chose expert e, summed over all top-k choices, `P_e` the mean router probability of
-    e. Uniform routing gives `topk`. With `topk` = E it is constant and has no gradient.
+    `f_e` is the share of tokens that chose expert e, summed over all top-k choices, `P_e` the mean router probability
+    of e. Uniform routing gives `topk`. With `topk` = E it is constant and has no gradient.
 
     Args:
         router_logits: (tokens, E).
@@ -33,13 +33,14 @@ def language_prior_loss(
 ) -> torch.Tensor:
     """Language-prior routing (LPR) loss of one layer (MoE-LPR, Zhou et al. 2025; NeuronMoE section 3.3).
 
-    The mean over old-language tokens of `-log softmax(router_logits)[expert 0]`, which draws them to the frozen base MLP.
+    The mean over old-language tokens of `-log softmax(router_logits)[expert 0]`, which draws them to the frozen base
+    MLP.
 
     Args:
         router_logits: (tokens, E).
         old_language_mask: (tokens,) bool, True for real tokens of the languages to keep.
-        double_softmax: Take the cross-entropy of the probabilities instead of the logits, that is softmax twice, as the
-            published code does.
+        double_softmax: Take the cross-entropy of the probabilities instead of the logits, that is softmax twice, as
+            the published code does.
 
     Returns:
         Scalar, float32. 0 when the mask leaves no token.

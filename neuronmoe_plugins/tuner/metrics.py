@@ -13,19 +13,19 @@ class RoutingMetrics:
     """Weighted means of named values since the last `pop`; the values stay on their device until then."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
+        self._totals: dict[str, torch.Tensor] = {}
         self._weights: dict[str, torch.Tensor] = {}
 
-    def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
-        """Count `value` (scalar) `weight` (scalar) times into the mean of `name`."""
-        value, weight = value.detach().double() * weight, weight.double()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def add(self, name: str, total: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add a sum of values, `total` (scalar), that stands for `weight` (scalar) of them to the mean of `name`."""
+        total, weight = total.detach().double(), weight.double()
+        self._totals[name] = self._totals[name] + total if name in self._totals else total
         self._weights[name] = self._weights[name] + weight if name in self._weights else weight
 
     def add_routing(
         self, layers: dict[int, LayerRouting], token_mask: torch.Tensor | None, old_language_mask: torch.Tensor | None
     ) -> None:
-        """Count, per layer, the share of tokens whose most probable expert is expert 0.
+        """Count, per layer, the tokens whose most probable expert is expert 0.
 
         Args:
             layers: Layer index -> routing of one forward pass over a number of tokens.
@@ -33,24 +33,24 @@ class RoutingMetrics:
             old_language_mask: (tokens,) bool, real old-language tokens, which are counted apart as well.
         """
         for layer_index, routing in layers.items():
-            on_base = (routing.selected_experts[:, 0] == 0).double()
-            mask = torch.ones_like(on_base) if token_mask is None else token_mask.double()
-            self.add(f"expert0_share/layer_{layer_index}", _mean(on_base, mask), mask.sum())
+            on_base = routing.selected_experts[:, 0] == 0
+            mask = torch.ones_like(on_base) if token_mask is None else token_mask
+            self.add(f"expert0_share/layer_{layer_index}", (on_base & mask).sum(), mask.sum())
             if old_language_mask is not None:
-                mask = old_language_mask.double()
-                self.add(f"expert0_share_old/layer_{layer_index}", _mean(on_base, mask), mask.sum())
+                on_base = on_base & old_language_mask
+                self.add(f"expert0_share_old/layer_{layer_index}", on_base.sum(), old_language_mask.sum())
 
     def pop(self) -> dict[str, float]:
         """Name -> mean since the last call; names that were never counted, or only with weight 0, are absent."""
         means = {
-            name: (self._sums[name] / weight).item() for name, weight in self._weights.items() if weight.item() > 0
+            name: (self._totals[name] / weight).item() for name, weight in self._weights.items() if weight.item() > 0
         }
-        self._sums, self._weights = {}, {}
+        self._totals, self._weights = {}, {}
         return means
 
 
 class RoutingShares(dict[int, torch.Tensor]):
-    """Layer index -> (num_experts,) float64: the share of tokens whose most probable expert is e, over all passes seen."""
+    """Layer index -> (num_experts,) float64: the share of tokens whose most probable expert is e, over all passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,3 @@ class RoutingShares(dict[int, torch.Tensor]):
             self._counts[layer_index] = self._counts[layer_index] + counts
             total = self._counts[layer_index].sum()
             self[layer_index] = self._counts[layer_index] / total.clamp(min=1)
-
-
-def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return (values * mask).sum() / mask.sum().clamp(min=1)

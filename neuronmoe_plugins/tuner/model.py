@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from transformers import PreTrainedModel
 
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.feed_forward import find_feed_forwards
@@ -36,21 +38,21 @@ class MoeModel(BaseTuner):
     prefix: str = "moe_"
     tuner_layer_cls = MoeLayer
 
-    def _prepare_adapter_config(self, peft_config: MoeConfig, model_config: dict[str, Any]) -> MoeConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config
 
-    def _prepare_model(self, peft_config: MoeConfig, model: nn.Module) -> None:
-        mlps = find_feed_forwards(model)
-        experts = peft_config.experts_per_layer(len(mlps))
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        mlps = find_feed_forwards(cast(PreTrainedModel, model))
+        experts = cast(MoeConfig, peft_config).experts_per_layer(len(mlps))
         self._targets = {mlps[layer]: (layer, num_experts) for layer, num_experts in experts.items()}
         self.objective = Objective.attach(model)
 
-    def _check_target_module_exists(self, peft_config: MoeConfig, key: str) -> bool:
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
         return key in self._targets
 
     def _create_and_replace(
         self,
-        peft_config: MoeConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -58,18 +60,23 @@ class MoeModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        config = cast(MoeConfig, peft_config)
         layer_index, num_experts = self._targets[current_key]
         layer = target if isinstance(target, MoeLayer) else MoeLayer(target, layer_index, self.objective.recorder)
         layer.update_layer(
             adapter_name,
             num_experts=num_experts,
-            topk=peft_config.topk,
-            train_only_router=peft_config.train_only_router,
-            init_moe_weights=peft_config.init_moe_weights,
+            topk=config.topk,
+            train_only_router=config.train_only_router,
+            init_moe_weights=config.init_moe_weights,
         )
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # peft's own version copies `weight` between linear layers; an MLP has none.
+        setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep the experts in the base's dtype: they are as large as MLPs, and run beside one."""
@@ -84,7 +91,7 @@ class MoeModel(BaseTuner):
     def unload(self) -> nn.Module:
         """Remove the mixtures and return the base model."""
         model = super().unload()
-        self.objective.detach()
+        self.objective.detach(model)
         return model
 
     def pop_metrics(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from neuronmoe_plugins.tuner.routing import LayerRouting, RoutingRecorder
 class Objective:
     """Hooks on the base model's call that record routing and add losses.
 
-    In training, `outputs.loss` becomes `lm + share * (aux_loss_coef * balance + lpr_loss_coef * lpr)`, where balance and
-    lpr are means over the mixture layers. `share` is this micro-batch's part of `num_items_in_batch`, the trainer's count
-    of labelled tokens over all micro-batches and processes, by which it has already divided the LM loss; without that
-    count it is 1. Hooks reach every way in which PEFT and its hosts call the base model.
+    In training, `outputs.loss` becomes `lm + share * (aux_loss_coef * balance + lpr_loss_coef * lpr)`, where balance
+    and lpr are means over the mixture layers. `share` is this micro-batch's part of `num_items_in_batch`, the trainer's
+    count of labelled tokens over all micro-batches and processes, by which it has already divided the LM loss; without
+    that count it is 1. Hooks reach every way in which PEFT and its hosts call the base model.
 
     Attributes:
         recorder: Shared with the mixture layers.
@@ -43,16 +44,16 @@ class Objective:
     @classmethod
     def attach(cls, model: nn.Module) -> Objective:
         """The model's objective; made at its first adapter, shared by the later ones."""
-        objective = getattr(model, "moe_objective", None)
-        if objective is None:
-            objective = cls(model)
-            model.moe_objective = objective
+        if "moe_objective" not in vars(model):
+            vars(model)["moe_objective"] = cls(model)
+        objective: Objective = vars(model)["moe_objective"]
         return objective
 
-    def detach(self) -> None:
-        """Take the hooks off the model."""
+    def detach(self, model: nn.Module) -> None:
+        """Take the hooks, and this object, off the model."""
         for handle in self._handles:
             handle.remove()
+        del vars(model)["moe_objective"]
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         self._old_language_mask = kwargs.pop("old_language_mask", None)
@@ -70,7 +71,8 @@ class Objective:
         if self.shares is not None:
             self.shares.add(layers, token_mask)
         if model.training and torch.is_grad_enabled():
-            config = model.peft_config[next(iter(layers.values())).adapter_name]
+            configs: dict[str, MoeConfig] = vars(model)["peft_config"]
+            config = configs[next(iter(layers.values())).adapter_name]
             self._add_losses(config, layers, inputs, token_mask, outputs)
         return outputs
 
@@ -82,36 +84,38 @@ class Objective:
         token_mask: torch.Tensor | None,
         outputs: Any,
     ) -> None:
-        labels, old_language_mask = inputs.get("labels"), self._old_language_mask
+        old_language_mask = self._old_language_mask
         if old_language_mask is not None:
             old_language_mask = old_language_mask.flatten().bool()
             if token_mask is not None:
                 old_language_mask = old_language_mask & token_mask
         _check_losses_possible(config, layers, outputs, old_language_mask)
-        if labels is None:
+        loss, labels = getattr(outputs, "loss", None), inputs.get("labels")
+        if loss is None or labels is None:
             return
         items = (labels != -100).sum()
-        total = inputs.get("num_items_in_batch")
-        share = 1.0 if total is None else items / total
-        self.metrics.add("lm_loss", outputs.loss / share, items)
+        total_items = inputs.get("num_items_in_batch", items)
+        share = items / total_items
+        self.metrics.add("lm_loss", loss * total_items, items)
         self.metrics.add_routing(layers, token_mask, old_language_mask)
-        loss = outputs.loss
         if config.aux_loss_coef:
-            balance = torch.stack(
-                [load_balancing_loss(r.router_logits, r.selected_experts, token_mask) for r in layers.values()]
-            ).mean()
-            self.metrics.add("aux_loss", balance, items)
+            balance = _mean(
+                load_balancing_loss(r.router_logits, r.selected_experts, token_mask) for r in layers.values()
+            )
+            self.metrics.add("aux_loss", balance * items, items)
             loss = loss + share * config.aux_loss_coef * balance
-        if config.lpr_loss_coef:
-            lpr = torch.stack(
-                [
-                    language_prior_loss(r.router_logits, old_language_mask, config.lpr_double_softmax)
-                    for r in layers.values()
-                ]
-            ).mean()
-            self.metrics.add("lpr_loss", lpr, old_language_mask.sum())
+        if config.lpr_loss_coef and old_language_mask is not None:
+            double = config.lpr_double_softmax
+            lpr = _mean(language_prior_loss(r.router_logits, old_language_mask, double) for r in layers.values())
+            old_tokens = old_language_mask.sum()
+            self.metrics.add("lpr_loss", lpr * old_tokens, old_tokens)
             loss = loss + share * config.lpr_loss_coef * lpr
         outputs.loss = loss
+
+
+def _mean(losses: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Mean of scalar losses over the mixture layers."""
+    return torch.stack(list(losses)).mean()
 
 
 def _token_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -136,8 +140,8 @@ def _check_losses_possible(
         )
     if any(r.router_trainable and not r.router_logits.requires_grad for r in layers.values()):
         raise ValueError(
-            f"{names} is set, but the router logits carry no gradient: reentrant gradient checkpointing runs the forward "
-            "without one; use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            f"{names} is set, but the router logits carry no gradient: reentrant gradient checkpointing runs the "
+            "forward without one; use gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
     if config.lpr_loss_coef and old_language_mask is None:
         raise ValueError(
