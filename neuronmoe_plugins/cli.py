@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from neuronmoe_plugins.allocation.experts import Rounding
 from neuronmoe_plugins.errors import UserError
 
 app = typer.Typer(
@@ -15,6 +18,75 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.command()
+def analyze(
+    model: Annotated[str, typer.Option(help="Folder or hub name of a causal language model.")],
+    corpus: Annotated[list[str], typer.Option(help="LANGUAGE=FILE (.jsonl with `text`, or .txt); once per language.")],
+    output: Annotated[Path, typer.Option(help="Folder for neurons.parquet, summary.json and neurons.png.")],
+    samples: Annotated[int, typer.Option(help="Sentences per language.")] = 500,
+    top_n: Annotated[int, typer.Option(help="At most so many neurons per language.")] = 1000,
+    min_score: Annotated[float, typer.Option(help="Only neurons that score above this.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="Longer sentences are cut.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Sentences per forward pass.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
+    metric: Annotated[str, typer.Option(help="Neuron metric; plugins can add some.")] = "average-precision",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="As in cpu or cuda:0; default: the GPU if there is one.")] = None,
+) -> None:
+    """Find the neurons of a model that are specific to each language."""
+    from neuronmoe_plugins.neurons.analyze import AnalyzeOptions
+    from neuronmoe_plugins.neurons.analyze import analyze as analyze_neurons
+    from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+
+    options = AnalyzeOptions(
+        model=model,
+        corpora=parse_corpus_specs(corpus),
+        output=output,
+        samples=samples,
+        top_n=top_n,
+        min_score=min_score,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        metric=metric,
+        dtype=dtype,
+        device=device,
+    )
+    analysis = analyze_neurons(options, progress=True)
+    for language, count in analysis.neurons_per_language().items():
+        typer.echo(f"{language}: {count} neurons")
+    typer.echo(f"Wrote {output}")
+
+
+@app.command()
+def allocate(
+    origin: Annotated[Path, typer.Argument(metavar="DIR_OR_SCORES", help="An analysis folder or a scores file.")],
+    output: Annotated[Path, typer.Option(help="The allocation.yaml to write.")],
+    source: Annotated[str | None, typer.Option(help="Language the model knows.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Language to learn; may be repeated.")] = None,
+    min_experts: Annotated[int, typer.Option(help="Experts of the least specific layer, the base MLP included.")] = 1,
+    max_experts: Annotated[int, typer.Option(help="Experts of the most specific layer.")] = 6,
+    rounding: Annotated[Rounding, typer.Option(help="floor gives the paper's lists, round its formula.")] = (
+        Rounding.FLOOR
+    ),
+    strategy: Annotated[str, typer.Option(help="Allocation strategy; plugins can add some.")] = "neuron-diversity",
+) -> None:
+    """Decide how many experts each layer gets."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.allocation.display import allocation_table
+    from neuronmoe_plugins.allocation.strategies import AllocationRequest
+    from neuronmoe_plugins.allocation.strategies import allocate as allocate_experts
+
+    request = AllocationRequest(origin, source, tuple(target or ()), min_experts, max_experts, rounding)
+    allocation = allocate_experts(request, strategy)
+    allocation.save(output)
+    Console().print(allocation_table(allocation))
+    if allocation.note:
+        typer.echo(f"Note: {allocation.note}.")
+    typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
 
 
 def main() -> None:

@@ -1,0 +1,34 @@
+"""What a third party can add: each hook hands over a `register` function that takes a name and the thing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.allocation.strategies import AllocationStrategy
+    from neuronmoe_plugins.neurons.specificity import Metric
+
+NAMESPACE = "neuronmoe_plugins"
+
+hookspec = pluggy.HookspecMarker(NAMESPACE)
+hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+
+@hookspec
+def register_metrics(register: Callable[[str, Metric], None]) -> None:
+    """Add neuron metrics for `neuronmoe analyze --metric NAME`.
+
+    A metric takes the pooled activations of one module (float32, samples x units), the language index of every sample
+    (int, samples) and the number of languages, and returns scores (float64, languages x units), higher = more specific.
+    """
+
+
+@hookspec
+def register_allocation_strategies(register: Callable[[str, AllocationStrategy], None]) -> None:
+    """Add strategies for `neuronmoe allocate --strategy NAME`.
+
+    A strategy takes an `AllocationRequest` and returns an `Allocation`.
+    """

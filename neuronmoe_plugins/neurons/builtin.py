@@ -1,0 +1,18 @@
+"""The metrics that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from neuronmoe_plugins.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.neurons.specificity import Metric
+
+
+@hookimpl
+def register_metrics(register: Callable[[str, Metric], None]) -> None:
+    from neuronmoe_plugins.neurons.specificity import average_precision
+
+    register("average-precision", average_precision)
