@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def write(directory: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         temporary = directory / f".{name}.part"
         temporary.write_text(content, encoding="utf-8", newline="\n")
-        os.replace(temporary, directory / name)
+        temporary.replace(directory / name)
 
 
 if __name__ == "__main__":

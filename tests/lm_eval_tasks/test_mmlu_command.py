@@ -1,0 +1,75 @@
+"""The command a user types: `lm_eval --model hf … --include_path … --tasks …`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUBJECT_NAMES_EL = {"sociology": "Κοινωνιολογία", "public_relations": "Δημόσιες σχέσεις"}
+
+
+@pytest.fixture
+def model_args(tiny_model_dir: Path) -> str:
+    """What follows `--model_args`; an adapter joins as `pretrained=…,peft=…`."""
+    return f"pretrained={tiny_model_dir}"
+
+
+def run_lm_eval(include_path: Path, model_args: str, tasks: str, output: Path, cache: Path) -> dict[str, Any]:
+    """Run the real command in its own process; returns the results file."""
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model_args, "--device", "cpu"]
+    command += ["--include_path", str(include_path), "--tasks", tasks, "--output_path", str(output / "out.json")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "overrides existing task" not in done.stderr
+    (results,) = output.glob("**/*.json")
+    return dict(json.loads(results.read_text(encoding="utf-8")))
+
+
+def best_choice(model: Any, tokenizer: Any, prompt: str) -> int:
+    """Index of the most likely of the answers " A" to " D", computed with transformers alone."""
+    import torch
+
+    prompt_ids = tokenizer(prompt).input_ids
+    scores = []
+    for answer in ("A", "B", "C", "D"):
+        answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt_ids + answer_ids])).logits[0].log_softmax(-1)
+        positions = range(len(prompt_ids) - 1, len(prompt_ids) + len(answer_ids) - 1)
+        scores.append(sum(logprobs[position, i].item() for position, i in zip(positions, answer_ids, strict=True)))
+    return scores.index(max(scores))
+
+
+def expected_accuracy(model_dir: Path, subject: str, rows: list[dict[str, Any]]) -> float:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    correct = 0
+    for row in rows:
+        choices = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", row["choices"], strict=True))
+        introduction = "Ερωτήσεις πολλαπλής επιλογής με τις απαντήσεις τους. Θέμα: "
+        prompt = f"{introduction}{SUBJECT_NAMES_EL[subject]}.\n\n{row['question'].strip()}\n{choices}Απάντηση:"
+        correct += best_choice(model, tokenizer, prompt) == row["answer"]
+    return correct / len(rows)
+
+
+def test_command_scores_a_group(greek: Any, model_args: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    output = run_lm_eval(
+        greek.include_path, model_args, "mmlu_social_sciences_el", tmp_path / "out", tmp_path / "cache"
+    )
+    subjects = output["group_subtasks"]["mmlu_social_sciences_el"]
+    assert len(subjects) == 12
+    results = output["results"]
+    for name in SUBJECT_NAMES_EL:
+        expected = expected_accuracy(tiny_model_dir, name, greek.test[name])
+        assert results[f"mmlu_{name}_el"]["acc,none"] == pytest.approx(expected)
+    sizes = [len(greek.test[subject.removeprefix("mmlu_").removesuffix("_el")]) for subject in subjects]
+    right = sum(results[subject]["acc,none"] * size for subject, size in zip(subjects, sizes, strict=True))
+    assert output["groups"]["mmlu_social_sciences_el"]["acc,none"] == pytest.approx(right / sum(sizes))
