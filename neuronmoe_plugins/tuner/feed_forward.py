@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -47,6 +48,11 @@ class GatedFeedForward:
                 )
             weights[name] = linear.weight.detach()
         return weights
+
+    @staticmethod
+    def activation(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The activation function between the projections."""
+        return cast(nn.Module, module.act_fn)
 
     @staticmethod
     def forward(

@@ -117,7 +117,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert. Experts
         # without a token run on an empty slice, so that they too are in the graph and get a (zero) gradient.
         projections = [getattr(self, f"moe_{name}")[adapter_name] for name in GatedFeedForward.projections]
-        act_fn = self.get_base_layer().act_fn
+        act_fn = GatedFeedForward.activation(self.get_base_layer())
         for expert_input, *expert_weights in zip(expert_inputs, *(p.unbind(0) for p in projections), strict=True):
             expert_input = expert_input.to(expert_weights[0].dtype)
             outputs.append(GatedFeedForward.forward(expert_input, expert_weights, act_fn))
