@@ -18,8 +18,12 @@ logger = logging.getLogger(__name__)
 # Module of a host -> the function of this package that is called with that module once it is imported.
 HOOKS: dict[str, str] = {
     "peft.peft_model": "neuronmoe_plugins.integrations.peft:register",
-    "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory:extend_parser",
-    "llamafactory.model.loader": "neuronmoe_plugins.integrations.llamafactory:extend_loader",
+    "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory.parser:extend_parser",
+    "llamafactory.data.parser": "neuronmoe_plugins.integrations.llamafactory.language_tags:extend_data_parser",
+    "llamafactory.data.loader": "neuronmoe_plugins.integrations.llamafactory.language_mask:extend_data_loader",
+    "llamafactory.model.loader": "neuronmoe_plugins.integrations.llamafactory.adapter:extend_model_loader",
+    "llamafactory.train.pt.trainer": "neuronmoe_plugins.integrations.llamafactory.trainer:extend_trainer",
+    "llamafactory.train.sft.trainer": "neuronmoe_plugins.integrations.llamafactory.trainer:extend_trainer",
 }
 
 # Outcome of every hook that has fired: None, or what went wrong.

@@ -1,0 +1,163 @@
+"""Creates or loads the `moe` adapter where LLaMA-Factory initialises adapters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import wrapt
+from llamafactory.extras import logging
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+
+# A child of the host's logger, which alone has a handler and a level.
+logger = logging.get_logger("llamafactory.neuronmoe")
+
+
+def extend_model_loader(module: ModuleType) -> None:
+    """Let `llamafactory.model.loader` initialise `moe` adapters."""
+    wrapt.wrap_function_wrapper(module, "init_adapter", _init_adapter)
+
+
+def init_moe_adapter(
+    model: PreTrainedModel, model_args: Any, finetuning_args: MoeFinetuningArguments, is_trainable: bool
+) -> torch.nn.Module:
+    """Put the adapter of `adapter_name_or_path`, or a new one, into the base model.
+
+    Args:
+        model: The base model.
+        model_args: The host's model arguments.
+        finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
+        is_trainable: Whether the model will be trained. Then the trainable parameters become float32, unless
+            `pure_bf16` or ZeRO-3 forbids, as the host does for its own methods.
+
+    Raises:
+        UserError: if there is no adapter to run inference with, or the adapter is of another kind.
+        ValueError: if the expert counts do not fit the model.
+    """
+    if not is_trainable and not model_args.adapter_name_or_path:
+        raise UserError("finetuning_type: moe without training needs an adapter: set adapter_name_or_path")
+    config = load_or_make_config(model_args, finetuning_args)
+    if model_args.adapter_name_or_path:
+        path = model_args.adapter_name_or_path[-1]
+        mixture: torch.nn.Module = PeftModel.from_pretrained(
+            model,
+            path,
+            config=config,
+            is_trainable=is_trainable,
+            offload_folder=model_args.offload_folder,
+            **_adapter_location(model_args),
+        )
+        logger.info_rank0(f"Loaded adapter(s): {path}")
+    else:
+        mixture = get_peft_model(model, config)
+    if is_trainable and not finetuning_args.pure_bf16 and not is_deepspeed_zero3_enabled():
+        for parameter in mixture.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+    logger.info_rank0(describe_mixture(mixture))
+    return mixture
+
+
+def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments) -> MoeConfig:
+    """The configuration of the adapter in `adapter_name_or_path`, or of a new one.
+
+    An adapter keeps its experts; the losses and what is trained always follow the arguments.
+
+    Raises:
+        UserError: if there is no adapter at the path, it is of another kind, or its experts are not those asked for.
+    """
+    training: dict[str, Any] = {
+        "aux_loss_coef": finetuning_args.aux_loss_coef,
+        "lpr_loss_coef": finetuning_args.lpr_loss_coef,
+        "lpr_double_softmax": finetuning_args.lpr_double_softmax,
+        "train_only_router": finetuning_args.train_only_router,
+    }
+    if finetuning_args.topk is not None:
+        training["topk"] = finetuning_args.topk
+    try:
+        if not model_args.adapter_name_or_path:
+            return MoeConfig(task_type="CAUSAL_LM", **_expert_counts(finetuning_args), **training)
+        config = _load_config(model_args)
+        _check_same_experts(config, finetuning_args, model_args.adapter_name_or_path[-1])
+        for name, value in training.items():
+            setattr(config, name, value)
+        config.__post_init__()
+        return config
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"finetuning_type: moe: {error}") from error
+
+
+def describe_mixture(model: torch.nn.Module) -> str:
+    """One line for the log: mixture layers, experts, and parameters added and trainable."""
+    layers = {m.layer_index: m for m in model.modules() if isinstance(m, MoeLayer)}
+    experts = ", ".join(f"{index}: {max(layer.num_experts.values())}" for index, layer in sorted(layers.items()))
+    added = [(_size(p), p.requires_grad) for name, p in model.named_parameters() if ".moe_" in name]
+    return (
+        f"Fine-tuning method: MoE. {len(layers)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "
+        f"{sum(size for size, _ in added):,} new parameters, "
+        f"{sum(size for size, trainable in added if trainable):,} trainable"
+    )
+
+
+def _init_adapter(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `init_adapter(config, model, model_args, finetuning_args, is_trainable)`."""
+    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    if bound["finetuning_args"].finetuning_type != "moe":
+        return wrapped(*args, **kwargs)
+    return init_moe_adapter(bound["model"], bound["model_args"], bound["finetuning_args"], bound["is_trainable"])
+
+
+def _expert_counts(finetuning_args: MoeFinetuningArguments) -> dict[str, Any]:
+    """The arguments that fix an adapter's experts, as far as they are given, under MoeConfig's names."""
+    num_experts = finetuning_args.moe_num_experts or finetuning_args.expert_list
+    counts = {"num_experts": num_experts, "layers_to_transform": finetuning_args.moe_layers}
+    return {name: value for name, value in counts.items() if value is not None}
+
+
+def _adapter_location(model_args: Any) -> dict[str, Any]:
+    """Where the host looks for adapters."""
+    return {
+        "subfolder": model_args.adapter_folder,
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.hf_hub_token,
+    }
+
+
+def _load_config(model_args: Any) -> MoeConfig:
+    path = model_args.adapter_name_or_path[-1]
+    try:
+        config = MoeConfig.from_pretrained(path, **_adapter_location(model_args))
+    except (ValueError, OSError) as error:
+        raise UserError(f"adapter_name_or_path: no adapter in {path} ({error}); train stage 1 first") from error
+    if not isinstance(config, MoeConfig):
+        raise UserError(f"adapter_name_or_path: {path} holds a {config.peft_type} adapter, not a MOE one")
+    return config
+
+
+def _check_same_experts(config: MoeConfig, finetuning_args: MoeFinetuningArguments, path: str) -> None:
+    keys = {"num_experts": "ada_moe_num_experts_list", "layers_to_transform": "layers_to_moe"}
+    if finetuning_args.moe_num_experts is not None:
+        keys["num_experts"] = "moe_num_experts"
+    for name, value in _expert_counts(finetuning_args).items():
+        if getattr(config, name) != value:
+            raise UserError(
+                f"{keys[name]} is {value}, but the adapter in {path} has {getattr(config, name)}: remove the key, an "
+                "adapter brings its own experts"
+            )
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Number of elements, also of a parameter that ZeRO-3 has partitioned."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,143 @@
+"""The YAML keys of `finetuning_type: moe`, as subclasses of LLaMA-Factory's argument dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from types import ModuleType
+from typing import Any, Literal
+
+from llamafactory.hparams.data_args import DataArguments
+from llamafactory.hparams.finetuning_args import FinetuningArguments
+
+from neuronmoe_plugins.errors import UserError
+
+
+@dataclass
+class MoeFinetuningArguments(FinetuningArguments):
+    """LLaMA-Factory's fine-tuning arguments and those of `moe`, under the names of the published code.
+
+    Raises:
+        UserError: on a list that is not of integers, on two expert counts at once, and on an argument of `moe` given
+            with another `finetuning_type`.
+    """
+
+    finetuning_type: Literal["lora", "oft", "freeze", "full", "moe"] = field(
+        default="lora",
+        metadata={"help": "Which fine-tuning method to use; `moe` adds experts to the MLPs (NeuronMoE)."},
+    )
+    topk: int | None = field(
+        default=None,
+        metadata={"help": "[moe] Experts that each token uses. 2 when not given; an adapter's own when one is loaded."},
+    )
+    moe_num_experts: int | None = field(
+        default=None,
+        metadata={"help": "[moe] Experts in every layer, the base MLP included. 2 when no count is given."},
+    )
+    ada_moe_num_experts_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Experts of each layer, the base MLP included: `6,2,1` or a YAML list. A layer with 1 stays "
+            "dense."
+        },
+    )
+    layers_to_moe: str | None = field(
+        default=None,
+        metadata={"help": "[moe] Decoder layers to transform: `0,1,29` or a YAML list. All when not given."},
+    )
+    aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "[moe] Coefficient of the load-balancing loss. No such loss when not given."}
+    )
+    lpr_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Coefficient of the language-prior routing loss; needs `generate_lang_mask: true`. No such "
+            "loss when not given."
+        },
+    )
+    lpr_double_softmax: bool = field(
+        default=False,
+        metadata={"help": "[moe] Take the softmax twice in the language-prior loss, as the published code does."},
+    )
+    train_only_router: bool = field(
+        default=False,
+        metadata={"help": "[moe] Train the routers alone, from the adapter in `adapter_name_or_path` (stage 2)."},
+    )
+
+    def __post_init__(self) -> None:
+        method = self.finetuning_type
+        # The host's own checks know a fixed list of methods; those for `full` are the ones that fit `moe`.
+        self.finetuning_type = "full" if method == "moe" else method
+        try:
+            super().__post_init__()
+        finally:
+            self.finetuning_type = method
+        given = given_moe_arguments(self)
+        if method != "moe" and given:
+            raise UserError(f"{', '.join(given)}: only valid with finetuning_type: moe, not {method}")
+        if self.moe_num_experts is not None and self.ada_moe_num_experts_list is not None:
+            raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")
+        self.expert_list: list[int] | None = _integers("ada_moe_num_experts_list", self.ada_moe_num_experts_list)
+        self.moe_layers: list[int] | None = _integers("layers_to_moe", self.layers_to_moe)
+
+
+@dataclass
+class MoeDataArguments(DataArguments):
+    """LLaMA-Factory's data arguments and those of the language mask."""
+
+    generate_lang_mask: bool = field(
+        default=False,
+        metadata={
+            "help": "[moe] Tell old-language tokens from new ones by the `language` of each data set in "
+            "dataset_info.json, for the language-prior routing loss."
+        },
+    )
+    original_languages: str | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Languages that count as old where data sets are tagged with language codes: `en,es,zh`."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.old_languages: list[str] | None = _words(self.original_languages)
+        if self.old_languages is not None and not self.generate_lang_mask:
+            raise UserError("original_languages has no effect without generate_lang_mask: true")
+
+
+def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[str]:
+    """Names of the arguments added here that differ from their defaults."""
+    return [f.name for f in _added_fields(type(arguments)) if getattr(arguments, f.name) != f.default]
+
+
+def replace_argument_classes(parser: ModuleType) -> None:
+    """Put the classes above into the argument lists of `llamafactory.hparams.parser`, which all commands parse by."""
+    replacements = {FinetuningArguments: MoeFinetuningArguments, DataArguments: MoeDataArguments}
+    for name in ("_TRAIN", "_INFER", "_EVAL", "_TRAIN_MCA"):
+        classes: list[type] = getattr(parser, f"{name}_ARGS")
+        classes[:] = [replacements.get(argument_class, argument_class) for argument_class in classes]
+
+
+def _added_fields(argument_class: type) -> list[Field[Any]]:
+    """Fields that a class above adds to its host's class."""
+    if not issubclass(argument_class, MoeFinetuningArguments | MoeDataArguments):
+        return []
+    inherited = {f.name for f in fields(argument_class.__mro__[1])}
+    return [f for f in fields(argument_class) if f.name not in inherited]
+
+
+def _words(value: str | list[Any] | int | None) -> list[str] | None:
+    """Split `a,b` as the host does; a YAML list or a single number is as good."""
+    if value is None:
+        return None
+    items = value if isinstance(value, list) else str(value).split(",")
+    return [str(item).strip() for item in items]
+
+
+def _integers(name: str, value: str | list[Any] | int | None) -> list[int] | None:
+    """Read `6,2,1` or a YAML list as integers."""
+    words = _words(value)
+    try:
+        return None if words is None else [int(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"{name} must be a list of integers such as 6,2,1; got {value!r}") from error
