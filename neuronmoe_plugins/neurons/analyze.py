@@ -15,7 +15,6 @@ import numpy as np
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import summary
-from neuronmoe_plugins.neurons.activations import ModuleKey, pool_activations
 from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, sample_corpus
 from neuronmoe_plugins.neurons.figure import save_layer_figure
 from neuronmoe_plugins.neurons.loading import DTYPES, default_device, load_model, require_positions, tokenize
@@ -23,6 +22,7 @@ from neuronmoe_plugins.neurons.specificity import require_finite
 from neuronmoe_plugins.neurons.table import Neuron, select_neurons, write_neurons
 
 if TYPE_CHECKING:
+    from neuronmoe_plugins.neurons.activations import ModuleKey
     from neuronmoe_plugins.neurons.specificity import FloatArray, Metric, ScoreArray
 
 # The summary comes last: with it, the analysis is complete.
@@ -83,6 +83,9 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     """
     metric = plugins.choose("metric", options.metric, plugins.metrics())
     corpora = [sample_corpus(spec, options.samples, options.seed) for spec in options.corpora]
+    # Here, and not above, so that bad input is answered before torch has been imported.
+    from neuronmoe_plugins.neurons.activations import pool_activations
+
     with _staging_folder(options.output) as staging:
         device = options.device or default_device()
         model, tokenizer = load_model(options.model, options.dtype, device)
