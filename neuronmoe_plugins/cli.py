@@ -10,6 +10,7 @@ import typer
 
 from neuronmoe_plugins.allocation.experts import Rounding
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.recipes import Deepspeed
 
 app = typer.Typer(
     name="neuronmoe",
@@ -87,6 +88,50 @@ def allocate(
     if allocation.note:
         typer.echo(f"Note: {allocation.note}.")
     typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
+
+
+@app.command()
+def recipe(
+    allocation: Annotated[Path, typer.Option(help="The allocation.yaml of `neuronmoe allocate`.")],
+    model: Annotated[str, typer.Option(help="Folder or hub name of the base model.")],
+    target_dataset: Annotated[str, typer.Option(help="Data set(s) to learn, as in dataset_info.json: a[,b].")],
+    replay_dataset: Annotated[str, typer.Option(help="Data set(s) of the languages to keep: a[,b].")],
+    dataset_dir: Annotated[Path, typer.Option(help="Folder of dataset_info.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for stage1.yaml and stage2.yaml and the trained adapters.")],
+    deepspeed: Annotated[Deepspeed | None, typer.Option(help="Also write this DeepSpeed file, and use it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,
+) -> None:
+    """Write the LLaMA-Factory YAMLs of both training stages."""
+    from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
+
+    targets, replays = tuple(target_dataset.split(",")), tuple(replay_dataset.split(","))
+    request = RecipeRequest(
+        allocation, model, targets, replays, dataset_dir, output, deepspeed is Deepspeed.ZERO2, force
+    )
+    for path in write_recipe(request):
+        typer.echo(f"Wrote {path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show which hosts are installed, supported and extended, and what to do about those that are not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from neuronmoe_plugins.doctor import examine
+
+    console = Console()
+    with console.status("importing the hosts in a fresh process"):
+        findings = examine()
+    table = Table("host", "version", "supported", "hooked", "what to do")
+    words = {True: "yes", False: "[red]no[/red]", None: "-"}
+    for finding in findings:
+        installed = finding.version is not None
+        supported = words[finding.is_supported if installed else None]
+        table.add_row(finding.host.name, finding.version or "-", supported, words[finding.hooked], finding.advice)
+    console.print(table)
+    if not all(finding.healthy for finding in findings):
+        raise typer.Exit(1)
 
 
 def main() -> None:

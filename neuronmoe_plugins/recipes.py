@@ -1,0 +1,211 @@
+"""From an allocation of experts to two LLaMA-Factory YAMLs with the paper's hyper-parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import yaml
+
+# A key of a YAML, its value, and the comment above it.
+Entry = tuple[str, Any, str | None]
+Sections = dict[str, list[Entry]]
+
+# Plain DDP fits where model, experts and optimizer fit one GPU; this splits the optimizer and the gradients.
+ZERO2: dict[str, Any] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "zero_optimization": {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+    },
+}
+
+
+class Deepspeed(str, Enum):
+    """DeepSpeed configurations that a recipe can use."""
+
+    ZERO2 = "zero2"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The two training stages of NeuronMoE (arXiv 2603.05046, section 3.3 and Table 7).
+
+    Attributes:
+        model: Folder or hub name of the base model.
+        num_experts: Experts per decoder layer, the base MLP included.
+        target_datasets: Data sets of the languages to learn.
+        replay_datasets: Data sets of the languages to keep.
+        dataset_dir: Folder of dataset_info.json.
+        output_dir: Folder below which the stages write `stage1` and `stage2`.
+        original_languages: The codes that count as old where data sets are tagged with codes.
+        deepspeed: DeepSpeed configuration file, if any.
+    """
+
+    model: str
+    num_experts: list[int]
+    target_datasets: list[str]
+    replay_datasets: list[str]
+    dataset_dir: str
+    output_dir: str
+    original_languages: list[str]
+    deepspeed: str | None = None
+
+    def stage1(self) -> str:
+        """YAML of the first stage: new experts learn the new languages."""
+        added = sum(self.num_experts) - len(self.num_experts)
+        return _render(
+            [
+                "Stage 1: new experts learn the new language, the base model is frozen.",
+                f"{sum(self.num_experts)} experts in {len(self.num_experts)} layers, {added} of them new.",
+            ],
+            {
+                "Model": [("model_name_or_path", self.model, None)],
+                "Method": [
+                    *_method(),
+                    (
+                        "ada_moe_num_experts_list",
+                        self.num_experts,
+                        "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
+                    ),
+                    (
+                        "topk",
+                        2,
+                        "Experts that each token uses; with 2 or more the untrained mixture is the base model.",
+                    ),
+                    (
+                        "aux_loss_coef",
+                        0.01,
+                        "Weight of the load-balancing loss, which spreads tokens over the experts.",
+                    ),
+                ],
+                "Data": self._data(self.target_datasets, cutoff_len=1024),
+                "Output": self._output("stage1"),
+                "Training": [
+                    ("max_steps", 15000, "The paper's; on a small corpus set num_train_epochs instead."),
+                    *_training(learning_rate=1e-4),
+                ],
+                **self._distribution(),
+            },
+        )
+
+    def stage2(self) -> str:
+        """YAML of the second stage: the routers relearn the old languages."""
+        languages: list[Entry] = [
+            (
+                "generate_lang_mask",
+                True,
+                'Tell old-language tokens from new ones by "language" in dataset_info.json.',
+            )
+        ]
+        if self.original_languages:
+            languages.append(
+                ("original_languages", ",".join(self.original_languages), "Language codes that count as old.")
+            )
+        return _render(
+            ["Stage 2: the routers learn to send the old languages to the original MLPs; the experts are frozen."],
+            {
+                "Model": [
+                    ("model_name_or_path", self.model, None),
+                    ("adapter_name_or_path", f"{self.output_dir}/stage1", "Stage 1's experts and routers."),
+                ],
+                "Method": [
+                    *_method(),
+                    ("topk", 2, "Experts that each token uses, as in stage 1."),
+                    ("train_only_router", True, "Train nothing but the routers."),
+                    (
+                        "lpr_loss_coef",
+                        0.1,
+                        "Weight of the language-prior routing loss, which draws old-language tokens to expert 0, the "
+                        "original MLP.",
+                    ),
+                    *languages,
+                ],
+                "Data": [
+                    *self._data([*self.replay_datasets, *self.target_datasets], cutoff_len=512),
+                    ("max_samples", 100000, "At most so many documents of each data set: a little replay is enough."),
+                ],
+                "Output": self._output("stage2"),
+                "Training": [("num_train_epochs", 1.0, None), *_training(learning_rate=5e-5)],
+                **self._distribution(),
+            },
+        )
+
+    def _data(self, datasets: list[str], cutoff_len: int) -> list[Entry]:
+        return [
+            ("dataset", ",".join(datasets), None),
+            ("dataset_dir", self.dataset_dir, None),
+            ("cutoff_len", cutoff_len, "Documents are joined and cut into blocks of so many tokens."),
+        ]
+
+    def _output(self, stage: str) -> list[Entry]:
+        return [
+            ("output_dir", f"{self.output_dir}/{stage}", None),
+            ("logging_steps", 10, "Each log has the losses and, per layer, the share of tokens on expert 0."),
+            ("save_steps", 1000, None),
+            ("save_total_limit", 2, None),
+            ("report_to", "none", None),
+        ]
+
+    def _distribution(self) -> Sections:
+        if self.deepspeed is None:
+            return {}
+        return {"Distribution": [("deepspeed", self.deepspeed, "Start with FORCE_TORCHRUN=1.")]}
+
+
+def zero2_json() -> str:
+    """DeepSpeed's ZeRO stage 2 configuration, with which the paper trained."""
+    return json.dumps(ZERO2, indent=2) + "\n"
+
+
+def _method() -> list[Entry]:
+    return [
+        ("stage", "pt", None),
+        ("do_train", True, None),
+        ("finetuning_type", "moe", "From the package neuronmoe-plugins; nothing else has to be installed or edited."),
+    ]
+
+
+def _training(learning_rate: float) -> list[Entry]:
+    """What both stages share (Table 7)."""
+    return [
+        ("per_device_train_batch_size", 32, None),
+        ("gradient_accumulation_steps", 1, None),
+        ("learning_rate", learning_rate, None),
+        ("optim", "adamw_torch", None),
+        ("adam_beta1", 0.9, None),
+        ("adam_beta2", 0.999, None),
+        ("adam_epsilon", 1e-8, None),
+        ("weight_decay", 0.0, None),
+        ("lr_scheduler_type", "cosine", None),
+        ("warmup_steps", 0, None),
+        ("max_grad_norm", 1.0, None),
+        ("bf16", True, None),
+        ("seed", 42, None),
+    ]
+
+
+def _render(header: list[str], sections: Sections) -> str:
+    """YAML text with the header and the keys' comments."""
+    lines = [f"# {line}" for line in header]
+    for title, entries in sections.items():
+        lines += ["", f"### {title}"]
+        lines += [line for entry in entries for line in _render_entry(*entry)]
+    return "\n".join(lines) + "\n"
+
+
+def _render_entry(key: str, value: Any, comment: str | None) -> Iterator[str]:
+    if comment:
+        yield f"# {comment}"
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    yield f"{key}: " + text.removesuffix("\n").removesuffix("\n...")  # "..." ends a document that is only a scalar
