@@ -45,6 +45,21 @@ def test_batches_and_padding_do_not_change_the_means(model: Any, padding_side: A
         np.testing.assert_allclose(values, plain_means(model, layer, module), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "mask", "positions"),
+    [
+        ("right", [[1, 1, 1], [1, 0, 0]], [[0, 1, 2], [0, 0, 0]]),
+        ("left", [[1, 1, 1], [0, 0, 1]], [[0, 1, 2], [0, 0, 0]]),
+    ],
+)
+def test_positions_count_real_tokens_only(side: Any, mask: list[list[int]], positions: list[list[int]]) -> None:
+    batch = activations._padded([[7, 8, 9], [7]], side, torch.device("cpu"))
+    real = torch.tensor(mask, dtype=torch.bool)
+    assert batch["attention_mask"].tolist() == mask
+    assert batch["input_ids"][real].tolist() == [7, 8, 9, 7]
+    assert batch["position_ids"][real].tolist() == torch.tensor(positions)[real].tolist()
+
+
 def test_gate_is_taken_before_its_activation(model: Any) -> None:
     pooled = pool_activations(model, SENTENCES, batch_size=4)
     # silu never falls below -0.28

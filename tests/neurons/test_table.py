@@ -31,6 +31,14 @@ def test_best_first_above_the_threshold_ties_by_module_then_unit() -> None:
     ]
 
 
+def test_many_ties_keep_their_order() -> None:
+    ties = {(layer, "mlp.up_proj"): np.full((1, 700), 0.75) for layer in range(2)}
+    ties[1, "mlp.up_proj"][0, 650:] = 0.9
+    neurons = select_neurons(ties, ["en"], top_n=800, min_score=0.5)
+    expected = [(1, unit) for unit in range(650, 700)] + [(0, unit) for unit in range(700)]
+    assert [(n.layer, n.unit) for n in neurons] == expected + [(1, unit) for unit in range(50)]
+
+
 def test_threshold_is_strict_and_can_leave_a_language_empty() -> None:
     assert {n.language for n in select_neurons(SCORES, ["en", "el"], 100, min_score=0.8)} == {"en"}
     assert len(select_neurons(SCORES, ["en", "el"], 100, min_score=0.5)) == 5 + 4
