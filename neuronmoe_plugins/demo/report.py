@@ -1,0 +1,145 @@
+"""The demo's results as a table, Markdown, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.demo.figure import save_figure
+from neuronmoe_plugins.demo.files import write_json, write_text
+
+TITLE = "SmolLM2-135M learns Greek"
+TEXT_TITLES = {
+    "help_el": "held-out help, Greek",
+    "help_en": "held-out help, English",
+    "udhr_el": "UDHR, Greek",
+    "udhr_en": "UDHR, English",
+}
+MODEL_TITLES = {"base": "base", "stage1": "stage 1", "stage2": "stage 2"}
+SHARE_TEXTS = {"help_el": "Greek", "help_en": "English"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the demo measured.
+
+    Attributes:
+        bits_per_byte: Model (base, stage1, stage2) -> text -> value.
+        expert0_share: Stage -> text -> layer -> share of tokens whose most probable expert is the base MLP.
+        new_experts: Layer -> number of added experts, for the layers that have some.
+        added_parameters: Parameters of the new experts and routers.
+        minutes: Step -> minutes.
+    """
+
+    bits_per_byte: dict[str, dict[str, float]]
+    expert0_share: dict[str, dict[str, dict[str, float]]]
+    new_experts: dict[int, int]
+    added_parameters: int
+    minutes: dict[str, float]
+
+    def mean_expert0_share(self, stage: str, text: str) -> float:
+        """Mean over the mixture layers."""
+        shares = self.expert0_share[stage][text].values()
+        return sum(shares) / len(shares)
+
+
+def read_results(
+    evaluation: Path, routing: Path, allocation: Path, training: Path, minutes: Mapping[str, float]
+) -> Results:
+    """Collect the results from the files that the steps wrote."""
+    num_experts = Allocation.load(allocation).num_experts
+    return Results(
+        bits_per_byte={name: _read_json(evaluation / name / "bits_per_byte.json") for name in MODEL_TITLES},
+        expert0_share=_read_json(routing),
+        new_experts={layer: count - 1 for layer, count in enumerate(num_experts) if count > 1},
+        added_parameters=_count_parameters(training / "stage2" / "adapter_model.safetensors"),
+        minutes=dict(minutes),
+    )
+
+
+def save_report(results: Results, output: Path, console: Console) -> None:
+    """Print the table, and write `demo.md`, `demo.json` and `demo.png`.
+
+    Args:
+        results: What was measured.
+        output: Folder of the files.
+        console: Shows the table.
+    """
+    rows = table_rows(results)
+    write_text(output / "demo.md", _markdown(rows) + "\n" + _facts(results) + "\n")
+    write_json(output / "demo.json", asdict(results))
+    _save_figure(results, output / "demo.png")
+    table = Table(title=TITLE)
+    for index, title in enumerate(rows[0]):
+        table.add_column(title, justify="left" if index == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(_facts(results))
+    console.print(f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
+
+
+def table_rows(results: Results) -> list[list[str]]:
+    """The table: a header, then one row per measure with a value for base, stage 1 and stage 2."""
+    rows = [["", *MODEL_TITLES.values()]]
+    for text, title in TEXT_TITLES.items():
+        values = [results.bits_per_byte[model][text] for model in MODEL_TITLES]
+        rows.append([f"bits per byte: {title}", *(f"{value:.3f}" for value in values)])
+    for text, language in SHARE_TEXTS.items():
+        shares = [results.mean_expert0_share(stage, text) for stage in results.expert0_share]
+        rows.append([f"tokens on expert 0: {language}", "–", *(f"{share:.0%}" for share in shares)])
+    return rows
+
+
+def _save_figure(results: Results, path: Path) -> None:
+    """Draw the table's numbers."""
+    save_figure(
+        path,
+        TITLE,
+        {
+            MODEL_TITLES[model]: {TEXT_TITLES[text].replace(", ", ",\n"): values[text] for text in TEXT_TITLES}
+            for model, values in results.bits_per_byte.items()
+        },
+        {
+            MODEL_TITLES[stage]: {
+                language: results.mean_expert0_share(stage, text) for text, language in SHARE_TEXTS.items()
+            }
+            for stage in results.expert0_share
+        },
+    )
+
+
+def _facts(results: Results) -> str:
+    """What has one value: the experts, the parameters and the minutes."""
+    layers = ", ".join(f"{count} in layer {layer}" for layer, count in results.new_experts.items())
+    steps = ", ".join(f"{name} {minutes:.1f}" for name, minutes in results.minutes.items())
+    return (
+        f"New experts: {sum(results.new_experts.values())} ({layers}); "
+        f"{results.added_parameters / 1e6:.1f}M parameters added.\n"
+        f"Minutes: {sum(results.minutes.values()):.1f} ({steps})."
+    )
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], rule, *rows[1:]])
+
+
+def _count_parameters(path: Path) -> int:
+    """Number of values in a safetensors file."""
+    with safe_open(path, framework="numpy") as weights:
+        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (not a dict)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
