@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 KNOWS_MOE = "import sys, peft; assert 'MOE' in peft.PeftType.__members__ and 'MOE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
 KNOWS_NOTHING = "import sys, peft; assert 'MOE' not in peft.PeftType.__members__; assert not HOOKED"
 
@@ -30,16 +28,40 @@ def test_import_torch_imports_nothing_heavy() -> None:
     run("import torch, sys; assert 'neuronmoe_plugins' in sys.modules; assert 'peft' not in sys.modules")
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        f"import peft.tuners.lora; {KNOWS_MOE}",
-        f"import transformers; from transformers import AutoModelForCausalLM; {KNOWS_MOE}",
-        f"import neuronmoe_plugins.tuner; {KNOWS_MOE}",
-    ],
-)
-def test_any_import_order_makes_peft_know_moe(program: str) -> None:
+def test_peft_first_and_the_enumeration_member_behaves_like_the_others() -> None:
+    program = f"""
+import peft.tuners.lora
+{KNOWS_MOE}
+import copy, json
+from peft import PeftType
+moe = PeftType.MOE
+assert moe is PeftType("MOE") is PeftType["MOE"] is PeftType(PeftType.MOE)
+assert isinstance(moe, PeftType) and moe == "MOE" and moe.name == moe.value == "MOE"
+assert list(PeftType)[-1] is moe and "MOE" in list(PeftType) and moe in PeftType
+assert json.dumps(moe) == '"MOE"' and copy.deepcopy(moe) is moe and hash(moe) == hash("MOE")
+assert repr(moe) == "<PeftType.MOE: 'MOE'>" and PeftType("LORA") is PeftType.LORA
+from neuronmoe_plugins.integrations.peft import add_peft_type
+add_peft_type("MOE")
+assert PeftType.MOE is moe and len([t for t in PeftType if t == "MOE"]) == 1
+"""
     assert run(program) == ""
+
+
+def test_transformers_first() -> None:
+    assert run(f"from transformers import AutoModelForCausalLM; {KNOWS_MOE}") == ""
+
+
+def test_by_hand_and_by_itself_registers_once() -> None:
+    program = f"""
+import neuronmoe_plugins.tuner, wrapt.importer
+neuronmoe_plugins.register_hooks()
+{KNOWS_MOE}
+import llamafactory.data.parser as hooked
+from neuronmoe_plugins.autoload import outcomes
+assert "llamafactory.data.parser" in outcomes and not any(outcomes.values()), outcomes
+assert len(wrapt.importer._post_import_hooks["llamafactory.hparams.parser"]) == 1
+"""
+    run(program)
 
 
 def test_switched_off_until_imported_by_hand() -> None:
@@ -51,33 +73,6 @@ import neuronmoe_plugins
 {KNOWS_MOE}
 """
     assert run(program, NEURONMOE_AUTOLOAD="0") == ""
-
-
-def test_by_hand_and_by_itself_registers_once() -> None:
-    program = f"""
-import neuronmoe_plugins, torch, wrapt.importer
-neuronmoe_plugins.register_hooks()
-assert len(wrapt.importer._post_import_hooks["peft.peft_model"]) == 1
-{KNOWS_MOE}
-"""
-    assert run(program) == ""
-
-
-def test_the_enumeration_member_behaves_like_the_others() -> None:
-    program = """
-import copy, json, peft, pickle
-from peft import PeftType
-moe = PeftType.MOE
-assert moe is PeftType("MOE") is PeftType["MOE"] is PeftType(PeftType.MOE)
-assert isinstance(moe, PeftType) and moe == "MOE" and moe.name == moe.value == "MOE"
-assert list(PeftType)[-1] is moe and "MOE" in list(PeftType) and moe in PeftType
-assert json.dumps(moe) == '"MOE"' and copy.deepcopy(moe) is moe and {moe: 1}["MOE"] == 1
-assert repr(moe) == "<PeftType.MOE: 'MOE'>" and PeftType("LORA") is PeftType.LORA
-from neuronmoe_plugins.integrations.peft import add_peft_type
-add_peft_type("MOE")
-assert PeftType.MOE is moe and len([t for t in PeftType if t == "MOE"]) == 1
-"""
-    assert run(program) == ""
 
 
 def test_a_broken_installation_leaves_torch_alone() -> None:
