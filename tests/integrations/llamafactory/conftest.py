@@ -1,0 +1,84 @@
+"""Data sets in two scripts, and arguments of tiny LLaMA-Factory runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if find_spec("llamafactory") is None:  # the extra `train` is not installed
+    collect_ignore_glob = ["test_*.py"]
+
+LATIN, GREEK = "abcdefghijklmnopqrstuvwxyz", "αβγδεζηθικλμνξοπρστυφχψω"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA-Factory data folder.
+
+    `en_even` and `el_even`: texts of 31 bytes, so that with their EOS every block of 64 tokens holds two.
+    `en_odd` and `el_odd`: texts of many lengths. `*_coded` are those with language codes. Latin letters are old.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    random_ = random.Random(0)
+
+    def texts(alphabet: str, lengths: list[int]) -> list[str]:
+        return ["".join(random_.choice(alphabet[:8]) for _ in range(length)) for length in lengths]
+
+    odd = [random_.randint(1, 40) for _ in range(150)]
+    files = {
+        "en_even": texts(LATIN, [31] * 200),
+        "el_even": [text + "!" for text in texts(GREEK, [15] * 200)],
+        "en_odd": texts(LATIN, odd),
+        "el_odd": texts(GREEK, odd),
+    }
+    for name, lines in files.items():
+        rows = (json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    tags = {"en_even": "old", "el_even": "new", "en_odd": "old", "el_odd": "new"}
+    info: dict[str, Any] = {name: _entry(name, language=tag) for name, tag in tags.items()}
+    info |= {"en_coded": _entry("en_odd", language="en"), "el_coded": _entry("el_odd", language="el")}
+    info |= {"untagged": _entry("en_odd"), "strange": _entry("en_odd", language=7)}
+    info |= {"en_chat": _chat(folder, "en_chat", LATIN, "old"), "el_chat": _chat(folder, "el_chat", GREEK, "new")}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def moe_args(tiny_model_dir: Path, data_dir: Path, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a stage 1 run in float32."""
+    return {
+        "model_name_or_path": str(tiny_model_dir),
+        "stage": "pt",
+        "do_train": True,
+        "finetuning_type": "moe",
+        "ada_moe_num_experts_list": "3,1,1,2",
+        "dataset": "el_even",
+        "dataset_dir": str(data_dir),
+        "cutoff_len": 64,
+        "output_dir": str(tmp_path / "output"),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+def _entry(file_name: str, **more: Any) -> dict[str, Any]:
+    return {"file_name": f"{file_name}.jsonl", "columns": {"prompt": "text"}, **more}
+
+
+def _chat(folder: Path, name: str, alphabet: str, language: str) -> dict[str, Any]:
+    """Instructions of several lengths; the second has no answer, and LLaMA-Factory drops it."""
+    rows = [{"instruction": alphabet[: 3 + i], "output": alphabet[:5] if i != 1 else None} for i in range(6)]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    columns = {"prompt": "instruction", "response": "output"}
+    return {"file_name": f"{name}.jsonl", "columns": columns, "language": language}

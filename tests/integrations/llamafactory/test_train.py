@@ -1,0 +1,180 @@
+"""`llamafactory-cli train` on what `neuronmoe recipe` writes: both stages, one process and two with ZeRO-2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
+
+TINY = [
+    *("bf16=false", "use_cpu=true", "cutoff_len=64", "mix_strategy=interleave_under", "per_device_train_batch_size=4"),
+    *("learning_rate=1.0e-3", "max_steps=4", "logging_steps=1"),
+]
+LAYERS = (0, 3)
+
+
+def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
+    """Run it from another folder, and return what it printed."""
+    tools = Path(sys.executable).parent
+    result = subprocess.run(
+        [tools / "llamafactory-cli", "train", str(yaml), *overrides],
+        env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"} | environment,
+        cwd=yaml.parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return result.stdout
+
+
+def losses(output_dir: Path) -> list[dict[str, float]]:
+    """The training steps of trainer_state.json."""
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+def write_tiny_recipe(folder: Path, model: Path, data_dir: Path, zero2: bool) -> Path:
+    folder.mkdir()
+    allocation = Allocation(
+        num_experts=[3, 1, 1, 2],
+        layer_scores=[9.0, 1.0, 1.0, 5.0],
+        min_experts=1,
+        max_experts=3,
+        rounding="floor",
+        strategy="neuron-diversity",
+        source="en",
+        targets=["el"],
+        scores_from="scores.json",
+    )
+    allocation.save(folder / "allocation.yaml")
+    request = RecipeRequest(
+        folder / "allocation.yaml", str(model), ("el_even",), ("en_even",), data_dir, folder, zero2=zero2
+    )
+    write_recipe(request)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path) -> dict[str, Any]:
+    """Both stages in one process; `folder` and what each printed."""
+    folder = write_tiny_recipe(tmp_path_factory.mktemp("single") / "run", tiny_model_dir, data_dir, zero2=False)
+    return {"folder": folder} | {
+        stage: llamafactory_train(folder / f"{stage}.yaml", *TINY) for stage in ("stage1", "stage2")
+    }
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path) -> Path:
+    """Both stages in two processes with ZeRO-2 at the same global batch size; the folder."""
+    folder = write_tiny_recipe(tmp_path_factory.mktemp("double") / "run", tiny_model_dir, data_dir, zero2=True)
+    search_path = os.pathsep.join([str(Path(__file__).parent / "no_compiler"), os.environ.get("PYTHONPATH", "")])
+    for stage in ("stage1", "stage2"):
+        llamafactory_train(
+            folder / f"{stage}.yaml",
+            *TINY,
+            "per_device_train_batch_size=2",
+            FORCE_TORCHRUN="1",
+            NPROC_PER_NODE="2",
+            PYTHONPATH=search_path.rstrip(os.pathsep),
+        )
+    return folder
+
+
+def test_stage1_trains_experts_and_routers(single: dict[str, Any]) -> None:
+    weights = load_file(single["folder"] / "stage1" / "adapter_model.safetensors")
+    assert {name.split("layers.")[1].split(".")[0] for name in weights} == set(map(str, LAYERS))
+    experts = weights["base_model.model.model.layers.0.mlp.moe_up_proj"]
+    assert experts.shape == (2, 48, 32)
+    assert not experts[0].equal(experts[1])
+    line = (
+        "2 mixture layers, experts per layer with the base MLP: {0: 3, 3: 2}; 13,984 new parameters, 13,984 trainable"
+    )
+    assert single["stage1"].count(line) == 1
+
+
+def test_stage2_trains_routers_alone(single: dict[str, Any]) -> None:
+    stage1, stage2 = (
+        load_file(single["folder"] / stage / "adapter_model.safetensors") for stage in ("stage1", "stage2")
+    )
+    assert stage1.keys() == stage2.keys()
+    for name in stage1:
+        assert stage1[name].equal(stage2[name]) == ("moe_router" not in name), name
+    assert "13,984 new parameters, 160 trainable" in single["stage2"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra_loss", "coefficient"), [("stage1", "aux_loss", 0.01), ("stage2", "lpr_loss", 0.1)]
+)
+def test_every_log_has_losses_and_shares(
+    single: dict[str, Any], stage: str, extra_loss: str, coefficient: float
+) -> None:
+    shares = {f"expert0_share/layer_{layer}" for layer in LAYERS}
+    if stage == "stage2":
+        shares |= {f"expert0_share_old/layer_{layer}" for layer in LAYERS}
+    steps = losses(single["folder"] / stage)
+    log_lines = (single["folder"] / stage / "trainer_log.jsonl").read_text().splitlines()
+    written = [entry for entry in map(json.loads, log_lines) if "loss" in entry]
+    assert len(steps) == len(written) == 4
+    for step, entry in zip(steps, written, strict=True):
+        names = {"lm_loss", extra_loss, *shares}
+        assert names == {name for name in step if "_loss" in name or "share" in name}
+        assert {name: step[name] for name in names} == {name: entry[name] for name in names}
+        assert step["loss"] == pytest.approx(step["lm_loss"] + coefficient * step[extra_loss], abs=2e-5)
+        assert all(0 <= step[name] <= 1 for name in shares)
+    assert single[stage].count("'expert0_share/layer_3'") == 4
+
+
+def test_two_processes_with_zero2_train_the_same(single: dict[str, Any], double: Path) -> None:
+    for stage in ("stage1", "stage2"):
+        one, two = losses(single["folder"] / stage), losses(double / stage)
+        for name in ("loss", "lm_loss", "grad_norm"):
+            assert two[0][name] == pytest.approx(one[0][name], abs=1e-4), (stage, name)
+        # The balance loss is no mean over micro-batches, so that the runs drift apart a little.
+        assert [step["loss"] for step in two] == pytest.approx([step["loss"] for step in one], abs=2e-3), stage
+
+
+def test_the_trained_adapter_serves_inference(single: dict[str, Any], tiny_model_dir: Path) -> None:
+    import torch
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_model, load_tokenizer
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    path = str(single["folder"] / "stage2")
+    args = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": path, "template": "empty"}
+    model_args, _, finetuning_args, _ = get_infer_args(args | {"finetuning_type": "moe", "infer_dtype": "float32"})
+    served = load_model(load_tokenizer(model_args)["tokenizer"], model_args, finetuning_args, is_trainable=False)
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), path)
+    token_ids = torch.arange(3, 40).unsqueeze(0)
+    assert not any(parameter.requires_grad for parameter in served.parameters())
+    with torch.no_grad():
+        assert served(token_ids).logits.allclose(expected.eval()(token_ids).logits, atol=1e-5)
+
+
+def test_lora_runs_are_those_without_the_package(tmp_path: Path, moe_args: dict[str, Any]) -> None:
+    config = tmp_path / "run" / "lora.yaml"
+    config.parent.mkdir()
+    args = moe_args | {"finetuning_type": "lora", "dataset": "en_even,el_even", "lora_dropout": 0.1}
+    del args["ada_moe_num_experts_list"]
+    config.write_text(json.dumps(args))
+    times = {"elapsed_time", "remaining_time"}
+    seen = []
+    for autoload in ("0", "1"):
+        output = tmp_path / f"lora{autoload}"
+        llamafactory_train(config, f"output_dir={output}", NEURONMOE_AUTOLOAD=autoload)
+        entries = map(json.loads, (output / "trainer_log.jsonl").read_text().splitlines())
+        log = [{key: value for key, value in entry.items() if key not in times} for entry in entries]
+        seen.append((log, (output / "adapter_model.safetensors").read_bytes()))
+    assert len(seen[0][0]) == 5
+    assert seen[0] == seen[1]

@@ -1,0 +1,74 @@
+"""Other settings of the host's training loop, run in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+EXPERTS, ROUTER = (f"base_model.model.model.layers.0.mlp.moe_{name}" for name in ("up_proj", "router.weight"))
+
+
+def train(args: dict[str, Any], output: Path, **overrides: Any) -> list[dict[str, float]]:
+    """Run LLaMA-Factory's training and return the logged steps."""
+    from accelerate.state import AcceleratorState
+    from llamafactory.train.tuner import run_exp
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_exp(args | {"output_dir": str(output)} | overrides)
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+@pytest.fixture
+def mixed_args(moe_args: dict[str, Any]) -> dict[str, Any]:
+    """Every block of 64 tokens holds 32 old ones."""
+    data = {"dataset": "en_even,el_even", "mix_strategy": "interleave_under", "generate_lang_mask": True}
+    return moe_args | data | {"lpr_loss_coef": 0.1}
+
+
+def test_bf16_keeps_trainable_parameters_in_float32(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    steps = train(mixed_args, tmp_path / "bf16", bf16=True, aux_loss_coef=0.01)
+    exact = train(mixed_args, tmp_path / "fp32", aux_loss_coef=0.01)
+    assert load_file(tmp_path / "bf16" / "adapter_model.safetensors")[EXPERTS].dtype == torch.float32
+    for step, reference in zip(steps, exact, strict=True):
+        assert step["loss"] == pytest.approx(reference["loss"], rel=0.02)
+        assert step["lpr_loss"] == pytest.approx(reference["lpr_loss"], rel=0.05)
+
+
+def test_accumulating_micro_batches_is_one_large_batch(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    large = train(mixed_args, tmp_path / "large")
+    small = train(mixed_args, tmp_path / "small", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    for one, four in zip(large, small, strict=True):
+        # Not grad_norm: transformers 5.5 divides the gradients once more, which AdamW does not feel.
+        for name in ("loss", "lm_loss", "lpr_loss"):
+            assert four[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_without_checkpointing_the_run_is_the_same(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    with_it = train(mixed_args, tmp_path / "with")
+    without = train(mixed_args, tmp_path / "without", disable_gradient_checkpointing=True)
+    for one, other in zip(with_it, without, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_unpacked_texts_and_conversations(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    unpacked = train(mixed_args, tmp_path / "pt", dataset="en_odd,el_odd", packing=False)
+    sft = {"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat", "per_device_train_batch_size": 10}
+    chat = train(mixed_args, tmp_path / "sft", **sft)
+    assert all(step["lpr_loss"] > 0 for step in unpacked + chat)
+
+
+def test_language_prior_loss_draws_old_tokens_to_expert_0(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    train(mixed_args, tmp_path / "stage1", lpr_loss_coef=None)
+    stage2 = {"adapter_name_or_path": str(tmp_path / "stage1"), "train_only_router": True, "lpr_loss_coef": 5.0}
+    steps = train(mixed_args, tmp_path / "stage2", max_steps=40, learning_rate=0.02, **stage2)
+    for layer in (0, 3):
+        assert steps[-1][f"expert0_share_old/layer_{layer}"] > max(0.9, steps[0][f"expert0_share_old/layer_{layer}"])
+    before, after = (load_file(tmp_path / stage / "adapter_model.safetensors") for stage in ("stage1", "stage2"))
+    assert before[EXPERTS].equal(after[EXPERTS])
+    assert not before[ROUTER].equal(after[ROUTER])

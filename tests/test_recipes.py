@@ -1,0 +1,189 @@
+"""Recipes: the paper's numbers, paths that work from anywhere, and bad input."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.cli import app
+from neuronmoe_plugins.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PAPER = json.loads((Path(__file__).parent / "data" / "paper_tables.json").read_text(encoding="utf-8"))
+SHIPPED = {
+    "llama3.2-3b-greek": (PAPER["table2_llama32_3b_greek"]["neuronmoe"], 49),
+    "llama3.2-3b-turkish": (PAPER["table8_allocations_llama32_3b"]["turkish"], 50),
+    "llama3.2-3b-hungarian": (PAPER["table8_allocations_llama32_3b"]["hungarian"], 47),
+    "qwen1.5-1.8b-greek": (PAPER["table9_qwen15_18b"]["neuronmoe"], 36),
+}
+TAGS = {"el_train": "new", "en_replay": "old", "es_replay": "old", "el": "el", "tr": "tr", "en": "en", "es": "es"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """An allocation of 28 layers and a data folder."""
+    Allocation(
+        num_experts=SHIPPED["llama3.2-3b-greek"][0],
+        layer_scores=[],
+        min_experts=1,
+        max_experts=6,
+        rounding="floor",
+        strategy="neuron-diversity",
+        source="en",
+        targets=["el"],
+        scores_from="scores.json",
+    ).save(tmp_path / "allocation.yaml")
+    info: dict[str, Any] = {name: {"file_name": f"{name}.jsonl", "language": tag} for name, tag in TAGS.items()}
+    info["untagged"] = {"file_name": "untagged.jsonl"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    return tmp_path
+
+
+def recipe(
+    workspace: Path, target: str = "el_train", replay: str = "en_replay", *more: str
+) -> tuple[dict[str, Any], ...]:
+    """Run the command from the data folder with relative paths; the YAMLs as LLaMA-Factory would read them."""
+    command = [
+        "recipe",
+        "--allocation",
+        "allocation.yaml",
+        "--model",
+        "org/model",
+        "--dataset-dir",
+        ".",
+        "--output",
+        "run",
+    ]
+    command += ["--target-dataset", target, "--replay-dataset", replay, *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        result = CliRunner().invoke(app, command)
+    if result.exception:
+        raise result.exception
+    return tuple(yaml.safe_load((workspace / "run" / f"{stage}.yaml").read_text()) for stage in ("stage1", "stage2"))
+
+
+def test_stages_have_the_papers_hyper_parameters(workspace: Path) -> None:
+    stage1, stage2 = recipe(workspace, "el_train", "en_replay,es_replay")
+    paper = PAPER["table7_hyperparameters"]
+    shared = {
+        "adam_beta1": paper["adam_beta1"],
+        "adam_beta2": paper["adam_beta2"],
+        "adam_epsilon": paper["adam_epsilon"],
+        "weight_decay": paper["weight_decay"],
+        "lr_scheduler_type": paper["lr_scheduler"],
+        "warmup_steps": paper["warmup_steps"],
+        "per_device_train_batch_size": paper["per_device_batch_size"],
+        "gradient_accumulation_steps": paper["gradient_accumulation_steps"],
+        "max_grad_norm": paper["max_grad_norm"],
+        "seed": paper["seed"],
+        "topk": paper["topk"],
+        "bf16": True,
+        "stage": "pt",
+        "finetuning_type": "moe",
+    }
+    assert stage1.items() >= shared.items()
+    assert stage2.items() >= shared.items()
+    assert stage1["learning_rate"] == paper["learning_rate"]
+    assert stage1["max_steps"] == paper["max_steps"]
+    assert stage1["cutoff_len"] == paper["stage1_cutoff_len"]
+    assert stage1["aux_loss_coef"] == paper["aux_loss_coef"]
+    assert stage1["ada_moe_num_experts_list"] == SHIPPED["llama3.2-3b-greek"][0]
+    for name in ("learning_rate", "lpr_loss_coef", "cutoff_len"):
+        assert stage2[name] == paper["stage2"][name]
+    assert stage2["num_train_epochs"] == paper["stage2"]["epochs"]
+    assert stage2["train_only_router"] is stage2["generate_lang_mask"] is True
+    assert (stage1["dataset"], stage2["dataset"]) == ("el_train", "en_replay,es_replay,el_train")
+
+
+def test_paths_are_absolute_and_stage2_starts_from_stage1(workspace: Path) -> None:
+    stage1, stage2 = recipe(workspace)
+    assert stage1["dataset_dir"] == stage2["dataset_dir"] == str(workspace)
+    assert stage1["output_dir"] == stage2["adapter_name_or_path"] == str(workspace / "run" / "stage1")
+    assert stage2["output_dir"] == str(workspace / "run" / "stage2")
+    assert stage1["model_name_or_path"] == "org/model"
+
+
+def test_every_key_of_moe_is_explained(workspace: Path) -> None:
+    recipe(workspace, "el", "en,es")
+    keys = {"finetuning_type", "ada_moe_num_experts_list", "topk", "aux_loss_coef", "lpr_loss_coef"}
+    keys |= {"train_only_router", "generate_lang_mask", "original_languages", "adapter_name_or_path"}
+    for stage in ("stage1", "stage2"):
+        lines = (workspace / "run" / f"{stage}.yaml").read_text().splitlines()
+        for above, line in zip(lines, lines[1:], strict=False):
+            if line.split(":")[0] in keys:
+                assert above.startswith("# "), line
+                keys.remove(line.split(":")[0]) if stage == "stage2" else None
+    assert keys == {"ada_moe_num_experts_list", "aux_loss_coef"}
+
+
+def test_codes_become_original_languages(workspace: Path) -> None:
+    assert recipe(workspace, "el", "en,es")[1]["original_languages"] == "en,es"
+    assert "original_languages" not in recipe(workspace, "el_train", "en_replay", "--force")[1]
+
+
+def test_deepspeed_file(workspace: Path) -> None:
+    stage1, stage2 = recipe(workspace, "el_train", "en_replay", "--deepspeed", "zero2")
+    assert stage1["deepspeed"] == stage2["deepspeed"] == str(workspace / "run" / "zero2.json")
+    assert json.loads((workspace / "run" / "zero2.json").read_text())["zero_optimization"]["stage"] == 2
+
+
+def test_other_files_are_kept_unless_forced(workspace: Path) -> None:
+    recipe(workspace)
+    recipe(workspace)
+    edited = workspace / "run" / "stage2.yaml"
+    edited.write_text("mine: true\n")
+    with pytest.raises(UserError, match=r"stage2\.yaml exists with another content; add --force"):
+        recipe(workspace)
+    assert edited.read_text() == "mine: true\n"
+    assert recipe(workspace, "el_train", "en_replay", "--force")[1]["stage"] == "pt"
+
+
+@pytest.mark.parametrize(
+    ("target", "replay", "message"),
+    [
+        ("missing", "en_replay", r"dataset_info\.json has no data set missing; it has: .*el_train"),
+        ("untagged", "en_replay", 'untagged has no "language"'),
+        ("el_train", "untagged", 'untagged has no "language"'),
+        ("en_replay", "en_replay", 'en_replay is a target data set, but its "language" is "old"'),
+        ("en", "es", 'en is a target data set, but its "language" is "en"'),
+        ("es", "es", 'es is a target data set, but its "language" is "es"'),
+        ("el_train", "el_train", 'el_train is a replay data set, but its "language" is "new"'),
+        ("el_train", "en_replay,el", 'el is a replay data set, but its "language" is "el"'),
+        ("tr", "en_replay", "tr is tagged with a language code, but the replay data sets with"),
+    ],
+)
+def test_data_sets_that_do_not_fit_their_role(workspace: Path, target: str, replay: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe(workspace, target, replay)
+    assert not (workspace / "run").exists()
+
+
+def test_allocation_of_another_model(workspace: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"num_experts has 28 entries, but .* has 4 layers"):
+        recipe(workspace, "el_train", "en_replay", "--model", str(tiny_model_dir))
+
+
+def test_shipped_recipes_are_up_to_date() -> None:
+    files = runpy.run_path(str(ROOT / "recipes" / "generate.py"))["recipe_files"]()
+    shipped = {str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").glob("*/*")}
+    assert shipped == set(files)
+    for name, text in files.items():
+        assert (ROOT / "recipes" / name).read_text(encoding="utf-8") == text, f"run recipes/generate.py: {name}"
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_shipped_recipes_have_the_papers_experts(folder: str) -> None:
+    experts, total = SHIPPED[folder]
+    stage1 = yaml.safe_load((ROOT / "recipes" / folder / "stage1.yaml").read_text(encoding="utf-8"))
+    assert stage1["ada_moe_num_experts_list"] == experts
+    assert sum(experts) == total
+    row = next(line for line in (ROOT / "recipes" / "README.md").read_text().splitlines() if f"`{folder}`" in line)
+    assert row.endswith(f"| {len(experts)} | {total} | {total - len(experts)} |")
