@@ -31,10 +31,18 @@ def mixed_args(moe_args: dict[str, Any]) -> dict[str, Any]:
     return moe_args | data | {"lpr_loss_coef": 0.1}
 
 
-def test_bf16_keeps_trainable_parameters_in_float32(mixed_args: dict[str, Any], tmp_path: Path) -> None:
-    steps = train(mixed_args, tmp_path / "bf16", bf16=True, aux_loss_coef=0.01)
+def test_bf16_keeps_trainable_parameters_in_float32(
+    mixed_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(half)
+    steps = train(mixed_args, tmp_path / "bf16", model_name_or_path=str(half), bf16=True, aux_loss_coef=0.01)
     exact = train(mixed_args, tmp_path / "fp32", aux_loss_coef=0.01)
-    assert load_file(tmp_path / "bf16" / "adapter_model.safetensors")[EXPERTS].dtype == torch.float32
+    weights = load_file(tmp_path / "bf16" / "adapter_model.safetensors")
+    assert weights[EXPERTS].dtype == weights[ROUTER].dtype == torch.float32
     for step, reference in zip(steps, exact, strict=True):
         assert step["loss"] == pytest.approx(reference["loss"], rel=0.02)
         assert step["lpr_loss"] == pytest.approx(reference["lpr_loss"], rel=0.05)
