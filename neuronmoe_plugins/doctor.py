@@ -57,6 +57,13 @@ HOSTS = (
     Host("torch autoload", "torch", SpecifierSet(">=2.5"), ("torch",), "pip install 'torch>=2.5'"),
     Host("peft", "peft", SpecifierSet(">=0.18.1,<0.22"), _hooked_modules("peft"), "pip install peft==0.18.1"),
     Host(
+        "transformers",
+        "transformers",
+        SpecifierSet(">=5.0,<6"),
+        _hooked_modules("transformers"),
+        "pip install transformers==5.5.0",
+    ),
+    Host(
         "llamafactory",
         "llamafactory",
         SpecifierSet("==0.9.5"),

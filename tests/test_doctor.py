@@ -25,8 +25,8 @@ def test_every_host_is_found_and_hooked() -> None:
     result = subprocess.run([NEURONMOE, "doctor"], capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stdout
     table = rows(result.stdout)
-    assert list(table) == ["torch autoload", "peft", "llamafactory", "deepspeed", "lm-eval"]
-    assert [row[1:3] for row in table.values()] == [["yes", "yes"]] * 3 + [["yes", "-"]] * 2
+    assert list(table) == ["torch autoload", "peft", "transformers", "llamafactory", "deepspeed", "lm-eval"]
+    assert [row[1:3] for row in table.values()] == [["yes", "yes"]] * 4 + [["yes", "-"]] * 2
 
 
 def test_a_switched_off_autoload_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

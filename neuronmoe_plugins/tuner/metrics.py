@@ -10,7 +10,7 @@ from neuronmoe_plugins.tuner.routing import LayerRouting
 
 
 class RoutingMetrics:
-    """Weighted means of named values since the last `pop`; the values stay on their device until then."""
+    """Sums of named values since the last `pop`; they stay on their device until then."""
 
     def __init__(self) -> None:
         self._totals: dict[str, torch.Tensor] = {}
@@ -40,13 +40,11 @@ class RoutingMetrics:
                 on_base = on_base & old_language_mask
                 self.add(f"expert0_share_old/layer_{layer_index}", on_base.sum(), old_language_mask.sum())
 
-    def pop(self) -> dict[str, float]:
-        """Name -> mean since the last call; names that were never counted, or only with weight 0, are absent."""
-        means = {
-            name: (self._totals[name] / weight).item() for name, weight in self._weights.items() if weight.item() > 0
-        }
+    def pop(self) -> dict[str, tuple[float, float]]:
+        """Name -> (sum of values, number of values) since the last call."""
+        sums = {name: (total.item(), self._weights[name].item()) for name, total in self._totals.items()}
         self._totals, self._weights = {}, {}
-        return means
+        return sums
 
 
 class RoutingShares(dict[int, torch.Tensor]):

@@ -94,6 +94,10 @@ class MoeModel(BaseTuner):
         self.objective.detach(model)
         return model
 
+    def pop_metric_sums(self) -> dict[str, tuple[float, float]]:
+        """As :meth:`pop_metrics`, as (sum of values, number of values), to be added up over processes."""
+        return self.objective.metrics.pop()
+
     def pop_metrics(self) -> dict[str, float]:
         """Means over the training forwards since the last call, of this process.
 
@@ -102,7 +106,7 @@ class MoeModel(BaseTuner):
             mixture layer `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
             `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given).
         """
-        return self.objective.metrics.pop()
+        return {name: total / number for name, (total, number) in self.pop_metric_sums().items() if number}
 
     @contextmanager
     def routing_shares(self) -> Iterator[RoutingShares]:

@@ -19,10 +19,11 @@ from neuronmoe_plugins.tuner.routing import LayerRouting, RoutingRecorder
 class Objective:
     """Hooks on the base model's call that record routing and add losses.
 
-    In training, `outputs.loss` becomes `lm + share * (aux_loss_coef * balance + lpr_loss_coef * lpr)`, where balance
-    and lpr are means over the mixture layers. `share` is this micro-batch's part of `num_items_in_batch`, the trainer's
-    count of labelled tokens over all micro-batches and processes, by which it has already divided the LM loss; without
-    that count it is 1. Hooks reach every way in which PEFT and its hosts call the base model.
+    In training, `outputs.loss` becomes `lm + share * aux_loss_coef * balance + old_share * lpr_loss_coef * lpr`, where
+    balance and lpr are means over the mixture layers. `share` is this micro-batch's part of `num_items_in_batch`, the
+    trainer's count of labelled tokens over all micro-batches and processes, by which it has already divided the LM
+    loss; `old_share` is its part of the old-language tokens, `num_old_items_in_batch`, or else `share` again. Without a
+    count both are 1. Hooks reach every way in which PEFT and its hosts call the base model.
 
     Attributes:
         recorder: Shared with the mixture layers.
@@ -36,6 +37,7 @@ class Objective:
         self.shares: RoutingShares | None = None
         self._signature = inspect.signature(model.forward)
         self._old_language_mask: torch.Tensor | None = None
+        self._num_old_items: torch.Tensor | None = None
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -57,6 +59,7 @@ class Objective:
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         self._old_language_mask = kwargs.pop("old_language_mask", None)
+        self._num_old_items = kwargs.pop("num_old_items_in_batch", None)
         if model.training or self.shares is not None:
             self.recorder.start()
         return args, kwargs
@@ -109,7 +112,8 @@ class Objective:
             lpr = _mean(language_prior_loss(r.router_logits, old_language_mask, double) for r in layers.values())
             old_tokens = old_language_mask.sum()
             self.metrics.add("lpr_loss", lpr * old_tokens, old_tokens)
-            loss = loss + share * config.lpr_loss_coef * lpr
+            old_share = share if self._num_old_items is None else old_tokens / self._num_old_items.clamp(min=1)
+            loss = loss + old_share * config.lpr_loss_coef * lpr
         outputs.loss = loss
 
 

@@ -25,18 +25,18 @@ def extend_trainer(module: ModuleType) -> None:
 
 
 def mean_metrics(trainer: Any) -> dict[str, float]:
-    """The tuner's metrics since the last log, averaged over the processes that have them.
+    """The tuner's metrics since the last log, as means over the tokens of all processes.
 
     Every process has to call this; the names are in the order of the log.
     """
     layers = sorted(m.layer_index for m in trainer.model.modules() if isinstance(m, MoeLayer))
     names = ["lm_loss", "aux_loss", "lpr_loss"]
     names += [f"{share}/layer_{layer}" for share in ("expert0_share", "expert0_share_old") for layer in layers]
-    local = trainer.model.base_model.pop_metrics()
-    present = [[local.get(name, 0.0) for name in names], [float(name in local) for name in names]]
-    device = trainer.accelerator.device
-    totals, counts = trainer.accelerator.reduce(torch.tensor(present, device=device), reduction="sum").tolist()
-    return {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
+    local = trainer.model.base_model.pop_metric_sums()
+    sums = torch.tensor([local.get(name, (0, 0)) for name in names], dtype=torch.float64)
+    sums = sums.to(trainer.accelerator.device)
+    totals = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+    return {name: total / number for name, (total, number) in zip(names, totals, strict=True) if number}
 
 
 def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
