@@ -32,7 +32,7 @@ def analyze(
     max_tokens: Annotated[int, typer.Option(help="Longer sentences are cut.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Sentences per forward pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
-    metric: Annotated[str, typer.Option(help="Neuron metric; plugins can add some.")] = "average-precision",
+    metric: Annotated[str, typer.Option(help="Neuron metric; plugins can add some.")] = "ap",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="As in cpu or cuda:0; default: the GPU if there is one.")] = None,
 ) -> None:

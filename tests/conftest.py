@@ -10,6 +10,24 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--demo", action="store_true", help="run the tests that download the demo's model and texts")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine or this run cannot do."""
+    reasons = {"demo": "" if config.getoption("--demo") else "downloads the demo's model and texts: run with --demo"}
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        reasons["gpu"] = "" if torch.cuda.is_available() else "needs a CUDA device"
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 
 

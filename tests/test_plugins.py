@@ -44,13 +44,13 @@ def test_built_ins() -> None:
     from neuronmoe_plugins.allocation.strategies import neuron_diversity
     from neuronmoe_plugins.neurons.specificity import average_precision
 
-    assert plugins.metrics()["average-precision"] is average_precision
+    assert plugins.metrics()["ap"] is average_precision
     assert plugins.allocation_strategies()["neuron-diversity"] is neuron_diversity
 
 
 def test_third_party_metric_joins(install: Callable[..., None]) -> None:
     install(EntryPoint("variance", Variance))
-    assert list(plugins.metrics()) == ["average-precision", "variance"]
+    assert list(plugins.metrics()) == ["ap", "variance"]
     scores = plugins.choose("metric", "variance", plugins.metrics())(np.eye(4, dtype=np.float32), np.arange(4), 4)
     assert scores.shape == (4, 4)
 

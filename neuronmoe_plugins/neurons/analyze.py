@@ -46,7 +46,7 @@ class AnalyzeOptions:
     """Longer sentences are cut."""
     batch_size: int = 16
     seed: int = 42
-    metric: str = "average-precision"
+    metric: str = "ap"
     dtype: str = "float32"
     device: str | None = None
     """A torch device; without one, the GPU if there is one."""

@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 def register_metrics(register: Callable[[str, Metric], None]) -> None:
     from neuronmoe_plugins.neurons.specificity import average_precision
 
-    register("average-precision", average_precision)
+    register("ap", average_precision)

@@ -70,7 +70,7 @@ def test_summary_says_how_to_repeat_it(analysis: Path, corpora: dict[str, Path],
     assert summary["languages"] == ["en", "el", "tr"]
     expected = {
         "model": str(tiny_model_dir), "model_type": "llama", "dtype": "float32", "device": "cpu", "samples": 30,
-        "top_n": 60, "min_score": 0.5, "max_tokens": 40, "batch_size": 16, "seed": 42, "metric": "average-precision",
+        "top_n": 60, "min_score": 0.5, "max_tokens": 40, "batch_size": 16, "seed": 42, "metric": "ap",
         "num_layers": 4,
     }  # fmt: skip
     assert {key: summary[key] for key in expected} == expected
@@ -133,7 +133,7 @@ def test_other_batch_size_gives_the_same_neurons(
         (["--max-tokens", "0"], "--max-tokens is 0"),
         (["--min-score", "nan"], "--min-score is nan"),
         (["--dtype", "int8"], "--dtype 'int8'; there are: float32"),
-        (["--metric", "magic"], "unknown metric 'magic'; there are: average-precision"),
+        (["--metric", "magic"], "unknown metric 'magic'; there are: ap"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--corpus", "hu=missing.txt"], r"hu=missing\.txt cannot be read"),
         (["--corpus", "en=other.txt"], "names en twice"),
