@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
 from tuner.tiny import GOLDEN
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tuner.tiny import GOLDEN
 
 from neuronmoe_plugins.tuner import MoeConfig
+from tuner.tiny import GOLDEN
 
 NUM_EXPERTS = [3, 1, 2, 4]
 INPUTS = ("input_ids", "attention_mask", "labels")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import get_peft_model
-from tuner.tiny import tiny_model
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from tuner.tiny import tiny_model
 
 
 def perturbed_layer(num_experts: int, topk: int) -> MoeLayer:

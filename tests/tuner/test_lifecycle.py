@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
 from tuner.tiny import tiny_model
 
 

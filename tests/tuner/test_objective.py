@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tuner.tiny import tiny_model
 
 from neuronmoe_plugins.tuner import MoeConfig
+from tuner.tiny import tiny_model
 
 
 def moe_model(num_experts: int | list[int] = 3, **options: object) -> PeftModel:
