@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_text
 from neuronmoe_plugins.recipes import Recipe, zero2_json
 
 
@@ -141,9 +141,5 @@ def _write_all(texts: dict[Path, str], force: bool) -> list[Path]:
     if existing and not force:
         raise UserError(f"{', '.join(map(str, existing))} exists with another content; add --force to replace it")
     for path, text in changed.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(path)
+        write_text(path, text)
     return list(texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_text
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,7 @@ class Allocation:
         ordered = {"num_experts": content.pop("num_experts"), "total_experts": content.pop("total_experts"), **content}
         text = yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-                unfinished = Path(folder) / path.name
-                unfinished.write_text(text, encoding="utf-8")
-                unfinished.replace(path)
+            write_text(path, text)
         except OSError as error:
             raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from neuronmoe_plugins.demo.files import write_text
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_text
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 

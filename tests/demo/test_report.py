@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.demo.files import write_json
+from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.demo.report import TEXT_TITLES, read_results, save_report
 
 
