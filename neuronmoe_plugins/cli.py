@@ -73,17 +73,21 @@ def allocate(
         Rounding.FLOOR
     ),
     strategy: Annotated[str, typer.Option(help="Allocation strategy; plugins can add some.")] = "neuron-diversity",
+    figure: Annotated[Path | None, typer.Option(help="Also draw it into this PNG.")] = None,
 ) -> None:
     """Decide how many experts each layer gets."""
     from rich.console import Console
 
     from neuronmoe_plugins.allocation.display import allocation_table
+    from neuronmoe_plugins.allocation.figure import save_allocation_figure
     from neuronmoe_plugins.allocation.strategies import AllocationRequest
     from neuronmoe_plugins.allocation.strategies import allocate as allocate_experts
 
     request = AllocationRequest(origin, source, tuple(target or ()), min_experts, max_experts, rounding)
     allocation = allocate_experts(request, strategy)
     allocation.save(output)
+    if figure is not None:
+        save_allocation_figure(figure, allocation)
     Console().print(allocation_table(allocation))
     if allocation.note:
         typer.echo(f"Note: {allocation.note}.")

@@ -57,6 +57,19 @@ def test_pair_counts_distinct_neurons(analysis: Path, tmp_path: Path) -> None:
     assert "12 experts in 5 layers" in result.output
 
 
+def test_the_figure_shows_the_experts_of_each_layer(analysis: Path, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    options = ["--source", "en", "--target", "el", "--output", tmp_path / "allocation.yaml"]
+    assert run(analysis, *options, "--figure", tmp_path / "figures" / "allocation.png").exit_code == 0
+    pixels = imread(tmp_path / "figures" / "allocation.png")
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    is_new = (blue > 0.6) & (red < 0.3) & (green > 0.4)  # tab:blue; layers 0 and 1 have 5 and 2 new experts
+    heights = is_new.sum(axis=0)
+    bars = sorted({int(height) for height in heights[heights > 50]})
+    assert bars[-1] / bars[0] == pytest.approx(5 / 2, rel=0.1)
+
+
 def test_several_targets_are_one_union(analysis: Path, tmp_path: Path) -> None:
     output = tmp_path / "allocation.yaml"
     options = ("--target", "el", "--target", "tr", "--max-experts", "8", "--rounding", "round")

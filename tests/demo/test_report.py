@@ -11,8 +11,8 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.demo.report import TEXT_TITLES, read_results, save_report
+from neuronmoe_plugins.files import write_json
 
 
 @pytest.fixture
