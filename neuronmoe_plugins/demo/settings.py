@@ -14,11 +14,11 @@ TRAINING: dict[str, object] = {
     "disable_gradient_checkpointing": True,  # so small a batch needs no recomputation
     "save_only_model": True,  # an interrupted stage starts again
 }
-STAGE1: dict[str, object] = {**TRAINING, "max_steps": 100, "learning_rate": 1e-3}
+STAGE1: dict[str, object] = {**TRAINING, "max_steps": 90, "learning_rate": 1e-3}
 STAGE2: dict[str, object] = {
     **TRAINING,
     "dataset": f"{REPLAY},{REVIEW}",
-    "max_steps": 30,
+    "max_steps": 25,
     "learning_rate": 5e-3,
 }
 # The CPU needs the first; the second is an eighth faster there than torch's fused attention.
