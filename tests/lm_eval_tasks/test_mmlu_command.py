@@ -15,9 +15,20 @@ SUBJECT_NAMES_EL = {"sociology": "Κοινωνιολογία", "public_relations
 
 
 @pytest.fixture
-def model_args(tiny_model_dir: Path) -> str:
-    """What follows `--model_args`; an adapter joins as `pretrained=…,peft=…`."""
-    return f"pretrained={tiny_model_dir}"
+def adapter_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A `moe` adapter on the tiny model whose experts are far from the base's."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = peft.get_peft_config({"peft_type": "MOE", "task_type": "CAUSAL_LM", "num_experts": [3, 1, 1, 2]})
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 def run_lm_eval(include_path: Path, model_args: str, tasks: str, output: Path, cache: Path) -> dict[str, Any]:
@@ -47,29 +58,42 @@ def best_choice(model: Any, tokenizer: Any, prompt: str) -> int:
     return scores.index(max(scores))
 
 
-def expected_accuracy(model_dir: Path, subject: str, rows: list[dict[str, Any]]) -> float:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
-    correct = 0
+def best_choices(model: Any, tokenizer: Any, subject: str, rows: list[dict[str, Any]]) -> list[int]:
+    """The model's choice for every question, from the prompt that the task has to build."""
+    introduction = "Ερωτήσεις πολλαπλής επιλογής με τις απαντήσεις τους. Θέμα: "
+    chosen = []
     for row in rows:
         choices = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", row["choices"], strict=True))
-        introduction = "Ερωτήσεις πολλαπλής επιλογής με τις απαντήσεις τους. Θέμα: "
         prompt = f"{introduction}{SUBJECT_NAMES_EL[subject]}.\n\n{row['question'].strip()}\n{choices}Απάντηση:"
-        correct += best_choice(model, tokenizer, prompt) == row["answer"]
-    return correct / len(rows)
+        chosen.append(best_choice(model, tokenizer, prompt))
+    return chosen
 
 
-def test_command_scores_a_group(greek: Any, model_args: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_command_scores_a_group_with_an_adapter(
+    greek: Any, adapter_dir: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     output = run_lm_eval(
-        greek.include_path, model_args, "mmlu_social_sciences_el", tmp_path / "out", tmp_path / "cache"
+        greek.include_path,
+        f"pretrained={tiny_model_dir},peft={adapter_dir}",
+        "mmlu_social_sciences_el",
+        tmp_path / "out",
+        tmp_path / "cache",
     )
     subjects = output["group_subtasks"]["mmlu_social_sciences_el"]
     assert len(subjects) == 12
     results = output["results"]
-    for name in SUBJECT_NAMES_EL:
-        expected = expected_accuracy(tiny_model_dir, name, greek.test[name])
-        assert results[f"mmlu_{name}_el"]["acc,none"] == pytest.approx(expected)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    plain = {name: best_choices(base, tokenizer, name, greek.test[name]) for name in SUBJECT_NAMES_EL}
+    adapted = peft.PeftModel.from_pretrained(base, adapter_dir).eval()
+    chosen = {name: best_choices(adapted, tokenizer, name, greek.test[name]) for name in SUBJECT_NAMES_EL}
+    assert chosen != plain
+    for name, choices in chosen.items():
+        right = [choice == row["answer"] for choice, row in zip(choices, greek.test[name], strict=True)]
+        assert results[f"mmlu_{name}_el"]["acc,none"] == pytest.approx(sum(right) / len(right))
     sizes = [len(greek.test[subject.removeprefix("mmlu_").removesuffix("_el")]) for subject in subjects]
-    right = sum(results[subject]["acc,none"] * size for subject, size in zip(subjects, sizes, strict=True))
-    assert output["groups"]["mmlu_social_sciences_el"]["acc,none"] == pytest.approx(right / sum(sizes))
+    right_in_all = sum(results[subject]["acc,none"] * size for subject, size in zip(subjects, sizes, strict=True))
+    assert output["groups"]["mmlu_social_sciences_el"]["acc,none"] == pytest.approx(right_in_all / sum(sizes))
