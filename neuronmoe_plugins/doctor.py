@@ -85,7 +85,7 @@ for module in json.loads(sys.argv[1]):
         errors[module] = f"{type(error).__name__}: {error}"
 plugin = sys.modules.get("neuronmoe_plugins.autoload")
 outcomes = {} if plugin is None else {name: error and str(error) for name, error in plugin.outcomes.items()}
-print(json.dumps({"loaded": plugin is not None, "outcomes": outcomes, "errors": errors}))
+sys.stdout.write("\\n" + json.dumps({"loaded": plugin is not None, "outcomes": outcomes, "errors": errors}))
 """
 
 

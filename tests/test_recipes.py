@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from neuronmoe_plugins.allocation.allocation import Allocation
+from allocations import save_allocation
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 
@@ -30,17 +30,7 @@ TAGS = {"el_train": "new", "en_replay": "old", "es_replay": "old", "el": "el", "
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """An allocation of 28 layers and a data folder."""
-    Allocation(
-        num_experts=SHIPPED["llama3.2-3b-greek"][0],
-        layer_scores=[],
-        min_experts=1,
-        max_experts=6,
-        rounding="floor",
-        strategy="neuron-diversity",
-        source="en",
-        targets=["el"],
-        scores_from="scores.json",
-    ).save(tmp_path / "allocation.yaml")
+    save_allocation(tmp_path / "allocation.yaml", SHIPPED["llama3.2-3b-greek"][0])
     info: dict[str, Any] = {name: {"file_name": f"{name}.jsonl", "language": tag} for name, tag in TAGS.items()}
     info["untagged"] = {"file_name": "untagged.jsonl"}
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))

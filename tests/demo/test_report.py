@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from neuronmoe_plugins.allocation.allocation import Allocation
+from allocations import save_allocation
 from neuronmoe_plugins.demo.report import TEXT_TITLES, read_results, save_report
 from neuronmoe_plugins.files import write_json
 
@@ -22,17 +22,7 @@ def demo_folder(tmp_path: Path) -> Path:
         write_json(tmp_path / "evaluation" / model / "bits_per_byte.json", values)
     shares = {"help_el": {"0": 0.2, "3": 0.4}, "help_en": {"0": 0.5, "3": 1.0}}
     write_json(tmp_path / "routing.json", {"stage1": shares, "stage2": {**shares, "help_en": {"0": 0.9, "3": 0.9}}})
-    Allocation(
-        num_experts=[3, 1, 1, 2],
-        layer_scores=[2.0, 0.0, 0.0, 1.0],
-        min_experts=1,
-        max_experts=3,
-        rounding="floor",
-        strategy="neuron-diversity",
-        source="en",
-        targets=["el"],
-        scores_from="analysis",
-    ).save(tmp_path / "allocation.yaml")
+    save_allocation(tmp_path / "allocation.yaml", [3, 1, 1, 2], [2.0, 0.0, 0.0, 1.0])
     (tmp_path / "stage2").mkdir()
     weights = {"a": np.zeros((2, 3, 4), np.float32), "b": np.zeros((5, 1), np.float32)}
     save_file(weights, tmp_path / "stage2" / "adapter_model.safetensors")

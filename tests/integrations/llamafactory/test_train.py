@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from neuronmoe_plugins.allocation.allocation import Allocation
+from allocations import save_allocation
 from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
 
 TINY = [
@@ -46,18 +46,7 @@ def losses(output_dir: Path) -> list[dict[str, float]]:
 
 def write_tiny_recipe(folder: Path, model: Path, data_dir: Path, zero2: bool) -> Path:
     folder.mkdir()
-    allocation = Allocation(
-        num_experts=[3, 1, 1, 2],
-        layer_scores=[9.0, 1.0, 1.0, 5.0],
-        min_experts=1,
-        max_experts=3,
-        rounding="floor",
-        strategy="neuron-diversity",
-        source="en",
-        targets=["el"],
-        scores_from="scores.json",
-    )
-    allocation.save(folder / "allocation.yaml")
+    save_allocation(folder / "allocation.yaml", [3, 1, 1, 2], [9.0, 1.0, 1.0, 5.0])
     request = RecipeRequest(
         folder / "allocation.yaml", str(model), ("el_even",), ("en_even",), data_dir, folder, zero2=zero2
     )
