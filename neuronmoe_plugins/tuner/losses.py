@@ -56,5 +56,5 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     """Mean over the first dimension of the rows where `mask` holds; 0, not NaN, when there is none."""
     if mask is None:
         return values.mean(dim=0)
-    weights = mask.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+    weights = mask.to(values).reshape(-1, *[1] * (values.dim() - 1))
     return (values * weights).sum(dim=0) / weights.sum().clamp(min=1)

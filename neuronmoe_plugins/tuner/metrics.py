@@ -34,11 +34,11 @@ class RoutingMetrics:
         """
         for layer_index, routing in layers.items():
             on_base = routing.selected_experts[:, 0] == 0
-            mask = torch.ones_like(on_base) if token_mask is None else token_mask
+            mask = torch.ones_like(on_base) if token_mask is None else token_mask.to(on_base.device)
             self.add(f"expert0_share/layer_{layer_index}", (on_base & mask).sum(), mask.sum())
             if old_language_mask is not None:
-                on_base = on_base & old_language_mask
-                self.add(f"expert0_share_old/layer_{layer_index}", on_base.sum(), old_language_mask.sum())
+                mask = old_language_mask.to(on_base.device)
+                self.add(f"expert0_share_old/layer_{layer_index}", (on_base & mask).sum(), mask.sum())
 
     def pop(self) -> dict[str, tuple[float, float]]:
         """Name -> (sum of values, number of values) since the last call."""
@@ -57,7 +57,9 @@ class RoutingShares(dict[int, torch.Tensor]):
     def add(self, layers: dict[int, LayerRouting], token_mask: torch.Tensor | None) -> None:
         """Count one forward pass; `token_mask` as in :class:`RoutingMetrics`."""
         for layer_index, routing in layers.items():
-            best = routing.selected_experts[:, 0] if token_mask is None else routing.selected_experts[token_mask, 0]
+            best = routing.selected_experts[:, 0]
+            if token_mask is not None:
+                best = best[token_mask.to(best.device)]
             counts = torch.bincount(best, minlength=routing.router_logits.shape[-1]).double().cpu()
             self._counts[layer_index] = self._counts[layer_index] + counts
             total = self._counts[layer_index].sum()

@@ -97,19 +97,20 @@ class Objective:
         if loss is None or labels is None:
             return
         items = (labels != -100).sum()
-        total_items = inputs.get("num_items_in_batch", items)
+        total_items = inputs.get("num_items_in_batch")
+        total_items = items if total_items is None else total_items
         share = items / total_items
         self.metrics.add("lm_loss", loss * total_items, items)
         self.metrics.add_routing(layers, token_mask, old_language_mask)
         if config.aux_loss_coef:
-            balance = _mean(
-                load_balancing_loss(r.router_logits, r.selected_experts, token_mask) for r in layers.values()
-            )
+            balances = (load_balancing_loss(r.router_logits, r.selected_experts, token_mask) for r in layers.values())
+            balance = _mean(balances, loss.device)
             self.metrics.add("aux_loss", balance * items, items)
             loss = loss + share * config.aux_loss_coef * balance
         if config.lpr_loss_coef and old_language_mask is not None:
             double = config.lpr_double_softmax
-            lpr = _mean(language_prior_loss(r.router_logits, old_language_mask, double) for r in layers.values())
+            priors = (language_prior_loss(r.router_logits, old_language_mask, double) for r in layers.values())
+            lpr = _mean(priors, loss.device)
             old_tokens = old_language_mask.sum()
             self.metrics.add("lpr_loss", lpr * old_tokens, old_tokens)
             old_share = share if self._num_old_items is None else old_tokens / self._num_old_items.clamp(min=1)
@@ -117,9 +118,9 @@ class Objective:
         outputs.loss = loss
 
 
-def _mean(losses: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Mean of scalar losses over the mixture layers."""
-    return torch.stack(list(losses)).mean()
+def _mean(losses: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Mean of scalar losses over the mixture layers, which may lie on several devices."""
+    return torch.stack([loss.to(device) for loss in losses]).mean()
 
 
 def _token_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -31,6 +31,8 @@ def test_evaluation_adds_nothing(batch: dict[str, torch.Tensor]) -> None:
     plain = tiny_model()(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
     model = moe_model(aux_loss_coef=0.3, lpr_loss_coef=0.2).eval()
     assert model(**batch).loss.item() == pytest.approx(plain.item(), abs=1e-5)
+    with model.base_model.routing_shares():
+        assert model(**batch).loss.item() == pytest.approx(plain.item(), abs=1e-5)
     assert model.base_model.pop_metrics() == {}
 
 
