@@ -135,3 +135,16 @@ def test_routing_shares_count_real_tokens(batch: dict[str, torch.Tensor]) -> Non
     for share in shares.values():
         assert share.sum().item() == pytest.approx(1.0)
         torch.testing.assert_close(share * 15, (share * 15).round())
+
+
+def test_logged_shares_are_those_of_the_real_tokens(batch: dict[str, torch.Tensor]) -> None:
+    model = moe_model([1, 2, 4]).train()
+    with model.base_model.routing_shares() as shares:
+        model(**batch)
+    first = {name: value[:1] for name, value in batch.items()}
+    with model.base_model.routing_shares() as old_shares:
+        metrics = model.base_model.pop_metrics()
+        model(**first)
+    for layer in (1, 2):
+        assert metrics[f"expert0_share/layer_{layer}"] == pytest.approx(shares[layer][0].item())
+        assert metrics[f"expert0_share_old/layer_{layer}"] == pytest.approx(old_shares[layer][0].item())
