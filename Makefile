@@ -3,7 +3,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# One thread per test process: two processes that each spin on all cores are many times slower.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -25,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuronmoe demo --output runs/demo
 
+# One thread per process: two that each spin on all cores are many times slower.
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.figures import new_figure, save_png
 
 
 def save_allocation_figure(path: Path, allocation: Allocation) -> None:
@@ -14,14 +15,10 @@ def save_allocation_figure(path: Path, allocation: Allocation) -> None:
         path: The PNG to write.
         allocation: The allocation.
     """
-    # The object interface needs no display and leaves the caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     layers = range(len(allocation.num_experts))
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 3.6)
     axes = figure.add_subplot()
     axes.bar(layers, [1] * len(layers), color="0.8", label="original MLP (frozen)")
     axes.bar(layers, [count - 1 for count in allocation.num_experts], bottom=1, color="tab:blue", label="new experts")
@@ -33,10 +30,7 @@ def save_allocation_figure(path: Path, allocation: Allocation) -> None:
     scores.set_ylabel("layer score (distinct neurons)")
     scores.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    save_png(figure, path)
 
 
 def _title(allocation: Allocation) -> str:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from neuronmoe_plugins.demo.bits_per_byte import write_tasks
 from neuronmoe_plugins.demo.commands import run_command
-from neuronmoe_plugins.files import new_directory
+from neuronmoe_plugins.files import new_directory, write_json
+from neuronmoe_plugins.neurons.loading import default_device
 from neuronmoe_plugins.tuner import MoeModel
 
 
@@ -43,14 +44,14 @@ def measure_bits_per_byte(
             [
                 *("lm_eval", "run", "--model", "hf", "--model_args", model_args, "--batch_size", "1"),
                 *("--include_path", directory / "tasks", "--tasks", ",".join(tasks)),
-                *("--device", device(), "--output_path", directory),
+                *("--device", default_device(), "--output_path", directory),
             ],
             log=log,
         )
         results_file = next(directory.rglob("results_*.json"))
         results = json.loads(results_file.read_text(encoding="utf-8"))["results"]
         values = {name: results[task]["bits_per_byte,none"] for name, task in zip(texts, tasks, strict=True)}
-        (directory / "bits_per_byte.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+        write_json(directory / "bits_per_byte.json", values)
 
 
 def measure_expert0_share(
@@ -69,7 +70,7 @@ def measure_expert0_share(
         Name -> layer index -> share of the tokens whose most probable expert is expert 0, in 0..1.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map=device())
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map=default_device())
     mixture = PeftModel.from_pretrained(base, str(adapter)).eval()
     tuner = cast(MoeModel, mixture.base_model)
     shares = {}
@@ -100,8 +101,3 @@ def _token_blocks(
         blocks.append(ids)
         total += ids.shape[1]
     return blocks
-
-
-def device() -> str:
-    """The GPU if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from neuronmoe_plugins.figures import new_figure, save_png
 
 
 def save_figure(
@@ -21,18 +21,14 @@ def save_figure(
         bits_per_byte: Model -> text -> bits per byte.
         shares: Stage -> language -> share of tokens on expert 0, in 0..1.
     """
-    # The object interface needs no display and leaves the caller's pyplot alone.
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2)
     figure.suptitle(title)
     bits_axes, share_axes = figure.subplots(1, 2, width_ratios=[2, 1])
     _draw_bars(bits_axes, bits_per_byte, "{:.2f}")
     bits_axes.set(title="lower is better", ylabel="bits per byte")
     _draw_bars(share_axes, shares, "{:.0%}")
     share_axes.set(title="routing on held-out help", ylabel="share of tokens on expert 0 (the base MLP)", ylim=(0, 1.1))
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    save_png(figure, path)
 
 
 def _draw_bars(axes: Axes, values: Mapping[str, Mapping[str, float]], label: str) -> None:

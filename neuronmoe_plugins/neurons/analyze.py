@@ -14,6 +14,7 @@ import numpy as np
 
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, sample_corpus
 from neuronmoe_plugins.neurons.figure import save_layer_figure
@@ -127,7 +128,7 @@ def _write_outputs(staging: Path, options: AnalyzeOptions, neurons: list[Neuron]
     write_neurons(staging / "neurons.parquet", neurons)
     title = f"{Path(options.model).name}: neurons above {options.min_score:g} ({options.metric})"
     save_layer_figure(staging / "neurons.png", record["layer_counts"], title)
-    summary.write(staging / "summary.json", record)
+    write_json(staging / "summary.json", record)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from neuronmoe_plugins.figures import new_figure, save_png
+
 
 def save_layer_figure(path: Path, counts: Mapping[str, Sequence[int]], title: str) -> None:
     """Draw one line per language over the layers into a PNG.
@@ -13,13 +15,9 @@ def save_layer_figure(path: Path, counts: Mapping[str, Sequence[int]], title: st
         path: the PNG to write.
         counts: for each language the number of neurons in every layer.
     """
-    # The object interface needs no display and leaves the caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4)
     axes = figure.add_subplot()
     for language, per_layer in counts.items():
         axes.plot(range(len(per_layer)), per_layer, marker="o", markersize=3, label=language)
@@ -29,4 +27,4 @@ def save_layer_figure(path: Path, counts: Mapping[str, Sequence[int]], title: st
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="language")
-    figure.savefig(path, dpi=150, format="png")
+    save_png(figure, path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.table import Neuron, layer_counts
 
 if TYPE_CHECKING:
@@ -84,11 +83,6 @@ def _describe_corpus(corpus: Corpus, truncated: int) -> dict[str, object]:
         "sampled": len(corpus.sentences),
         "truncated": truncated,
     }
-
-
-def write(path: Path, record: Mapping[str, object]) -> None:
-    """Write the summary as JSON, readable by eye."""
-    write_json(path, record)
 
 
 def read(folder: Path) -> dict[str, Any]:

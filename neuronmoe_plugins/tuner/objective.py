@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.losses import language_prior_loss, load_balancing_loss
+from neuronmoe_plugins.tuner.masks import old_language_tokens, real_tokens
 from neuronmoe_plugins.tuner.metrics import RoutingMetrics, RoutingShares
 from neuronmoe_plugins.tuner.routing import LayerRouting, RoutingRecorder
 
@@ -70,7 +71,7 @@ class Objective:
             return outputs
         inputs = self._signature.bind_partial(*args, **kwargs).arguments
         inputs |= inputs.pop("kwargs", {})
-        token_mask = _token_mask(inputs.get("attention_mask"))
+        token_mask = real_tokens(inputs.get("attention_mask"))
         if self.shares is not None:
             self.shares.add(layers, token_mask)
         if model.training and torch.is_grad_enabled():
@@ -89,9 +90,7 @@ class Objective:
     ) -> None:
         old_language_mask = self._old_language_mask
         if old_language_mask is not None:
-            old_language_mask = old_language_mask.flatten().bool()
-            if token_mask is not None:
-                old_language_mask = old_language_mask & token_mask
+            old_language_mask = old_language_tokens(old_language_mask, inputs.get("attention_mask"))
         _check_losses_possible(config, layers, outputs, old_language_mask)
         loss, labels = getattr(outputs, "loss", None), inputs.get("labels")
         if loss is None or labels is None:
@@ -121,13 +120,6 @@ class Objective:
 def _mean(losses: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Mean of scalar losses over the mixture layers, which may lie on several devices."""
     return torch.stack([loss.to(device) for loss in losses]).mean()
-
-
-def _token_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(batch, sequence) attention mask -> (tokens,) bool; None (all tokens) for masks of another form."""
-    if attention_mask is None or attention_mask.dim() != 2:
-        return None
-    return attention_mask.flatten().bool()
 
 
 def _check_losses_possible(
