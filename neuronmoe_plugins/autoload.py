@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # Module of a host -> the function of this package that is called with that module once it is imported.
 HOOKS: dict[str, str] = {
     "peft.peft_model": "neuronmoe_plugins.integrations.peft:register",
+    "peft.utils.save_and_load": "neuronmoe_plugins.integrations.peft:extend_save_and_load",
+    "transformers.integrations.peft": "neuronmoe_plugins.integrations.transformers:extend_adapter_loading",
     "transformers.trainer": "neuronmoe_plugins.integrations.transformers:extend_trainer",
     "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory.parser:extend_parser",
     "llamafactory.data.parser": "neuronmoe_plugins.integrations.llamafactory.language_tags:extend_data_parser",

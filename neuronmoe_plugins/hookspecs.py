@@ -9,6 +9,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.allocation.strategies import AllocationStrategy
+    from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
     from neuronmoe_plugins.neurons.specificity import Metric
 
 NAMESPACE = "neuronmoe_plugins"
@@ -31,4 +32,12 @@ def register_allocation_strategies(register: Callable[[str, AllocationStrategy],
     """Add strategies for `neuronmoe allocate --strategy NAME`.
 
     A strategy takes an `AllocationRequest` and returns an `Allocation`.
+    """
+
+
+@hookspec
+def register_feed_forward_families(register: Callable[[str, FeedForwardFamily], None]) -> None:
+    """Add kinds of MLPs that can become mixtures of experts.
+
+    A `FeedForwardFamily` names an MLP's linear layers and activation function, and runs one expert.
     """

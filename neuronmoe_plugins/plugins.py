@@ -19,9 +19,14 @@ from neuronmoe_plugins.errors import UserError
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.allocation.strategies import AllocationStrategy
+    from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
     from neuronmoe_plugins.neurons.specificity import Metric
 
-BUILT_IN = ("neuronmoe_plugins.neurons.builtin", "neuronmoe_plugins.allocation.builtin")
+BUILT_IN = (
+    "neuronmoe_plugins.neurons.builtin",
+    "neuronmoe_plugins.allocation.builtin",
+    "neuronmoe_plugins.feed_forward.builtin",
+)
 
 
 @cache
@@ -55,6 +60,11 @@ def metrics() -> dict[str, Metric]:
 def allocation_strategies() -> dict[str, AllocationStrategy]:
     """All allocation strategies by name."""
     return _collect(plugin_manager().hook.register_allocation_strategies, "allocation strategy")
+
+
+def feed_forward_families() -> dict[str, FeedForwardFamily]:
+    """All feed-forward families by name."""
+    return _collect(plugin_manager().hook.register_feed_forward_families, "feed-forward family")
 
 
 def _collect(hook: Callable[..., Any], kind: str) -> dict[str, Any]:

@@ -1,9 +1,14 @@
-"""Makes PEFT know the method `moe`."""
+"""Makes PEFT know the method `moe`, and how its adapters lie on disk."""
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+import wrapt
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
@@ -15,6 +20,23 @@ def register(_peft_model: ModuleType) -> None:
     from neuronmoe_plugins.tuner.model import MoeModel
 
     register_peft_method(name="moe", config_cls=MoeConfig, model_cls=MoeModel, prefix=MoeModel.prefix)
+
+
+def extend_save_and_load(module: ModuleType) -> None:
+    """Post-import hook of `peft.utils.save_and_load`: read and write `moe` adapters by their layout on disk.
+
+    Modules that have imported the functions before this package was, keep them under names of their own.
+    """
+    importers = [sys.modules[name] for name in ("peft", "peft.utils", "peft.peft_model") if name in sys.modules]
+    for name, wrapper in (
+        ("get_peft_model_state_dict", _get_state_dict),
+        ("set_peft_model_state_dict", _set_state_dict),
+    ):
+        original = getattr(module, name)
+        wrapt.wrap_function_wrapper(module, name, wrapper)
+        for importer in importers:
+            if vars(importer).get(name) is original:
+                setattr(importer, name, getattr(module, name))
 
 
 def add_peft_type(name: str) -> None:
@@ -32,3 +54,37 @@ def add_peft_type(name: str) -> None:
     PeftType._value2member_map_[name] = member
     vars(PeftType).get("_hashable_values_", []).append(name)
     type.__setattr__(PeftType, name, member)
+
+
+def _bound(wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The call's arguments by name, and whether it is about a `moe` adapter."""
+    bound = inspect.signature(wrapped).bind(*args, **kwargs)
+    bound.apply_defaults()
+    config = bound.arguments["model"].peft_config[bound.arguments["adapter_name"]]
+    return bound.arguments, config.peft_type == "MOE"
+
+
+def _get_state_dict(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `get_peft_model_state_dict(model, state_dict, adapter_name, ...)`."""
+    arguments, is_moe = _bound(wrapped, args, kwargs)
+    if not is_moe:
+        return wrapped(*args, **kwargs)
+    from neuronmoe_plugins.tuner.checkpoint import to_file
+
+    return to_file(wrapped(**arguments))
+
+
+def _set_state_dict(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `set_peft_model_state_dict(model, peft_model_state_dict, adapter_name, ...)`."""
+    arguments, is_moe = _bound(wrapped, args, kwargs)
+    if not is_moe:
+        return wrapped(*args, **kwargs)
+    from neuronmoe_plugins.tuner.checkpoint import from_file
+
+    arguments["peft_model_state_dict"] = from_file(
+        arguments["peft_model_state_dict"],
+        arguments["model"],
+        arguments["adapter_name"],
+        check_shapes=not arguments["ignore_mismatched_sizes"],
+    )
+    return wrapped(**arguments)

@@ -1,13 +1,17 @@
-"""Counts old-language tokens where transformers' Trainer counts labelled ones."""
+"""transformers: counts the items of the mixture's losses in its Trainer, and loads `moe` adapters into its models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 import wrapt
+
+# What of a model's loading options concerns the place of the adapter.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def extend_trainer(module: ModuleType) -> None:
@@ -15,24 +19,67 @@ def extend_trainer(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "Trainer.get_batch_samples", _get_batch_samples)
 
 
+def extend_adapter_loading(module: ModuleType) -> None:
+    """Post-import hook of `transformers.integrations.peft`."""
+    wrapt.wrap_function_wrapper(module, "PeftAdapterMixin.load_adapter", _load_adapter)
+
+
 def _get_batch_samples(
     wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Stand in for `Trainer.get_batch_samples`, which returns the micro-batches of one step and their item count.
 
-    A micro-batch cannot know how many old-language tokens the others hold, which the mean over all of them needs: every
-    one with an `old_language_mask` is told, as `num_old_items_in_batch`. Other batches are left as they are.
+    A micro-batch cannot know how many items of each of the mixture's losses the others hold, which the mean over all of
+    them needs: every one is told. Batches without inputs of the mixture are left as they are.
     """
     batches, num_items = wrapped(*args, **kwargs)
-    if num_items is None or not batches or "old_language_mask" not in batches[0]:
+    if num_items is None or not batches or not isinstance(batches[0], Mapping):
         return batches, num_items
     # Not at the top: the tuner imports peft, which may be what is importing transformers' trainer just now.
-    from neuronmoe_plugins.tuner.masks import old_language_tokens
+    from neuronmoe_plugins.tuner.inputs import TOTALS, count_items
 
-    counts = [old_language_tokens(batch["old_language_mask"], batch.get("attention_mask")).sum() for batch in batches]
-    total = torch.stack(counts).sum().to(instance.args.device)
-    if instance.args.average_tokens_across_devices and instance.args.world_size > 1:
-        total = instance.accelerator.gather(total).sum()
-    for batch in batches:
-        batch["num_old_items_in_batch"] = total
+    if TOTALS.keys().isdisjoint(batches[0]):
+        return batches, num_items
+    counts = [count_items(batch) for batch in batches]
+    for name in counts[0]:
+        total = torch.stack([count[name] for count in counts]).sum().to(instance.args.device)
+        if instance.args.average_tokens_across_devices and instance.args.world_size > 1:
+            total = instance.accelerator.gather(total).sum()
+        for batch in batches:
+            batch[name] = total
     return batches, num_items
+
+
+def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for a model's `load_adapter(peft_model_id, adapter_name, peft_config, adapter_state_dict, ...)`.
+
+    transformers warns of missing tensors and knows nothing of the published format: a `moe` adapter is put in by PEFT's
+    own functions instead, which are extended for both.
+    """
+    arguments = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    arguments |= arguments.pop("kwargs", {})
+    load_config = arguments.get("load_config")
+    given = arguments | (getattr(load_config, "download_kwargs", None) or {}) | (arguments.get("adapter_kwargs") or {})
+    options = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
+    model_id = arguments.get("peft_model_id") or getattr(load_config, "pretrained_model_name_or_path", None)
+    config = arguments.get("peft_config")
+    import peft
+
+    if config is None and model_id is not None:
+        config = peft.PeftConfig.from_pretrained(model_id, **options)
+    if getattr(config, "peft_type", None) != "MOE":
+        return wrapped(*args, **kwargs)
+    name = arguments.get("adapter_name") or "default"
+    if name in getattr(instance, "peft_config", {}):
+        raise ValueError(f"the model already has an adapter {name!r}: give another adapter_name")
+    config.inference_mode = not arguments.get("is_trainable", False)
+    tensors = arguments.get("adapter_state_dict")
+    if tensors is None:
+        tensors = peft.utils.load_peft_weights(model_id, device="cpu", **options)
+    low_cpu_mem_usage = bool(arguments.get("low_cpu_mem_usage"))
+    peft.inject_adapter_in_model(config, instance, name, low_cpu_mem_usage=low_cpu_mem_usage)
+    peft.set_peft_model_state_dict(instance, tensors, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+    instance._hf_peft_config_loaded = True
+    if config.inference_mode:
+        instance.eval()
+    return None

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from neuronmoe_plugins.tuner.plan import LayerPlan, make_plans, per_layer, transformed_layers
+from neuronmoe_plugins.tuner.reference_format import accepts_published
 
+LOSS_COEFFICIENTS = ("aux_loss_coef", "lpr_loss_coef", "classify_loss_coef", "sequential_add_loss_coef")
+
+
+@accepts_published
 @dataclass
 class MoeConfig(PeftConfig):
     """Configuration of a :class:`~neuronmoe_plugins.tuner.model.MoeModel`.
 
     Each transformed layer's MLP becomes a mixture of experts: expert 0 is the frozen original, the others start as
     its copies (NeuronMoE, arXiv 2603.05046, section 3.3; sparse upcycling, Komatsuzaki et al. 2023). Field names are
-    those of the published checkpoints' `adapter_config.json`.
+    those of the published checkpoints' `adapter_config.json`; docs/moe_config.md has them in a table. Counts per layer
+    are one number for all transformed layers, or a list of one per transformed layer or one per layer of the model.
 
     Raises:
-        ValueError: on a count below 1, a `topk` below 1 or a negative loss coefficient.
+        ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, an unknown `adapter_dtype`, or a
+            field that has no effect without another that is not given.
     """
 
     num_experts: int | list[int] = field(
         default=2,
-        metadata={
-            "help": "Experts per layer, the base MLP included: one count for all transformed layers or one per "
-            "transformed layer. A layer with 1 stays dense and has no router."
-        },
+        metadata={"help": "Experts per layer, the base MLP included. A layer with 1 stays dense and has no router."},
     )
     topk: int = field(
         default=2,
@@ -41,11 +48,22 @@ class MoeConfig(PeftConfig):
         default=True,
         metadata={"help": "Copy the base MLP into the new experts; without it they are left for a checkpoint to fill."},
     )
+    adapter_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Dtype of the experts and routers, such as float32; the base MLP's when not given."},
+    )
     train_only_router: bool = field(
-        default=False, metadata={"help": "Freeze all but the routers (stage 2 of the paper)."}
+        default=False, metadata={"help": "Freeze all but routers and classifiers (stage 2 of the paper)."}
     )
     aux_loss_coef: float | None = field(
         default=None, metadata={"help": "Coefficient of the load-balancing loss, added to the LM loss in training."}
+    )
+    aux_loss_per_sequence: bool = field(
+        default=False,
+        metadata={
+            "help": "Balance within each sequence instead of over the micro-batch, so that gradient accumulation and "
+            "data parallelism leave the loss exactly as it is in one batch."
+        },
     )
     lpr_loss_coef: float | None = field(
         default=None,
@@ -58,6 +76,31 @@ class MoeConfig(PeftConfig):
         default=False,
         metadata={"help": "Take the softmax twice in the language-prior loss, as the published code does."},
     )
+    old_num_experts: int | list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Experts per layer of the adapter that this one extends, the base MLP included (1 where the layer "
+            "was dense). They and their router rows are kept and frozen; the rest are new copies of the base."
+        },
+    )
+    group_nums: int | list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Language groups that a classifier in each layer tells apart, per sequence; 0 for a layer without "
+            "one. Group 0 uses the base MLP alone, group 1 the first `old_num_experts` experts, the others all."
+        },
+    )
+    classify_loss_coef: float | None = field(
+        default=None,
+        metadata={"help": "Coefficient of the classifiers' loss on the model input `group_tags`."},
+    )
+    sequential_add_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Coefficient of the loss that draws tokens to given experts (the model input `target_experts`, or "
+            "those of the token's group in `group_tags`)."
+        },
+    )
 
     # peft reads this attribute of every config; which MLPs are targets follows from `num_experts`.
     target_modules = None
@@ -65,45 +108,57 @@ class MoeConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOE")
-        counts = [self.num_experts] if isinstance(self.num_experts, int) else self.num_experts
-        if not counts or any(not isinstance(count, int) or isinstance(count, bool) or count < 1 for count in counts):
-            raise ValueError(
-                f"num_experts must be an integer of at least 1, or a list of such integers; got {self.num_experts!r}"
-            )
+        _check_counts("num_experts", self.num_experts, 1)
+        _check_counts("old_num_experts", self.old_num_experts, 1)
+        _check_counts("group_nums", self.group_nums, 0)
         if self.topk < 1:
             raise ValueError(f"topk must be at least 1; got {self.topk}")
-        for name in ("aux_loss_coef", "lpr_loss_coef"):
+        for name in LOSS_COEFFICIENTS:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative; got {value}")
+        self._check_dependencies()
 
-    def experts_per_layer(self, num_layers: int) -> dict[int, int]:
-        """Number of experts of each decoder layer that becomes a mixture.
+    def _check_dependencies(self) -> None:
+        if self.adapter_dtype is not None and not isinstance(getattr(torch, self.adapter_dtype, None), torch.dtype):
+            raise ValueError(f"adapter_dtype must name a dtype of torch, such as float32; got {self.adapter_dtype!r}")
+        groups = [self.group_nums] if isinstance(self.group_nums, int) else self.group_nums or []
+        if 1 in groups:
+            raise ValueError("group_nums must be 0 (no classifier) or at least 2; got 1")
+        if any(groups) and self.old_num_experts is None:
+            raise ValueError("group_nums needs old_num_experts, the experts that sequences of group 1 may use")
+        if self.classify_loss_coef and not any(groups):
+            raise ValueError("classify_loss_coef has no classifier to train: set group_nums")
+
+    def layer_plans(self, num_layers: int) -> dict[int, LayerPlan]:
+        """What each decoder layer that becomes a mixture consists of.
 
         Args:
             num_layers: Number of decoder layers of the base model.
 
         Returns:
-            Layer index -> number of experts, the base MLP included; layers with one expert are left out.
+            Layer index -> plan; layers with one expert are left out.
 
         Raises:
-            ValueError: if the list has another length than the transformed layers, names a layer that the model lacks,
-                or leaves every layer dense.
+            ValueError: if a list has another length than the layers, `layers_to_transform` names a layer that the model
+                lacks, a layer would lose experts, or every layer would stay dense.
         """
-        layers = range(num_layers) if self.layers_to_transform is None else self.layers_to_transform
-        layers = [layers] if isinstance(layers, int) else list(layers)
-        unknown = [layer for layer in layers if not 0 <= layer < num_layers]
-        if unknown:
-            raise ValueError(
-                f"layers_to_transform names layers {unknown}, but the model has layers 0..{num_layers - 1}"
-            )
-        counts = [self.num_experts] * len(layers) if isinstance(self.num_experts, int) else self.num_experts
-        if len(counts) != len(layers):
-            raise ValueError(
-                f"num_experts has {len(counts)} entries, but {len(layers)} of the model's {num_layers} layers are "
-                "transformed: give one count per layer"
-            )
-        experts = {layer: count for layer, count in zip(layers, counts, strict=True) if count > 1}
-        if not experts:
-            raise ValueError("num_experts is 1 in every layer: there is no mixture to train")
-        return experts
+        layers = transformed_layers(self.layers_to_transform, num_layers)
+        num_experts = per_layer("num_experts", self.num_experts, layers, num_layers)
+        old = None
+        if self.old_num_experts is not None:
+            old = per_layer("old_num_experts", self.old_num_experts, layers, num_layers)
+        groups = per_layer("group_nums", self.group_nums or 0, layers, num_layers)
+        return make_plans(num_experts, old, groups)
+
+    def experts_per_layer(self, num_layers: int) -> dict[int, int]:
+        """Layer index -> number of experts, the base MLP included; arguments and errors as :meth:`layer_plans`."""
+        return {layer: plan.num_experts for layer, plan in self.layer_plans(num_layers).items()}
+
+
+def _check_counts(name: str, value: int | Sequence[int] | None, least: int) -> None:
+    if value is None:
+        return
+    counts = [value] if isinstance(value, int) else value
+    if not counts or any(not isinstance(count, int) or isinstance(count, bool) or count < least for count in counts):
+        raise ValueError(f"{name} must be an integer of at least {least}, or a list of such integers; got {value!r}")

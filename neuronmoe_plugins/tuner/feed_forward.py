@@ -1,98 +1,154 @@
-"""How to find, copy and run the feed-forward blocks that become experts."""
+"""Finds a model's MLPs, and copies their weights for the experts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
+from neuronmoe_plugins.plugins import feed_forward_families
 
-class GatedFeedForward:
-    """The gated MLP of Llama and Qwen2: `down_proj(act_fn(gate_proj(x)) * up_proj(x))`, without biases."""
-
-    name = "gated MLP"
-    looked_for = "a decoder layer's child with gate_proj, up_proj and down_proj linear layers and an act_fn"
-    projections = ("gate_proj", "up_proj", "down_proj")
-
-    @classmethod
-    def matches(cls, module: nn.Module) -> bool:
-        """Whether `module` is such an MLP."""
-        return callable(getattr(module, "act_fn", None)) and all(
-            isinstance(getattr(module, name, None), nn.Linear) for name in cls.projections
-        )
-
-    @classmethod
-    def weights(cls, module: nn.Module) -> dict[str, torch.Tensor]:
-        """The weights to copy, projection name -> (out, in).
-
-        Raises:
-            ValueError: where a copy would not be the MLP: quantised, partitioned or biased weights.
-        """
-        weights: dict[str, torch.Tensor] = {}
-        for name in cls.projections:
-            linear: nn.Linear = getattr(module, name)
-            if linear.bias is not None:
-                raise ValueError(f"{name} has a bias: mixtures of MLPs with biases are not supported")
-            if not linear.weight.is_floating_point():
-                raise ValueError(f"{name} is quantised ({linear.weight.dtype}): load the base model unquantised")
-            if tuple(linear.weight.shape) != (linear.out_features, linear.in_features):
-                raise ValueError(
-                    f"{name} holds no whole weight (shape {tuple(linear.weight.shape)}): create the adapter before "
-                    "the base model is partitioned, or use ZeRO stage 2"
-                )
-            weights[name] = linear.weight.detach()
-        return weights
-
-    @staticmethod
-    def activation(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The activation function between the projections."""
-        return cast(nn.Module, module.act_fn)
-
-    @staticmethod
-    def forward(
-        hidden_states: torch.Tensor,
-        weights: Sequence[torch.Tensor],
-        act_fn: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Run one expert on `hidden_states` (tokens, hidden); `weights` (out, in) in the order of `projections`."""
-        gate_proj, up_proj, down_proj = weights
-        gated = act_fn(F.linear(hidden_states, gate_proj)) * F.linear(hidden_states, up_proj)
-        return F.linear(gated, down_proj)
+# An expert runs the same operations as the MLP that it copies; quantised kernels may round otherwise.
+MAX_RELATIVE_DIFFERENCE = 1e-2
 
 
-def find_feed_forwards(model: PreTrainedModel) -> dict[int, str]:
+@dataclass(frozen=True)
+class FeedForward:
+    """Where a decoder layer's MLP is, and of which family."""
+
+    name: str
+    family: FeedForwardFamily
+
+
+def find_feed_forwards(model: PreTrainedModel) -> dict[int, FeedForward]:
     """Find the MLP of every decoder layer.
 
     Args:
         model: A causal LM of transformers, with or without mixtures already in it.
 
     Returns:
-        Layer index -> name of the MLP within `model`, in order.
+        Layer index -> MLP, in order of the layers.
 
     Raises:
         ValueError: if no family of MLPs is found exactly once in every decoder layer.
     """
-    candidates: dict[str, dict[int, str]] = defaultdict(dict)
-    for name, module in model.named_modules():
+    families = feed_forward_families()
+    candidates: dict[tuple[str, str], dict[int, FeedForward]] = defaultdict(dict)
+    for name, module in _decoder_modules(model).items():
         parts = name.split(".")
         # A direct child of a numbered layer: the experts of a model that is already a mixture lie deeper.
         if len(parts) < 2 or not parts[-2].isdigit() or sum(part.isdigit() for part in parts) != 1:
             continue
         block = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if GatedFeedForward.matches(block):
-            candidates[".".join([*parts[:-2], parts[-1]])][int(parts[-2])] = name
+        for family_name, family in families.items():
+            if matches(block, family):
+                pattern = ".".join([*parts[:-2], "*", parts[-1]])
+                candidates[family_name, pattern][int(parts[-2])] = FeedForward(name, family)
     expected = model.config.get_text_config().num_hidden_layers
     complete = [found for found in candidates.values() if sorted(found) == list(range(expected))]
     if len(complete) != 1:
+        looked_for = "; ".join(f"{name} (a module with {family})" for name, family in families.items())
+        found = ", ".join(f"{len(found)} of {pattern} ({name})" for (name, pattern), found in candidates.items())
         raise ValueError(
-            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture: looked in each "
-            f"of its {expected} decoder layers for {GatedFeedForward.looked_for}, and found "
-            + (", ".join(f"{len(found)} of {pattern}" for pattern, found in candidates.items()) or "none")
+            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture. Looked in each of "
+            f"its {expected} decoder layers for one of: {looked_for}; found {found or 'none'}. A model that already is a "
+            "mixture of experts cannot be extended; another kind of MLP can be added by a plugin"
         )
     return dict(sorted(complete[0].items()))
+
+
+def _decoder_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The text decoder's modules by their name in `model`; a vision tower's layers look the same."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    modules = dict(model.named_modules())
+    prefix = next((name for name, module in modules.items() if module is decoder), "")
+    return {name: module for name, module in modules.items() if name.startswith(prefix)}
+
+
+def matches(module: nn.Module, family: FeedForwardFamily) -> bool:
+    """Whether `module` has exactly the family's linear layers and its activation function."""
+    linears = {name for name, child in module.named_children() if isinstance(child, nn.Linear)}
+    return linears == set(family.projections) and callable(getattr(module, family.activation, None))
+
+
+def weight_names(module: nn.Module, family: FeedForwardFamily) -> tuple[str, ...]:
+    """Names of the tensors that one expert holds: a weight per projection, `{projection}_bias` where it has one."""
+    biases = (f"{name}_bias" for name in family.projections if getattr(module, name).bias is not None)
+    return (*family.projections, *biases)
+
+
+def copy_weights(module: nn.Module, family: FeedForwardFamily) -> dict[str, torch.Tensor]:
+    """The tensors of one expert that equals `module`, by :func:`weight_names`.
+
+    Returns:
+        Weights (out, in) and biases (out,), detached, those of a quantised base dequantised into its compute dtype.
+
+    Raises:
+        ValueError: if a weight is partitioned, or quantised in a way that cannot be undone.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name in family.projections:
+        linear: nn.Linear = getattr(module, name)
+        tensors[name] = _whole_weight(name, linear)
+        if linear.bias is not None:
+            tensors[f"{name}_bias"] = linear.bias.detach().to(tensors[name].dtype)
+    return tensors
+
+
+def _whole_weight(name: str, linear: nn.Linear) -> torch.Tensor:
+    weight = dequantize_module_weight(linear).detach()
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"{name} is quantised ({type(linear).__name__}, {weight.dtype}) and cannot be dequantised: load the base "
+            "model unquantised, or with bitsandbytes"
+        )
+    if tuple(weight.shape) != (linear.out_features, linear.in_features):
+        raise ValueError(
+            f"{name} holds no whole weight (shape {tuple(weight.shape)}): create the adapter before the base model is "
+            "partitioned, or use ZeRO stage 2"
+        )
+    return weight.to(getattr(linear, "compute_dtype", None) or weight.dtype)
+
+
+def run_expert(
+    hidden_states: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    family: FeedForwardFamily,
+    act_fn: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Run one expert on hidden states (tokens, hidden); `weights` by :func:`weight_names`."""
+
+    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, weights[name], weights.get(f"{name}_bias"))
+
+    output: torch.Tensor = family.forward(hidden_states, linear, act_fn)
+    return output
+
+
+@torch.no_grad()
+def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare the family's forward with the module's on a few random tokens.
+
+    Raises:
+        ValueError: if they differ, so that copies of the weights would not be copies of the MLP.
+    """
+    weight = weights[family.projections[0]]
+    if weight.is_meta:
+        return
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, weight.shape[1], generator=generator).to(weight)
+    expected = module(tokens)
+    difference = run_expert(tokens, weights, family, getattr(module, family.activation)) - expected
+    if not difference.norm() <= MAX_RELATIVE_DIFFERENCE * expected.norm():
+        raise ValueError(
+            f"{type(module).__name__} has the layers {family}, but computes something else with them: it needs a "
+            "feed-forward family of its own"
+        )

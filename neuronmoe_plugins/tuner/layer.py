@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -9,121 +10,173 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner.feed_forward import GatedFeedForward
-from neuronmoe_plugins.tuner.routing import LayerRouting, RoutingRecorder, route
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
+from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.feed_forward import check_family_computes, copy_weights, run_expert, weight_names
+from neuronmoe_plugins.tuner.groups import allowed_experts, decide_groups, sum_of_real_tokens
+from neuronmoe_plugins.tuner.mixture import mix
+from neuronmoe_plugins.tuner.plan import LayerPlan
+from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting, route
 
 
 class MoeLayer(nn.Module, BaseTunerLayer):
     """Wraps the MLP of one decoder layer.
 
-    Expert 0 is the base MLP. The other N - 1 experts of an adapter are stacked into one 3-D parameter per projection,
-    (N - 1, out, in), so that every expert always has a gradient, also when no token chose it.
+    Expert 0 is the base MLP. The other experts of an adapter are stacked into one parameter per weight of the MLP,
+    (experts, out, in), so that every expert always has a gradient, also when no token chose it. Those that an extension
+    keeps frozen, and their router rows, are parameters of their own, `moe_old_*`.
 
     Args:
         base_layer: The MLP.
+        family: What kind it is.
         layer_index: Index of the decoder layer.
-        recorder: Where the routing of each forward pass is recorded.
+        context: What the model's layers share in a forward pass.
+
+    Raises:
+        ValueError: if the MLP computes something else than its family does.
     """
 
-    adapter_layer_names = ("moe_gate_proj", "moe_up_proj", "moe_down_proj", "moe_router")
-    other_param_names = ("num_experts", "topk", "train_only_router")
+    other_param_names = ("plans", "topk", "train_only_router", "trains_classifier")
 
-    def __init__(self, base_layer: nn.Module, layer_index: int, recorder: RoutingRecorder) -> None:
+    def __init__(
+        self, base_layer: nn.Module, family: FeedForwardFamily, layer_index: int, context: ForwardContext
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.family = family
         self.layer_index = layer_index
-        self.recorder = recorder
-        self.moe_gate_proj = nn.ParameterDict()
-        self.moe_up_proj = nn.ParameterDict()
-        self.moe_down_proj = nn.ParameterDict()
+        self.context = context
+        check_family_computes(base_layer, family, copy_weights(base_layer, family))
+        self.weight_names = weight_names(base_layer, family)
+        for name in self.weight_names:
+            self.add_module(f"moe_{name}", nn.ParameterDict())
+            self.add_module(f"moe_old_{name}", nn.ParameterDict())
         self.moe_router = nn.ModuleDict()
-        self.num_experts: dict[str, int] = {}
+        self.moe_old_router = nn.ModuleDict()
+        self.moe_token_classify = nn.ModuleDict()
+        weights = (f"{prefix}{name}" for prefix in ("moe_", "moe_old_") for name in self.weight_names)
+        self.adapter_layer_names = (*weights, "moe_router", "moe_old_router", "moe_token_classify")
+        self.plans: dict[str, LayerPlan] = {}
         self.topk: dict[str, int] = {}
         self.train_only_router: dict[str, bool] = {}
+        self.trains_classifier: dict[str, bool] = {}
         self.merged_adapters = []
 
-    def update_layer(
-        self, adapter_name: str, num_experts: int, topk: int, train_only_router: bool, init_moe_weights: bool
-    ) -> None:
-        """Add an adapter: `num_experts` - 1 copies of the base MLP and a router, in the base's dtype and device.
+    def update_layer(self, adapter_name: str, plan: LayerPlan, config: MoeConfig) -> None:
+        """Add an adapter: copies of the base MLP, a router and perhaps a classifier, on the base's device.
 
         Args:
             adapter_name: Name of the adapter.
-            num_experts: Experts, the base MLP included; at least 2.
-            topk: Experts per token.
-            train_only_router: Keep the experts frozen whenever the adapter is set.
-            init_moe_weights: Copy the base's weights; otherwise leave them uninitialised.
+            plan: The layer's plan in it.
+            config: The adapter's configuration.
         """
-        self.num_experts[adapter_name] = num_experts
-        self.topk[adapter_name] = topk
-        self.train_only_router[adapter_name] = train_only_router
-        base_weights = GatedFeedForward.weights(self.get_base_layer())
+        self.plans[adapter_name] = plan
+        self.topk[adapter_name] = config.topk
+        self.train_only_router[adapter_name] = config.train_only_router
+        self.trains_classifier[adapter_name] = bool(config.classify_loss_coef)
+        base_weights = copy_weights(self.get_base_layer(), self.family)
+        if config.adapter_dtype is not None:
+            dtype = getattr(torch, config.adapter_dtype)
+            base_weights = {name: weight.to(dtype) for name, weight in base_weights.items()}
         for name, weight in base_weights.items():
-            stacked = weight.new_empty((num_experts - 1, *weight.shape))
-            if init_moe_weights:
-                stacked.copy_(weight.expand_as(stacked))
-            getattr(self, f"moe_{name}")[adapter_name] = nn.Parameter(stacked)
-        gate = base_weights["gate_proj"]
-        router = nn.Linear(gate.shape[1], num_experts, bias=False, device=gate.device, dtype=gate.dtype)
-        nn.init.xavier_normal_(router.weight)
-        self.moe_router[adapter_name] = router
+            for prefix, count in (("moe_old_", plan.num_kept_experts), ("moe_", plan.num_new_experts)):
+                if count:
+                    stacked = weight.new_empty((count, *weight.shape))
+                    if config.init_moe_weights:
+                        stacked.copy_(weight.expand_as(stacked))
+                    self._parameters_of(f"{prefix}{name}")[adapter_name] = nn.Parameter(stacked)
+        self._add_router(adapter_name, plan, base_weights[self.family.projections[0]])
+
+    def _add_router(self, adapter_name: str, plan: LayerPlan, weight: torch.Tensor) -> None:
+        """Rows for the router, and the classifier, as a linear layer beside `weight` (out, hidden) would have them."""
+        hidden = weight.shape[1]
+        rows = nn.init.xavier_normal_(weight.new_empty(plan.num_experts, hidden))
+        kept_rows, new_rows = rows.split([plan.num_kept_rows, plan.num_experts - plan.num_kept_rows])
+        for modules, initial in ((self.moe_old_router, kept_rows), (self.moe_router, new_rows)):
+            if len(initial):
+                modules[adapter_name] = _linear(initial)
+        if plan.num_groups:
+            groups = nn.init.xavier_normal_(weight.new_empty(plan.num_groups, hidden))
+            self.moe_token_classify[adapter_name] = _linear(groups)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters and mark them as trainable, but for the experts of router-only adapters."""
+        """Activate adapters and mark them as trainable, but for what each of them keeps frozen."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
-        for adapter_name, only_router in self.train_only_router.items():
-            if only_router:
-                for projection in GatedFeedForward.projections:
-                    getattr(self, f"moe_{projection}")[adapter_name].requires_grad_(False)
+        for adapter_name in self.plans:
+            for name in self.frozen_names(adapter_name):
+                values = getattr(self, name)
+                if adapter_name in values:
+                    values[adapter_name].requires_grad_(False)
+
+    def frozen_names(self, adapter_name: str) -> list[str]:
+        """Attributes whose entry for the adapter is never trained: what an extension keeps, and by configuration."""
+        frozen = [name for name in self.adapter_layer_names if name.startswith("moe_old_")]
+        if self.train_only_router[adapter_name]:
+            frozen += [f"moe_{name}" for name in self.weight_names]
+        if not self.trains_classifier[adapter_name]:
+            # Its choice is not differentiable, so that nothing but its own loss would train it.
+            frozen.append("moe_token_classify")
+        return frozen
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Mix the experts' outputs; (..., hidden) in, the same shape and dtype out."""
-        active = [name for name in self.active_adapters if name in self.num_experts]
-        if self.disable_adapters or not active:
+        adapter_name = self._active_mixture()
+        if adapter_name is None:
             return self.base_layer(hidden_states, *args, **kwargs)
+        plan, context = self.plans[adapter_name], self.context
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        router = self._router_weight(adapter_name)
+        router_logits = F.linear(tokens.to(router.dtype), router)
+        group_logits, num_allowed = None, None
+        if plan.num_groups:
+            group_logits = self._group_logits(hidden_states, adapter_name)
+            groups = decide_groups(group_logits, context, self.layer_index, adapter_name)
+            num_allowed = allowed_experts(groups, plan).repeat_interleave(len(tokens) // len(groups))
+        weights, selected_experts = route(router_logits, self.topk[adapter_name], num_allowed)
+        if context.recording:
+            context.layers[self.layer_index] = LayerRouting(
+                router_logits, selected_experts, group_logits, router.requires_grad, adapter_name, plan
+            )
+        return mix(tokens, weights, selected_experts, self._experts(adapter_name)).view_as(hidden_states)
+
+    def _active_mixture(self) -> str | None:
+        """The active adapter that has a mixture in this layer."""
+        active = [name for name in self.active_adapters if name in self.plans]
+        if self.disable_adapters or not active:
+            return None
         if len(active) > 1:
             raise ValueError(f"moe runs one adapter at a time, but {active} are active: call set_adapter with one name")
-        adapter_name = active[0]
-        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        router = cast(nn.Linear, self.moe_router[adapter_name]).weight
-        router_logits = F.linear(tokens.to(router.dtype), router)
-        weights, selected_experts = route(router_logits, self.topk[adapter_name])
-        if self.recorder.active:
-            self.recorder.layers[self.layer_index] = LayerRouting(
-                router_logits, selected_experts, router.requires_grad, adapter_name
-            )
-        return self._mix(tokens, weights, selected_experts, adapter_name).view_as(hidden_states)
+        return active[0]
 
-    def _mix(
-        self, tokens: torch.Tensor, weights: torch.Tensor, selected_experts: torch.Tensor, adapter_name: str
-    ) -> torch.Tensor:
-        """Run each expert once on its tokens, sorted by expert, and add the weighted outputs up.
+    def _router_weight(self, adapter_name: str) -> torch.Tensor:
+        """(num_experts, hidden), kept rows first."""
+        modules = (self.moe_old_router, self.moe_router)
+        rows = [cast(nn.Linear, module[adapter_name]).weight for module in modules if adapter_name in module]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-        Args:
-            tokens: (tokens, hidden).
-            weights: (tokens, topk).
-            selected_experts: (tokens, topk).
-            adapter_name: The adapter whose experts run.
+    def _group_logits(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
+        """(batch, num_groups) float32, of the sum over each sequence's real tokens."""
+        classifier = cast(nn.Linear, self.moe_token_classify[adapter_name]).weight
+        return F.linear(sum_of_real_tokens(hidden_states, self.context.attention_mask), classifier.float())
 
-        Returns:
-            (tokens, hidden) in the dtype of `tokens`.
-        """
-        flat = selected_experts.flatten()
-        order = flat.argsort(stable=True)
-        token_index = order // selected_experts.shape[1]
-        counts = torch.bincount(flat, minlength=self.num_experts[adapter_name]).tolist()
-        base_input, *expert_inputs = tokens[token_index].split(counts)
-        outputs = [self.base_layer(base_input)]
-        # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert. Experts
-        # without a token run on an empty slice, so that they too are in the graph and get a (zero) gradient.
-        projections = [getattr(self, f"moe_{name}")[adapter_name] for name in GatedFeedForward.projections]
-        act_fn = GatedFeedForward.activation(self.get_base_layer())
-        for expert_input, *expert_weights in zip(expert_inputs, *(p.unbind(0) for p in projections), strict=True):
-            expert_input = expert_input.to(expert_weights[0].dtype)
-            outputs.append(GatedFeedForward.forward(expert_input, expert_weights, act_fn))
-        mixed = torch.cat([output.to(tokens.dtype) for output in outputs])
-        mixed = mixed * weights.flatten()[order].unsqueeze(-1).to(tokens.dtype)
-        return torch.zeros_like(tokens).index_add_(0, token_index, mixed)
+    def _experts(self, adapter_name: str) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """All experts, the base first, as functions of hidden states (tokens, hidden)."""
+        act_fn = getattr(self.get_base_layer(), self.family.activation)
+        experts: list[Callable[[torch.Tensor], torch.Tensor]] = [self.base_layer]
+        for prefix in ("moe_old_", "moe_"):
+            stacks = [self._parameters_of(f"{prefix}{name}") for name in self.weight_names]
+            if adapter_name not in stacks[0]:
+                continue
+            # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
+            for tensors in zip(*(stack[adapter_name].unbind(0) for stack in stacks), strict=True):
+                weights = dict(zip(self.weight_names, tensors, strict=True))
+                experts.append(
+                    lambda x, w=weights: run_expert(x.to(w[self.weight_names[0]].dtype), w, self.family, act_fn)
+                )
+        return experts
+
+    def _parameters_of(self, name: str) -> nn.ParameterDict:
+        return cast(nn.ParameterDict, getattr(self, name))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raises ValueError: a mixture has no dense equivalent."""
@@ -135,6 +188,14 @@ class MoeLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "moe." + super().__repr__()
+
+
+def _linear(weight: torch.Tensor) -> nn.Linear:
+    """A linear layer without bias that holds a copy of `weight` (out, in)."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    return linear
 
 
 MERGE_REFUSED = (

@@ -21,8 +21,9 @@ from neuronmoe_plugins.tuner.objective import Objective
 class MoeModel(BaseTuner):
     """Creates a mixture-of-experts model from a dense causal LM (NeuronMoE, arXiv 2603.05046, section 3.3).
 
-    Any program that calls the model trains it: the forward takes an optional `old_language_mask` (batch, sequence) of
-    bool or 0/1, and in training adds `aux_loss_coef * load_balancing + lpr_loss_coef * lpr` to `outputs.loss` (see
+    Any program that calls the model trains it: the forward takes the mixture's inputs beside the model's own
+    (`old_language_mask`, `group_tags`, `target_experts`, see :mod:`neuronmoe_plugins.tuner.inputs`), and in training
+    adds the losses whose coefficients are set to `outputs.loss` (see
     :class:`~neuronmoe_plugins.tuner.objective.Objective`).
 
     Args:
@@ -43,8 +44,8 @@ class MoeModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         mlps = find_feed_forwards(cast(PreTrainedModel, model))
-        experts = cast(MoeConfig, peft_config).experts_per_layer(len(mlps))
-        self._targets = {mlps[layer]: (layer, num_experts) for layer, num_experts in experts.items()}
+        plans = cast(MoeConfig, peft_config).layer_plans(len(mlps))
+        self._targets = {mlps[layer].name: (layer, mlps[layer].family, plan) for layer, plan in plans.items()}
         self.objective = Objective.attach(model)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
@@ -61,15 +62,11 @@ class MoeModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = cast(MoeConfig, peft_config)
-        layer_index, num_experts = self._targets[current_key]
-        layer = target if isinstance(target, MoeLayer) else MoeLayer(target, layer_index, self.objective.recorder)
-        layer.update_layer(
-            adapter_name,
-            num_experts=num_experts,
-            topk=config.topk,
-            train_only_router=config.train_only_router,
-            init_moe_weights=config.init_moe_weights,
+        layer_index, family, plan = self._targets[current_key]
+        layer = (
+            target if isinstance(target, MoeLayer) else MoeLayer(target, family, layer_index, self.objective.context)
         )
+        layer.update_layer(adapter_name, plan, config)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -102,8 +99,8 @@ class MoeModel(BaseTuner):
         """Means over the training forwards since the last call, of this process.
 
         Returns:
-            `lm_loss`, `aux_loss` and `lpr_loss` (those in use; nats per token, before their coefficients), and per
-            mixture layer `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
+            `lm_loss`, `aux_loss`, `lpr_loss`, `classify_loss` and `sequential_add_loss` (those in use; before their
+            coefficients, nats per item but for the balance loss, which has no unit), and per mixture layer `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
             `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given).
         """
         return {name: total / number for name, (total, number) in self.pop_metric_sums().items() if number}

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from neuronmoe_plugins.tuner.config import MoeConfig
-from neuronmoe_plugins.tuner.losses import language_prior_loss, load_balancing_loss
-from neuronmoe_plugins.tuner.masks import old_language_tokens, real_tokens
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, MoeConfig
+from neuronmoe_plugins.tuner.groups import CACHE_ATTRIBUTE, groups_of_cache
+from neuronmoe_plugins.tuner.inputs import MixtureInputs
+from neuronmoe_plugins.tuner.losses import IGNORED
 from neuronmoe_plugins.tuner.metrics import RoutingMetrics, RoutingShares
-from neuronmoe_plugins.tuner.routing import LayerRouting, RoutingRecorder
+from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting
+from neuronmoe_plugins.tuner.terms import mixture_terms
 
 
 class Objective:
     """Hooks on the base model's call that record routing and add losses.
 
-    In training, `outputs.loss` becomes `lm + share * aux_loss_coef * balance + old_share * lpr_loss_coef * lpr`, where
-    balance and lpr are means over the mixture layers. `share` is this micro-batch's part of `num_items_in_batch`, the
-    trainer's count of labelled tokens over all micro-batches and processes, by which it has already divided the LM
-    loss; `old_share` is its part of the old-language tokens, `num_old_items_in_batch`, or else `share` again. Without a
-    count both are 1. Hooks reach every way in which PEFT and its hosts call the base model.
+    In training, `outputs.loss` becomes `lm + sum of share * coefficient * loss` over the mixture's losses, each a mean
+    over the mixture layers. `share` is this micro-batch's part of the items that the loss is a mean of: labelled tokens
+    for the balance loss (`num_items_in_batch`, by which the model has divided the LM loss too), and those of
+    `neuronmoe_plugins.tuner.inputs` for the others. Hooks reach every way in which PEFT and its hosts call the base model.
 
     Attributes:
-        recorder: Shared with the mixture layers.
+        context: Shared with the mixture layers.
         metrics: Means for logs.
         shares: Routing shares under measurement, if any.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.recorder = RoutingRecorder()
+        self.context = ForwardContext()
         self.metrics = RoutingMetrics()
         self.shares: RoutingShares | None = None
         self._signature = inspect.signature(model.forward)
-        self._old_language_mask: torch.Tensor | None = None
-        self._num_old_items: torch.Tensor | None = None
+        self._given: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -59,74 +58,68 @@ class Objective:
         del vars(model)["moe_objective"]
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        self._old_language_mask = kwargs.pop("old_language_mask", None)
-        self._num_old_items = kwargs.pop("num_old_items_in_batch", None)
-        if model.training or self.shares is not None:
-            self.recorder.start()
+        self._given = MixtureInputs.take(kwargs)
+        inputs = self._arguments(args, kwargs)
+        routes_groups = any(config.group_nums for config in _configs(model).values() if isinstance(config, MoeConfig))
+        groups = groups_of_cache(inputs.get("past_key_values")) if routes_groups else {}
+        self.context.start(inputs.get("attention_mask"), groups, model.training or self.shares is not None)
         return args, kwargs
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-        layers = self.recorder.stop()
+        cache = getattr(outputs, "past_key_values", None)
+        if self.context.groups and cache is not None:
+            setattr(cache, CACHE_ATTRIBUTE, self.context.groups)
+        layers = self.context.stop()
         if not layers:
             return outputs
-        inputs = self._signature.bind_partial(*args, **kwargs).arguments
-        inputs |= inputs.pop("kwargs", {})
-        token_mask = real_tokens(inputs.get("attention_mask"))
+        arguments = self._arguments(args, kwargs)
+        inputs = MixtureInputs.read(self._given, arguments.get("attention_mask"))
         if self.shares is not None:
-            self.shares.add(layers, token_mask)
+            self.shares.add(layers, inputs.token_mask)
         if model.training and torch.is_grad_enabled():
-            configs: dict[str, MoeConfig] = vars(model)["peft_config"]
-            config = configs[next(iter(layers.values())).adapter_name]
-            self._add_losses(config, layers, inputs, token_mask, outputs)
+            config = _configs(model)[next(iter(layers.values())).adapter_name]
+            self._add_losses(config, layers, inputs, arguments, outputs)
         return outputs
+
+    def _arguments(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a model call by name."""
+        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        return arguments | arguments.pop("kwargs", {})
 
     def _add_losses(
         self,
         config: MoeConfig,
         layers: dict[int, LayerRouting],
-        inputs: dict[str, Any],
-        token_mask: torch.Tensor | None,
+        inputs: MixtureInputs,
+        arguments: dict[str, Any],
         outputs: Any,
     ) -> None:
-        old_language_mask = self._old_language_mask
-        if old_language_mask is not None:
-            old_language_mask = old_language_tokens(old_language_mask, inputs.get("attention_mask"))
-        _check_losses_possible(config, layers, outputs, old_language_mask)
-        loss, labels = getattr(outputs, "loss", None), inputs.get("labels")
+        _check_losses_possible(config, layers, outputs, inputs)
+        loss, labels = getattr(outputs, "loss", None), arguments.get("labels")
         if loss is None or labels is None:
             return
-        items = (labels != -100).sum()
-        total_items = inputs.get("num_items_in_batch")
+        items = (labels != IGNORED).sum()
+        total_items = arguments.get("num_items_in_batch")
         total_items = items if total_items is None else total_items
-        share = items / total_items
         self.metrics.add("lm_loss", loss * total_items, items)
-        self.metrics.add_routing(layers, token_mask, old_language_mask)
-        if config.aux_loss_coef:
-            balances = (load_balancing_loss(r.router_logits, r.selected_experts, token_mask) for r in layers.values())
-            balance = _mean(balances, loss.device)
-            self.metrics.add("aux_loss", balance * items, items)
-            loss = loss + share * config.aux_loss_coef * balance
-        if config.lpr_loss_coef and old_language_mask is not None:
-            double = config.lpr_double_softmax
-            priors = (language_prior_loss(r.router_logits, old_language_mask, double) for r in layers.values())
-            lpr = _mean(priors, loss.device)
-            old_tokens = old_language_mask.sum()
-            self.metrics.add("lpr_loss", lpr * old_tokens, old_tokens)
-            old_share = share if self._num_old_items is None else old_tokens / self._num_old_items.clamp(min=1)
-            loss = loss + old_share * config.lpr_loss_coef * lpr
+        self.metrics.add_routing(layers, inputs.token_mask, inputs.old_tokens)
+        for term in mixture_terms(config, layers, inputs, labels, total_items):
+            self.metrics.add(term.name, term.value * term.items, term.items)
+            loss = loss + (term.share * term.coefficient * term.value).to(loss.device)
         outputs.loss = loss
 
 
-def _mean(losses: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Mean of scalar losses over the mixture layers, which may lie on several devices."""
-    return torch.stack([loss.to(device) for loss in losses]).mean()
+def _configs(model: nn.Module) -> dict[str, Any]:
+    """The configurations of the model's adapters."""
+    configs: dict[str, Any] = vars(model).get("peft_config", {})
+    return configs
 
 
 def _check_losses_possible(
-    config: MoeConfig, layers: dict[int, LayerRouting], outputs: Any, old_language_mask: torch.Tensor | None
+    config: MoeConfig, layers: dict[int, LayerRouting], outputs: Any, inputs: MixtureInputs
 ) -> None:
     """Refuse to train with a loss that was asked for but would be skipped or have no gradient."""
-    wanted = [name for name in ("aux_loss_coef", "lpr_loss_coef") if getattr(config, name)]
+    wanted = [name for name in LOSS_COEFFICIENTS if getattr(config, name)]
     if not wanted:
         return
     names = " and ".join(wanted)
@@ -140,8 +133,18 @@ def _check_losses_possible(
             f"{names} is set, but the router logits carry no gradient: reentrant gradient checkpointing runs the "
             "forward without one; use gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
-    if config.lpr_loss_coef and old_language_mask is None:
+    if config.lpr_loss_coef and inputs.old_tokens is None:
         raise ValueError(
             "lpr_loss_coef is set, but the batch has no old_language_mask (batch, sequence) marking the tokens of the "
             "languages to keep: tag the data sets, or set lpr_loss_coef to 0"
+        )
+    if config.classify_loss_coef and inputs.group_tags is None:
+        raise ValueError(
+            "classify_loss_coef is set, but the batch has no group_tags (batch,) or (batch, sequence) with the language "
+            "group of each sequence: tag the data sets, or set classify_loss_coef to 0"
+        )
+    if config.sequential_add_loss_coef and inputs.target_experts is None and inputs.group_tags is None:
+        raise ValueError(
+            "sequential_add_loss_coef is set, but the batch has neither target_experts (batch, sequence, targets) nor "
+            "group_tags (batch, sequence): tag the data sets, or set sequential_add_loss_coef to 0"
         )

@@ -1,10 +1,16 @@
-"""Routing of tokens to experts, and the record of it that losses and statistics read."""
+"""Routing of tokens to experts, and what the layers of one forward pass share with their model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from neuronmoe_plugins.tuner.plan import LayerPlan
+
+# Layer and adapter -> (batch,) group of each sequence.
+Groups = dict[tuple[int, str], torch.Tensor]
 
 
 @dataclass
@@ -13,55 +19,84 @@ class LayerRouting:
 
     Attributes:
         router_logits: (tokens, num_experts).
-        selected_experts: (tokens, topk) int64, best first.
-        router_trainable: Whether the router's weight asks for a gradient.
+        selected_experts: (tokens, topk) int64, best first; num_experts, which is no expert, where a token of a
+            restricted group may use fewer than topk.
+        group_logits: (batch, num_groups) of the layer's classifier, None without one.
+        router_trainable: Whether a router weight asks for a gradient.
         adapter_name: The adapter that was active.
+        plan: The layer's plan in that adapter.
     """
 
     router_logits: torch.Tensor
     selected_experts: torch.Tensor
+    group_logits: torch.Tensor | None
     router_trainable: bool
     adapter_name: str
+    plan: LayerPlan
 
 
 @dataclass
-class RoutingRecorder:
-    """Collects the routing of every mixture layer while `active`.
+class ForwardContext:
+    """What the mixture layers of a model share in a forward pass.
 
-    Layers and model share one recorder. It is switched on only during the model's own forward, so the recomputation of
-    activation checkpointing leaves no trace in it.
+    Routing is recorded only while `recording`, during the model's own forward, so the recomputation of activation
+    checkpointing leaves no trace in it. Mask and groups stay for that recomputation, until the next forward.
+
+    Attributes:
+        recording: Whether layers write into `layers`.
+        layers: Layer index -> routing.
+        attention_mask: The model's, (batch, past + sequence), or another form that the model takes.
+        groups: The groups decided so far; those of a KV cache in use were decided when it was prefilled.
     """
 
-    active: bool = False
+    recording: bool = False
     layers: dict[int, LayerRouting] = field(default_factory=dict)
+    attention_mask: Any = None
+    groups: Groups = field(default_factory=dict)
 
-    def start(self) -> None:
-        """Forget the last forward pass and record the next."""
+    def start(self, attention_mask: Any, groups: Groups, recording: bool) -> None:
+        """Begin a forward pass."""
         self.layers = {}
-        self.active = True
+        self.attention_mask, self.groups, self.recording = attention_mask, groups, recording
 
     def stop(self) -> dict[int, LayerRouting]:
-        """Stop recording and hand out layer index -> routing, in layer order."""
-        self.active = False
+        """End it and hand out layer index -> routing, in layer order."""
+        self.recording = False
         layers, self.layers = self.layers, {}
         return dict(sorted(layers.items()))
 
 
-def route(router_logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def route(
+    router_logits: torch.Tensor, topk: int, num_allowed: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose each token's experts.
 
     The softmax runs in float32 over all experts. With `topk` >= 2 the chosen weights are renormalised to sum to 1; with
-    1 the output is scaled by the expert's probability, which keeps a gradient on the router.
+    1 the output is scaled by the expert's probability, which keeps a gradient on the router. A token that may use
+    expert 0 alone gets it with weight 1.
 
     Args:
         router_logits: (tokens, num_experts).
         topk: Experts per token, clamped to num_experts.
+        num_allowed: (tokens,) int64, how many of the first experts a token may use; all when not given.
 
     Returns:
-        Weights (tokens, topk) in float32 and expert indices (tokens, topk) int64, best first.
+        Weights (tokens, topk) in float32 and expert indices (tokens, topk) int64, best first. Where fewer experts are
+        allowed than chosen, the rest has weight 0 and the index num_experts.
     """
+    num_experts = router_logits.shape[-1]
     probabilities = torch.softmax(router_logits.float(), dim=-1)
-    weights, selected_experts = probabilities.topk(min(topk, router_logits.shape[-1]), dim=-1)
+    if num_allowed is not None:
+        forbidden = torch.arange(num_experts, device=router_logits.device) >= num_allowed.unsqueeze(-1)
+        # Below every probability, so that top-k takes the allowed ones first.
+        probabilities = probabilities.masked_fill(forbidden, -1.0)
+    weights, selected_experts = probabilities.topk(min(topk, num_experts), dim=-1)
+    if num_allowed is not None:
+        unused = weights < 0
+        weights = weights.masked_fill(unused, 0.0)
+        selected_experts = selected_experts.masked_fill(unused, num_experts)
     if topk > 1:
         weights = weights / weights.sum(dim=-1, keepdim=True)
+    elif num_allowed is not None:
+        weights = torch.where(num_allowed.unsqueeze(-1) == 1, torch.ones_like(weights), weights)
     return weights, selected_experts

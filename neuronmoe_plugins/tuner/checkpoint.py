@@ -1,0 +1,190 @@
+"""Between an adapter's file and its parameters: one layout on disk, complete or an error.
+
+In the file a layer has, for each weight of the MLP, all its experts in `moe_{weight}` (num_experts - 1, ...), and
+`moe_router.weight` (num_experts, hidden). In memory an extended adapter keeps its frozen rows apart, in `moe_old_*`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import nn
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.feed_forward import copy_weights
+from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+
+logger = logging.getLogger(__name__)
+
+PEFT_PREFIX = "base_model.model."
+OLD, NEW = ".moe_old_", ".moe_"
+# Vectorised kernels round otherwise on memory that is not aligned, as a mapped file's is.
+ALIGNMENT = 64
+
+StateDict = dict[str, torch.Tensor]
+
+
+def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_shapes: bool = True) -> StateDict:
+    """Turn what an adapter file holds into this model's parameters of the adapter.
+
+    Args:
+        state_dict: Tensors of the file, in this package's format or the published one.
+        model: The model, with the adapter already in it.
+        adapter_name: The adapter.
+        check_shapes: Whether a wrong shape is an error.
+
+    Returns:
+        The tensors under the names of the model's parameters, without the adapter's name, in the parameters' dtype.
+
+    Raises:
+        UserError: naming the tensors that the file lacks, those that the adapter does not know, and wrong shapes.
+    """
+    if is_published(state_dict):
+        logger.warning("the adapter %s is in the published NeuronMoE format: it is loaded as it is", adapter_name)
+        state_dict = tensors_from_published(state_dict)
+    layers = {_without_prefix(name): layer for name, layer in mixture_layers(model, adapter_name)}
+    prefix = PEFT_PREFIX if any(name.startswith(PEFT_PREFIX) for name, _ in mixture_layers(model, adapter_name)) else ""
+    given = {_without_prefix(key): tensor for key, tensor in state_dict.items()}
+    config = cast(dict[str, MoeConfig], model.peft_config)[adapter_name]
+    expected: StateDict = {}
+    for name, layer in layers.items():
+        expected |= {f"{name}.{key}": value for key, value in parameters_in_file(layer, adapter_name).items()}
+    given = _extended(given, expected, layers, adapter_name, config)
+    _check_complete(given, expected, model, adapter_name, check_shapes)
+    loaded: StateDict = {}
+    for key, tensor in given.items():
+        if key not in expected:
+            loaded[f"{prefix}{key}"] = tensor
+            continue
+        layer_name, _, weight_name = key.rpartition(NEW)
+        for part, rows in _in_memory(layers[layer_name], adapter_name, weight_name, _fit(tensor, expected[key])):
+            loaded[f"{prefix}{layer_name}{part}{weight_name}"] = rows
+    return loaded
+
+
+def to_file(state_dict: StateDict) -> StateDict:
+    """Put the rows that an extended adapter keeps apart back in front of the others; the rest stays as it is."""
+    joined = {key: tensor for key, tensor in state_dict.items() if OLD not in key}
+    for key, tensor in state_dict.items():
+        if OLD in key:
+            name = key.replace(OLD, NEW)
+            joined[name] = torch.cat([tensor, joined[name]]) if name in joined else tensor
+    return dict(sorted(joined.items()))
+
+
+def mixture_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, MoeLayer]]:
+    """Name and module of the layers in which the adapter has a mixture."""
+    for name, module in model.named_modules():
+        if isinstance(module, MoeLayer) and adapter_name in module.plans:
+            yield name, module
+
+
+def parameters_in_file(layer: MoeLayer, adapter_name: str) -> StateDict:
+    """The layer's part of the adapter's file: name -> a tensor on the meta device of its shape and dtype."""
+    plan = layer.plans[adapter_name]
+    present: StateDict = {}
+    for name in layer.adapter_layer_names:
+        values = getattr(layer, name)
+        if adapter_name not in values:
+            continue
+        value = values[adapter_name]
+        tensor, suffix = (value, "") if isinstance(value, torch.Tensor) else (value.weight, ".weight")
+        rows = plan.num_groups if name == "moe_token_classify" else plan.num_experts - (suffix == "")
+        name = name.replace("moe_old_", "moe_")
+        present[f"{name}{suffix}"] = torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+    return present
+
+
+def _extended(
+    given: StateDict, expected: StateDict, layers: dict[str, MoeLayer], adapter_name: str, config: MoeConfig
+) -> StateDict:
+    """Fill what an extension adds to the adapter that it starts from: new experts, router rows and classifiers."""
+    added = {
+        key: value for key, value in expected.items() if ".moe_token_classify" in key and config.classify_loss_coef
+    }
+    if not config.inference_mode and added and added.keys().isdisjoint(given):
+        given = given | {key: _random_rows(value.shape, value) for key, value in added.items()}
+    old_sizes = {}
+    for name, layer in layers.items():
+        plan = layer.plans[adapter_name]
+        for key in parameters_in_file(layer, adapter_name):
+            rows = plan.num_kept_rows if key == "moe_router.weight" else plan.num_kept_experts
+            if key != "moe_token_classify.weight" and plan.num_new_experts:
+                old_sizes[f"{name}.{key}"] = rows
+    starts_from_old = any(plan.num_frozen > 1 for layer in layers.values() for plan in [layer.plans[adapter_name]])
+    if not starts_from_old or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
+        return given
+    return given | {
+        key: torch.cat([*([given[key]] if key in given else []), _initial(key, expected[key], rows, layers)])
+        for key, rows in old_sizes.items()
+    }
+
+
+def _initial(key: str, expected: torch.Tensor, num_old: int, layers: dict[str, MoeLayer]) -> torch.Tensor:
+    """The rows of `key` beyond the first `num_old`: copies of the base MLP's weight, random ones for the router."""
+    layer_name, _, weight_name = key.rpartition(NEW)
+    if weight_name == "router.weight":
+        return _random_rows(expected.shape, expected)[num_old:]
+    layer = layers[layer_name]
+    base = copy_weights(layer.get_base_layer(), layer.family)[weight_name]
+    return base.to("cpu", expected.dtype).expand(len(expected) - num_old, *base.shape)
+
+
+def _random_rows(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    return nn.init.xavier_normal_(torch.empty(shape, dtype=like.dtype))
+
+
+def _check_complete(
+    given: StateDict, expected: StateDict, model: nn.Module, adapter_name: str, check_shapes: bool
+) -> None:
+    """Every tensor of the adapter is there in its shape, and nothing else but weights that the model has."""
+    known = {_without_prefix(key) for key in model.state_dict()}
+    problems = {
+        "lacks": sorted(expected.keys() - given.keys()),
+        "has, unknown to it,": sorted(given.keys() - expected.keys() - known),
+        "has, in a wrong shape,": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if check_shapes and key in given and given[key].shape != tensor.shape
+        ],
+    }
+    found = [f"{what} {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        raise UserError(
+            f"the file of the moe adapter {adapter_name!r} does not fit the model and the adapter's configuration: it "
+            f"{'; it '.join(found)}. Check num_experts and layers_to_transform, and that the base model is the right one"
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _in_memory(
+    layer: MoeLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Split a tensor of the file into the kept rows and the others."""
+    plan = layer.plans[adapter_name]
+    kept = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
+    if weight_name == "token_classify.weight" or not kept:
+        yield NEW, tensor
+        return
+    for part, rows in ((OLD, tensor[:kept]), (NEW, tensor[kept:])):
+        if len(rows):
+            yield part, rows.clone()
+
+
+def _fit(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The tensor in its parameter's dtype, in aligned memory."""
+    tensor = tensor.to(expected.dtype)
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+
+
+def _without_prefix(key: str) -> str:
+    return key.removeprefix(PEFT_PREFIX)

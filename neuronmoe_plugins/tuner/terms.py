@@ -1,0 +1,113 @@
+"""The mixture's losses of one batch, each with the items that it is a mean of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.inputs import MixtureInputs
+from neuronmoe_plugins.tuner.losses import (
+    IGNORED,
+    classify_loss,
+    language_prior_loss,
+    load_balancing_loss,
+    sequence_load_balancing_loss,
+    sequential_add_loss,
+)
+from neuronmoe_plugins.tuner.routing import LayerRouting
+
+Layers = Mapping[int, LayerRouting]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a batch.
+
+    Attributes:
+        name: `aux_loss`, `lpr_loss`, `classify_loss` or `sequential_add_loss`.
+        coefficient: Its coefficient.
+        value: Scalar, the mean over the layers that have it.
+        items: Scalar, the number of items that it is a mean of.
+        share: Scalar, these items' part of those in all micro-batches and processes.
+    """
+
+    name: str
+    coefficient: float
+    value: torch.Tensor
+    items: torch.Tensor
+    share: torch.Tensor
+
+
+def mixture_terms(
+    config: MoeConfig, layers: Layers, inputs: MixtureInputs, labels: torch.Tensor, total_items: torch.Tensor
+) -> Iterator[Term]:
+    """The losses whose coefficient is set.
+
+    Args:
+        config: The active adapter's configuration.
+        layers: Layer index -> routing of this batch.
+        inputs: What the batch says to the losses.
+        labels: (batch, sequence) int64, -100 where there is none.
+        total_items: Scalar, labels in all micro-batches and processes.
+
+    Raises:
+        ValueError: if a loss's input has an unfit form.
+    """
+    items = (labels != IGNORED).sum()
+    share = items / total_items
+    if config.aux_loss_coef:
+        balance = _balance(config, inputs, labels)
+        yield Term("aux_loss", config.aux_loss_coef, _mean(layers, balance), items, share)
+    counts, totals = inputs.counts(), inputs.totals or {}
+    for coefficient, total_name, loss in (
+        ("lpr_loss_coef", "num_old_items_in_batch", partial(_lpr, config.lpr_double_softmax)),
+        ("classify_loss_coef", "num_tagged_sequences_in_batch", _classify),
+        ("sequential_add_loss_coef", "num_target_items_in_batch", _sequential_add),
+    ):
+        value = getattr(config, coefficient)
+        if not value:
+            continue
+        mean, count = _mean(layers, partial(loss, inputs)), counts[total_name]
+        # Without a total, as if the items were spread like the labels.
+        part = count / totals[total_name].clamp(min=1) if total_name in totals else share
+        yield Term(coefficient.removesuffix("_coef"), value, mean, count, part)
+
+
+def _balance(
+    config: MoeConfig, inputs: MixtureInputs, labels: torch.Tensor
+) -> Callable[[LayerRouting], torch.Tensor | None]:
+    mask = inputs.token_mask
+    if config.aux_loss_per_sequence:
+        weights = (labels != IGNORED).sum(dim=1)
+        return lambda r: sequence_load_balancing_loss(r.router_logits, r.selected_experts, mask, weights)
+    return lambda r: load_balancing_loss(r.router_logits, r.selected_experts, mask)
+
+
+def _lpr(double_softmax: bool, inputs: MixtureInputs, routing: LayerRouting) -> torch.Tensor | None:
+    assert inputs.old_tokens is not None, "checked before"
+    return language_prior_loss(routing.router_logits, inputs.old_tokens, double_softmax)
+
+
+def _classify(inputs: MixtureInputs, routing: LayerRouting) -> torch.Tensor | None:
+    assert inputs.group_tags is not None, "checked before"
+    if routing.group_logits is None:
+        return None
+    highest = int(inputs.group_tags.max())
+    if highest >= routing.plan.num_groups:
+        raise ValueError(f"group_tags names group {highest}, but group_nums gives a layer {routing.plan.num_groups}")
+    return classify_loss(routing.group_logits, inputs.group_tags)
+
+
+def _sequential_add(inputs: MixtureInputs, routing: LayerRouting) -> torch.Tensor | None:
+    mask = inputs.targeted_tokens()
+    return sequential_add_loss(routing.router_logits, inputs.targets_in_layer(routing.plan), mask)
+
+
+def _mean(layers: Layers, loss_of_layer: Callable[[LayerRouting], torch.Tensor | None]) -> torch.Tensor:
+    """Mean over the mixture layers that have the loss; they may lie on several devices."""
+    losses = [loss for loss in map(loss_of_layer, layers.values()) if loss is not None]
+    return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
