@@ -62,7 +62,7 @@ def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
     given = arguments | (getattr(load_config, "download_kwargs", None) or {}) | (arguments.get("adapter_kwargs") or {})
     options = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
     model_id = arguments.get("peft_model_id") or getattr(load_config, "pretrained_model_name_or_path", None)
-    config = arguments.get("peft_config")
+    config: Any = arguments.get("peft_config")
     import peft
 
     if config is None and model_id is not None:
@@ -75,7 +75,7 @@ def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
     config.inference_mode = not arguments.get("is_trainable", False)
     tensors = arguments.get("adapter_state_dict")
     if tensors is None:
-        tensors = peft.utils.load_peft_weights(model_id, device="cpu", **options)
+        tensors = peft.utils.load_peft_weights(str(model_id), device="cpu", **options)
     low_cpu_mem_usage = bool(arguments.get("low_cpu_mem_usage"))
     peft.inject_adapter_in_model(config, instance, name, low_cpu_mem_usage=low_cpu_mem_usage)
     peft.set_peft_model_state_dict(instance, tensors, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)

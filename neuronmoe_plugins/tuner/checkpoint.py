@@ -104,10 +104,9 @@ def _extended(
     given: StateDict, expected: StateDict, layers: dict[str, MoeLayer], adapter_name: str, config: MoeConfig
 ) -> StateDict:
     """Fill what an extension adds to the adapter that it starts from: new experts, router rows and classifiers."""
-    added = {
-        key: value for key, value in expected.items() if ".moe_token_classify" in key and config.classify_loss_coef
-    }
-    if not config.inference_mode and added and added.keys().isdisjoint(given):
+    added = {key: value for key, value in expected.items() if ".moe_token_classify" in key}
+    trains_classifier = bool(config.classify_loss_coef) and not config.inference_mode
+    if trains_classifier and added.keys().isdisjoint(given):
         given = given | {key: _random_rows(value.shape, value) for key, value in added.items()}
     old_sizes = {}
     for name, layer in layers.items():
@@ -157,7 +156,7 @@ def _check_complete(
     if found:
         raise UserError(
             f"the file of the moe adapter {adapter_name!r} does not fit the model and the adapter's configuration: it "
-            f"{'; it '.join(found)}. Check num_experts and layers_to_transform, and that the base model is the right one"
+            f"{'; it '.join(found)}. Check num_experts and layers_to_transform, and that this is the right base model"
         )
 
 

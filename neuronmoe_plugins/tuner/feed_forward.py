@@ -58,9 +58,9 @@ def find_feed_forwards(model: PreTrainedModel) -> dict[int, FeedForward]:
         looked_for = "; ".join(f"{name} (a module with {family})" for name, family in families.items())
         found = ", ".join(f"{len(found)} of {pattern} ({name})" for (name, pattern), found in candidates.items())
         raise ValueError(
-            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture. Looked in each of "
-            f"its {expected} decoder layers for one of: {looked_for}; found {found or 'none'}. A model that already is a "
-            "mixture of experts cannot be extended; another kind of MLP can be added by a plugin"
+            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture. Looked in each "
+            f"of its {expected} decoder layers for one of: {looked_for}; found {found or 'none'}. A model that already "
+            "is a mixture of experts cannot be extended; another kind of MLP can be added by a plugin"
         )
     return dict(sorted(complete[0].items()))
 
@@ -124,12 +124,13 @@ def run_expert(
     family: FeedForwardFamily,
     act_fn: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Run one expert on hidden states (tokens, hidden); `weights` by :func:`weight_names`."""
+    """Run one expert in its own dtype on hidden states (tokens, hidden); `weights` by :func:`weight_names`."""
 
     def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, weights[name], weights.get(f"{name}_bias"))
 
-    output: torch.Tensor = family.forward(hidden_states, linear, act_fn)
+    dtype = weights[family.projections[0]].dtype
+    output: torch.Tensor = family.forward(hidden_states.to(dtype), linear, act_fn)
     return output
 
 

@@ -1,8 +1,8 @@
 """The model inputs that the mixture's losses read, beside those of the base model, and how many items each has.
 
 A loss that is a mean over some items is accumulated exactly over micro-batches and processes if each adds its share of
-all items. Who splits a batch therefore passes the total counts on (see `count_items`), as transformers' Trainer does with
-`num_items_in_batch` for the labelled tokens.
+all items. Who splits a batch therefore passes the total counts on (see `count_items`), as transformers' Trainer does
+with `num_items_in_batch` for the labelled tokens.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class MixtureInputs:
         """Bring the inputs into shape.
 
         Args:
-            given: Those of `old_language_mask` (batch, sequence) bool or 0/1, `group_tags` (batch,) or (batch, sequence)
-                int64, and `target_experts` (batch, sequence, targets) int64 that the batch has, and their totals.
+            given: Those of `old_language_mask` (batch, sequence) bool or 0/1, `group_tags` (batch,) or
+                (batch, sequence) int64, and `target_experts` (batch, sequence, targets) int64 that the batch has, and
+                their totals.
             attention_mask: The model's; (batch, sequence), or another form, which leaves no token out.
         """
         inputs = cls(
@@ -93,8 +94,8 @@ class MixtureInputs:
             return (self.target_experts != IGNORED).any(dim=-1)
         if self.token_groups is None:
             raise ValueError(
-                "sequential_add_loss_coef needs target_experts, or group_tags of (batch, sequence); got one tag for each "
-                "sequence"
+                "sequential_add_loss_coef needs target_experts, or group_tags of (batch, sequence); got one tag for "
+                "each sequence"
             )
         return self.token_groups != IGNORED
 

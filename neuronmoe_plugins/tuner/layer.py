@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -170,9 +171,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
             for tensors in zip(*(stack[adapter_name].unbind(0) for stack in stacks), strict=True):
                 weights = dict(zip(self.weight_names, tensors, strict=True))
-                experts.append(
-                    lambda x, w=weights: run_expert(x.to(w[self.weight_names[0]].dtype), w, self.family, act_fn)
-                )
+                experts.append(partial(run_expert, weights=weights, family=self.family, act_fn=act_fn))
         return experts
 
     def _parameters_of(self, name: str) -> nn.ParameterDict:

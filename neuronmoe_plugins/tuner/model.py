@@ -99,8 +99,9 @@ class MoeModel(BaseTuner):
         """Means over the training forwards since the last call, of this process.
 
         Returns:
-            `lm_loss`, `aux_loss`, `lpr_loss`, `classify_loss` and `sequential_add_loss` (those in use; before their
-            coefficients, nats per item but for the balance loss, which has no unit), and per mixture layer `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
+            `lm_loss`, `aux_loss`, `lpr_loss`, `classify_loss` and `sequential_add_loss` (those in use, before their
+            coefficients; nats per item, but for the balance loss, which has no unit), and per mixture layer
+            `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
             `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given).
         """
         return {name: total / number for name, (total, number) in self.pop_metric_sums().items() if number}

@@ -24,7 +24,7 @@ class Objective:
     In training, `outputs.loss` becomes `lm + sum of share * coefficient * loss` over the mixture's losses, each a mean
     over the mixture layers. `share` is this micro-batch's part of the items that the loss is a mean of: labelled tokens
     for the balance loss (`num_items_in_batch`, by which the model has divided the LM loss too), and those of
-    `neuronmoe_plugins.tuner.inputs` for the others. Hooks reach every way in which PEFT and its hosts call the base model.
+    `neuronmoe_plugins.tuner.inputs` for the others. Hooks reach every way in which PEFT and its hosts call the model.
 
     Attributes:
         context: Shared with the mixture layers.
@@ -140,8 +140,8 @@ def _check_losses_possible(
         )
     if config.classify_loss_coef and inputs.group_tags is None:
         raise ValueError(
-            "classify_loss_coef is set, but the batch has no group_tags (batch,) or (batch, sequence) with the language "
-            "group of each sequence: tag the data sets, or set classify_loss_coef to 0"
+            "classify_loss_coef is set, but the batch has no group_tags (batch,) or (batch, sequence) with the "
+            "language group of each sequence: tag the data sets, or set classify_loss_coef to 0"
         )
     if config.sequential_add_loss_coef and inputs.target_experts is None and inputs.group_tags is None:
         raise ValueError(

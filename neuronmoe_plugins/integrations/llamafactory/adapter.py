@@ -100,11 +100,11 @@ def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments
 
 def describe_mixture(model: torch.nn.Module) -> str:
     """One line for the log: mixture layers, experts, and parameters added and trainable."""
-    layers = {m.layer_index: m for m in model.modules() if isinstance(m, MoeLayer)}
-    experts = ", ".join(f"{index}: {max(layer.num_experts.values())}" for index, layer in sorted(layers.items()))
+    plans = {m.layer_index: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MoeLayer)}
+    experts = ", ".join(f"{index}: {plan.num_experts}" for index, plan in sorted(plans.items()))
     added = [(_size(p), p.requires_grad) for name, p in model.named_parameters() if ".moe_" in name]
     return (
-        f"Fine-tuning method: MoE. {len(layers)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "
+        f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "
         f"{sum(size for size, _ in added):,} new parameters, "
         f"{sum(size for size, trainable in added if trainable):,} trainable"
     )
