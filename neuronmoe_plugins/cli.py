@@ -117,6 +117,18 @@ def recipe(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of an adapter, published or this package's.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the same adapter in the other format.")],
+) -> None:
+    """Rewrite an adapter of the published code as this package's, or back; nothing is lost either way."""
+    from neuronmoe_plugins.convert import convert as convert_adapter
+
+    written = convert_adapter(source, output)
+    typer.echo(f"Wrote {output} in the {written} format")
+
+
+@app.command()
 def doctor() -> None:
     """Show which hosts are installed, supported and extended, and what to do about those that are not."""
     from rich.console import Console

@@ -69,8 +69,11 @@ def _get_state_dict(wrapped: Callable[..., Any], instance: None, args: tuple[Any
     arguments, is_moe = _bound(wrapped, args, kwargs)
     if not is_moe:
         return wrapped(*args, **kwargs)
-    from neuronmoe_plugins.tuner.checkpoint import to_file
+    from neuronmoe_plugins.tuner.checkpoint import to_file, without_other_adapters
 
+    model, state_dict = arguments["model"], arguments["state_dict"]
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    arguments["state_dict"] = without_other_adapters(state_dict, model, arguments["adapter_name"])
     return to_file(wrapped(**arguments))
 
 

@@ -1,4 +1,4 @@
-"""transformers: counts the items of the mixture's losses in its Trainer, and loads `moe` adapters into its models."""
+"""transformers: its Trainer trains with the mixture's losses, and its models load `moe` adapters."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `transformers.trainer`."""
     wrapt.wrap_function_wrapper(module, "Trainer.get_batch_samples", _get_batch_samples)
+    wrapt.wrap_function_wrapper(module, "Trainer.__init__", _init)
 
 
 def extend_adapter_loading(module: ModuleType) -> None:
@@ -48,6 +49,31 @@ def _get_batch_samples(
         for batch in batches:
             batch[name] = total
     return batches, num_items
+
+
+def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for the constructor: whatever a subclass's `compute_loss` does, the mixture's losses are part of it."""
+    wrapped(*args, **kwargs)
+    instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
+
+
+def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `compute_loss(model, inputs, return_outputs, num_items_in_batch)`.
+
+    Some trainers compute the LM loss from the logits and leave the model's own, with all that was added to it, unused.
+    """
+    result = wrapped(*args, **kwargs)
+    trainer = getattr(wrapped, "__self__", instance)
+    objective: Any = next((o for m in trainer.model.modules() if (o := vars(m).get("moe_objective"))), None)
+    added = None if objective is None else objective.added
+    if added is None or not added.requires_grad:
+        return result
+    objective.added = None
+    loss, *outputs = result if isinstance(result, tuple) else (result,)
+    if torch.autograd.grad(loss, added, retain_graph=True, allow_unused=True)[0] is None:
+        over_processes = trainer.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
+        loss = loss + added * (trainer.accelerator.num_processes if over_processes else 1)
+    return (loss, *outputs) if isinstance(result, tuple) else loss
 
 
 def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

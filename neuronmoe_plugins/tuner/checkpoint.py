@@ -77,6 +77,19 @@ def to_file(state_dict: StateDict) -> StateDict:
     return dict(sorted(joined.items()))
 
 
+def without_other_adapters(state_dict: StateDict, model: nn.Module, adapter_name: str) -> StateDict:
+    """Drop the parameters of all mixtures but the adapter's from a model's state."""
+    others = {
+        f"{name}.{attribute}.{other}"
+        for name, layer in model.named_modules()
+        if isinstance(layer, MoeLayer)
+        for attribute in layer.adapter_layer_names
+        for other in getattr(layer, attribute)
+        if other != adapter_name
+    }
+    return {key: tensor for key, tensor in state_dict.items() if key.removesuffix(".weight") not in others}
+
+
 def mixture_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, MoeLayer]]:
     """Name and module of the layers in which the adapter has a mixture."""
     for name, module in model.named_modules():

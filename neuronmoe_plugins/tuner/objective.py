@@ -30,12 +30,14 @@ class Objective:
         context: Shared with the mixture layers.
         metrics: Means for logs.
         shares: Routing shares under measurement, if any.
+        added: What the last training forward added to the loss, a scalar with its graph; None if nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.context = ForwardContext()
         self.metrics = RoutingMetrics()
         self.shares: RoutingShares | None = None
+        self.added: torch.Tensor | None = None
         self._signature = inspect.signature(model.forward)
         self._given: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = [
@@ -103,10 +105,13 @@ class Objective:
         total_items = items if total_items is None else total_items
         self.metrics.add("lm_loss", loss * total_items, items)
         self.metrics.add_routing(layers, inputs.token_mask, inputs.old_tokens)
+        self.added = None
         for term in mixture_terms(config, layers, inputs, labels, total_items):
             self.metrics.add(term.name, term.value * term.items, term.items)
-            loss = loss + (term.share * term.coefficient * term.value).to(loss.device)
-        outputs.loss = loss
+            part = (term.share * term.coefficient * term.value).to(loss.device)
+            self.added = part if self.added is None else self.added + part
+        if self.added is not None:
+            outputs.loss = loss + self.added
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:

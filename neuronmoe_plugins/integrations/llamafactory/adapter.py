@@ -10,13 +10,18 @@ from typing import Any
 import torch
 import wrapt
 from llamafactory.extras import logging
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+
+# Fields of the configuration that never come from the adapter, under the same names in the arguments.
+FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
 
 # A child of the host's logger, which alone has a handler and a level.
 logger = logging.get_logger("llamafactory.neuronmoe")
@@ -45,17 +50,23 @@ def init_moe_adapter(
     """
     if not is_trainable and not model_args.adapter_name_or_path:
         raise UserError("finetuning_type: moe without training needs an adapter: set adapter_name_or_path")
-    config = load_or_make_config(model_args, finetuning_args)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    config = load_or_make_config(model_args, finetuning_args, num_layers)
     if model_args.adapter_name_or_path:
-        path = model_args.adapter_name_or_path[-1]
-        mixture: torch.nn.Module = PeftModel.from_pretrained(
-            model,
-            path,
-            config=config,
-            is_trainable=is_trainable,
-            offload_folder=model_args.offload_folder,
-            **_adapter_location(model_args),
-        )
+        path, location = model_args.adapter_name_or_path[-1], _adapter_location(model_args)
+        mixture: torch.nn.Module
+        if drops_classifiers(finetuning_args):
+            config.inference_mode = not is_trainable
+            mixture = _load_without_classifiers(model, path, config, location)
+        else:
+            mixture = PeftModel.from_pretrained(
+                model,
+                path,
+                config=config,
+                is_trainable=is_trainable,
+                offload_folder=model_args.offload_folder,
+                **location,
+            )
         logger.info_rank0(f"Loaded adapter(s): {path}")
     else:
         mixture = get_peft_model(model, config)
@@ -67,27 +78,27 @@ def init_moe_adapter(
     return mixture
 
 
-def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments) -> MoeConfig:
+def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments, num_layers: int) -> MoeConfig:
     """The configuration of the adapter in `adapter_name_or_path`, or of a new one.
 
-    An adapter keeps its experts; the losses and what is trained always follow the arguments.
+    An adapter keeps its experts unless it is extended; the losses and what is trained always follow the arguments.
+
+    Args:
+        model_args: The host's model arguments.
+        finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
+        num_layers: Decoder layers of the base model.
 
     Raises:
         UserError: if there is no adapter at the path, it is of another kind, or its experts are not those asked for.
     """
-    training: dict[str, Any] = {
-        "aux_loss_coef": finetuning_args.aux_loss_coef,
-        "lpr_loss_coef": finetuning_args.lpr_loss_coef,
-        "lpr_double_softmax": finetuning_args.lpr_double_softmax,
-        "train_only_router": finetuning_args.train_only_router,
-    }
+    training: dict[str, Any] = {name: getattr(finetuning_args, name) for name in FROM_ARGUMENTS}
     if finetuning_args.topk is not None:
         training["topk"] = finetuning_args.topk
     try:
         if not model_args.adapter_name_or_path:
-            return MoeConfig(task_type="CAUSAL_LM", **_expert_counts(finetuning_args), **training)
+            return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)
         config = _load_config(model_args)
-        _check_same_experts(config, finetuning_args, model_args.adapter_name_or_path[-1])
+        apply_experts(config, finetuning_args, model_args.adapter_name_or_path[-1], num_layers)
         for name, value in training.items():
             setattr(config, name, value)
         config.__post_init__()
@@ -118,11 +129,15 @@ def _init_adapter(wrapped: Callable[..., Any], instance: None, args: tuple[Any, 
     return init_moe_adapter(bound["model"], bound["model_args"], bound["finetuning_args"], bound["is_trainable"])
 
 
-def _expert_counts(finetuning_args: MoeFinetuningArguments) -> dict[str, Any]:
-    """The arguments that fix an adapter's experts, as far as they are given, under MoeConfig's names."""
-    num_experts = finetuning_args.moe_num_experts or finetuning_args.expert_list
-    counts = {"num_experts": num_experts, "layers_to_transform": finetuning_args.moe_layers}
-    return {name: value for name, value in counts.items() if value is not None}
+def _load_without_classifiers(
+    model: PreTrainedModel, path: str, config: MoeConfig, location: dict[str, Any]
+) -> torch.nn.Module:
+    """Load an adapter but for the language-group classifiers in its file, which its configuration no longer has."""
+    mixture = get_peft_model(model, config)
+    weights = load_peft_weights(path, device="cpu", **location)
+    kept = {name: weight for name, weight in weights.items() if ".moe_token_classify." not in name}
+    set_peft_model_state_dict(mixture, kept)
+    return mixture
 
 
 def _adapter_location(model_args: Any) -> dict[str, Any]:
@@ -144,18 +159,6 @@ def _load_config(model_args: Any) -> MoeConfig:
     if not isinstance(config, MoeConfig):
         raise UserError(f"adapter_name_or_path: {path} holds a {config.peft_type} adapter, not a MOE one")
     return config
-
-
-def _check_same_experts(config: MoeConfig, finetuning_args: MoeFinetuningArguments, path: str) -> None:
-    keys = {"num_experts": "ada_moe_num_experts_list", "layers_to_transform": "layers_to_moe"}
-    if finetuning_args.moe_num_experts is not None:
-        keys["num_experts"] = "moe_num_experts"
-    for name, value in _expert_counts(finetuning_args).items():
-        if getattr(config, name) != value:
-            raise UserError(
-                f"{keys[name]} is {value}, but the adapter in {path} has {getattr(config, name)}: remove the key, an "
-                "adapter brings its own experts"
-            )
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

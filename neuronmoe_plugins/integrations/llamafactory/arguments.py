@@ -40,12 +40,32 @@ class MoeFinetuningArguments(FinetuningArguments):
             "dense."
         },
     )
+    old_moe_num_experts_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Experts of each layer before an extension: `3,1,1` or a YAML list. Where they are those of "
+            "the adapter in `adapter_name_or_path`, and ada_moe_num_experts_list is larger, they are kept frozen and "
+            "new ones added. Sequences of language group 1 use them alone."
+        },
+    )
+    group_nums: str | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Language groups that a classifier in each layer tells apart: an integer for all layers, or "
+            "`0,2,2` or a YAML list, 0 for a layer without one. 0 alone drops the classifiers of the adapter. Group 0 "
+            "uses the base MLP, group 1 the experts of old_moe_num_experts_list, the others all."
+        },
+    )
     layers_to_moe: str | None = field(
         default=None,
         metadata={"help": "[moe] Decoder layers to transform: `0,1,29` or a YAML list. All when not given."},
     )
     aux_loss_coef: float | None = field(
         default=None, metadata={"help": "[moe] Coefficient of the load-balancing loss. No such loss when not given."}
+    )
+    aux_loss_per_sequence: bool = field(
+        default=False,
+        metadata={"help": "[moe] Balance the load within each sequence instead of over the micro-batch."},
     )
     lpr_loss_coef: float | None = field(
         default=None,
@@ -58,9 +78,25 @@ class MoeFinetuningArguments(FinetuningArguments):
         default=False,
         metadata={"help": "[moe] Take the softmax twice in the language-prior loss, as the published code does."},
     )
+    classify_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Coefficient of the loss of the classifiers of `group_nums`; needs `sequential_add_mask: "
+            "true`. No such loss when not given."
+        },
+    )
+    sequential_add_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] Coefficient of the loss that draws each token to the experts of its language group; needs "
+            "`sequential_add_mask: true`. No such loss when not given."
+        },
+    )
     train_only_router: bool = field(
         default=False,
-        metadata={"help": "[moe] Train the routers alone, from the adapter in `adapter_name_or_path` (stage 2)."},
+        metadata={
+            "help": "[moe] Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -77,12 +113,14 @@ class MoeFinetuningArguments(FinetuningArguments):
         if self.moe_num_experts is not None and self.ada_moe_num_experts_list is not None:
             raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")
         self.expert_list: list[int] | None = _integers("ada_moe_num_experts_list", self.ada_moe_num_experts_list)
+        self.old_expert_list: list[int] | None = _integers("old_moe_num_experts_list", self.old_moe_num_experts_list)
+        self.group_counts: int | list[int] | None = _one_or_more("group_nums", self.group_nums)
         self.moe_layers: list[int] | None = _integers("layers_to_moe", self.layers_to_moe)
 
 
 @dataclass
 class MoeDataArguments(DataArguments):
-    """LLaMA-Factory's data arguments and those of the language mask."""
+    """LLaMA-Factory's data arguments and those of the tags that every token gets from its data set."""
 
     generate_lang_mask: bool = field(
         default=False,
@@ -95,6 +133,13 @@ class MoeDataArguments(DataArguments):
         default=None,
         metadata={
             "help": "[moe] Languages that count as old where data sets are tagged with language codes: `en,es,zh`."
+        },
+    )
+    sequential_add_mask: bool = field(
+        default=False,
+        metadata={
+            "help": "[moe] Tag every token with the language group of its data set, the `group_tag` in "
+            "dataset_info.json (`g0`, `g1` or 0, 1), for the losses of classify_loss_coef and sequential_add_loss_coef."
         },
     )
 
@@ -141,3 +186,9 @@ def _integers(name: str, value: str | list[Any] | int | None) -> list[int] | Non
         return None if words is None else [int(word) for word in words]
     except ValueError as error:
         raise UserError(f"{name} must be a list of integers such as 6,2,1; got {value!r}") from error
+
+
+def _one_or_more(name: str, value: str | list[Any] | int | None) -> int | list[int] | None:
+    """As :func:`_integers`, but a single number that is not in a list stays one."""
+    numbers = _integers(name, value)
+    return numbers[0] if numbers is not None and len(numbers) == 1 and not isinstance(value, list) else numbers

@@ -10,7 +10,11 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeFinetuningArguments,
     given_moe_arguments,
 )
-from neuronmoe_plugins.integrations.llamafactory.language_tags import old_language_of_datasets
+from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP, LANGUAGE, TokenTag, asked_tags
+from neuronmoe_plugins.tuner import MoeConfig
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+
+GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 
 
 def check_method(model_args: Any, data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
@@ -57,19 +61,37 @@ def check_training(
     """
     if finetuning_args.train_only_router and not model_args.adapter_name_or_path:
         raise UserError("train_only_router trains an existing adapter: set adapter_name_or_path to that of stage 1")
+    _check_losses(data_args, finetuning_args)
+    _check_checkpointing(model_args, finetuning_args, given)
+    for tag in asked_tags(data_args):
+        _check_data_path(tag, data_args, finetuning_args)
+    if data_args.generate_lang_mask:
+        _check_languages(data_args, finetuning_args)
+    config, num_layers = _check_experts(model_args, finetuning_args)
+    if data_args.sequential_add_mask:
+        _check_groups(data_args, config, num_layers)
+
+
+def _check_losses(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
+    """A loss needs the tags that it reads, and what changes a loss needs the loss."""
     if finetuning_args.lpr_loss_coef and not data_args.generate_lang_mask:
         raise UserError("lpr_loss_coef needs to know which tokens are in an old language: set generate_lang_mask: true")
-    _check_checkpointing(model_args, finetuning_args, given)
-    if data_args.generate_lang_mask:
-        _check_language_mask(data_args, finetuning_args)
-    _check_experts(model_args, finetuning_args)
+    group_losses = [name for name in GROUP_LOSSES if getattr(finetuning_args, name)]
+    if group_losses and not data_args.sequential_add_mask:
+        raise UserError(
+            f"{' and '.join(group_losses)}: the language group of each token is missing: set sequential_add_mask: true"
+        )
+    if data_args.sequential_add_mask and not group_losses:
+        raise UserError(f"sequential_add_mask has no effect without {' or '.join(GROUP_LOSSES)}")
+    if finetuning_args.aux_loss_per_sequence and not finetuning_args.aux_loss_coef:
+        raise UserError("aux_loss_per_sequence has no effect without aux_loss_coef")
 
 
 def _check_checkpointing(model_args: Any, finetuning_args: MoeFinetuningArguments, given: set[str]) -> None:
     """Router logits recorded under reentrant checkpointing have no gradient."""
     if model_args.disable_gradient_checkpointing:
         return
-    losses = [name for name in ("aux_loss_coef", "lpr_loss_coef") if getattr(finetuning_args, name)]
+    losses = [name for name in LOSS_COEFFICIENTS if getattr(finetuning_args, name)]
     for key in ("use_reentrant_gc", "use_unsloth_gc"):
         if losses and key in given and getattr(model_args, key):
             raise UserError(
@@ -78,15 +100,19 @@ def _check_checkpointing(model_args: Any, finetuning_args: MoeFinetuningArgument
             )
 
 
-def _check_language_mask(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
-    """The mask needs a data path that carries it, and a tag on every data set."""
+def _check_data_path(tag: TokenTag, data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
+    """Tags need a data path that carries them."""
     for key in ("streaming", "tokenized_path", "neat_packing"):
         if getattr(data_args, key):
-            raise UserError(f"generate_lang_mask does not work with {key}: remove {key}")
+            raise UserError(f"{tag.argument} does not work with {key}: remove {key}")
     if finetuning_args.stage == "sft" and data_args.packing:
-        raise UserError("generate_lang_mask does not work with packing in stage: sft: set packing: false")
-    training = old_language_of_datasets(data_args.dataset or [], data_args)
-    old_language_of_datasets(data_args.eval_dataset or [], data_args)
+        raise UserError(f"{tag.argument} does not work with packing in stage: sft: set packing: false")
+
+
+def _check_languages(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
+    """Every data set has a language, and the language-prior loss some old one."""
+    training = LANGUAGE.of_datasets(data_args.dataset or [], data_args)
+    LANGUAGE.of_datasets(data_args.eval_dataset or [], data_args)
     if finetuning_args.lpr_loss_coef and not any(training.values()):
         raise UserError(
             f"lpr_loss_coef has nothing to act on: none of the data sets {', '.join(training)} is in an old language; "
@@ -94,15 +120,45 @@ def _check_language_mask(data_args: MoeDataArguments, finetuning_args: MoeFinetu
         )
 
 
-def _check_experts(model_args: Any, finetuning_args: MoeFinetuningArguments) -> None:
-    """The expert counts must fit the model's layers, and an adapter that is loaded."""
+def _check_groups(data_args: MoeDataArguments, config: MoeConfig, num_layers: int) -> None:
+    """Every data set has a group that the classifiers know, and that has experts where tokens are drawn to them."""
+    plans = config.layer_plans(num_layers).values()
+    training = GROUP.of_datasets(data_args.dataset or [], data_args)
+    known = min((plan.num_groups for plan in plans if plan.num_groups), default=None)
+    for name, group in (training | GROUP.of_datasets(data_args.eval_dataset or [], data_args)).items():
+        if known is not None and group >= known:
+            raise UserError(
+                f'{data_args.dataset_dir}/dataset_info.json: {name}: "group_tag" is group {group}, but group_nums has '
+                f"{known}, which are 0 to {known - 1}"
+            )
+    has_experts = {
+        0: True,
+        1: any((plan.num_old_experts or plan.num_experts) > 1 for plan in plans),
+        2: any(plan.num_experts > (plan.num_old_experts or plan.num_experts) for plan in plans),
+    }
+    for name, group in training.items():
+        if config.sequential_add_loss_coef and not has_experts[min(group, 2)]:
+            raise UserError(
+                f"sequential_add_loss_coef draws the tokens of {name} to no expert: its group {group} has those beyond "
+                "old_moe_num_experts_list, and there are none"
+            )
+
+
+def _check_experts(model_args: Any, finetuning_args: MoeFinetuningArguments) -> tuple[MoeConfig, int]:
+    """The expert counts must fit the model's layers, and an adapter that is loaded.
+
+    Returns:
+        The configuration of the adapter that will be trained, and the model's number of layers.
+    """
     from llamafactory.model.loader import load_config
 
     from neuronmoe_plugins.integrations.llamafactory.adapter import load_or_make_config
 
-    config = load_or_make_config(model_args, finetuning_args)
+    num_layers = load_config(model_args).get_text_config().num_hidden_layers
+    config = load_or_make_config(model_args, finetuning_args, num_layers)
     key = "layers_to_moe, moe_num_experts" if finetuning_args.expert_list is None else "ada_moe_num_experts_list"
     try:
-        config.experts_per_layer(load_config(model_args).get_text_config().num_hidden_layers)
+        config.layer_plans(num_layers)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
+    return config, num_layers

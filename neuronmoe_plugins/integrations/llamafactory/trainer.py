@@ -1,4 +1,4 @@
-"""Hooks on LLaMA-Factory's trainers: the collator that pads the mask, and losses and routing in every log."""
+"""Hooks on LLaMA-Factory's trainers: the collator that pads the token tags, and losses and routing in every log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import torch
 import wrapt
 from llamafactory.train.callbacks import LogCallback
 
-from neuronmoe_plugins.integrations.llamafactory.language_mask import LanguageMaskCollator
+from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 from neuronmoe_plugins.tuner import MoeLayer
 
 # The trainer of each stage's module.
 TRAINERS = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer"}
 
+LOSSES = ("lm_loss", "aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss")
+
 
 def extend_trainer(module: ModuleType) -> None:
-    """Let the trainer of `module` feed the mask and log the mixture."""
+    """Let the trainer of `module` feed the token tags and log the mixture."""
     name = TRAINERS[module.__name__]
     wrapt.wrap_function_wrapper(module, f"{name}.__init__", _init)
     wrapt.wrap_function_wrapper(module, f"{name}.log", _log)
@@ -30,7 +32,7 @@ def mean_metrics(trainer: Any) -> dict[str, float]:
     Every process has to call this; the names are in the order of the log.
     """
     layers = sorted(m.layer_index for m in trainer.model.modules() if isinstance(m, MoeLayer))
-    names = ["lm_loss", "aux_loss", "lpr_loss"]
+    names = [*LOSSES]
     names += [f"{share}/layer_{layer}" for share in ("expert0_share", "expert0_share_old") for layer in layers]
     local = trainer.model.base_model.pop_metric_sums()
     sums = torch.tensor([local.get(name, (0, 0)) for name in names], dtype=torch.float64)
@@ -44,7 +46,7 @@ def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kw
     if kwargs["finetuning_args"].finetuning_type != "moe":
         wrapped(*args, **kwargs)
         return
-    kwargs["data_collator"] = LanguageMaskCollator(kwargs["data_collator"])
+    kwargs["data_collator"] = TokenTagCollator(kwargs["data_collator"])
     wrapped(*args, **kwargs)
     for callback in kwargs.get("callbacks") or []:
         if isinstance(callback, LogCallback):
@@ -75,4 +77,4 @@ def _extend_trainer_log(callback: LogCallback, trainer: Any) -> None:
 
 
 def _is_metric(name: str) -> bool:
-    return name in ("lm_loss", "aux_loss", "lpr_loss") or name.startswith("expert0_share")
+    return name in LOSSES or name.startswith("expert0_share")

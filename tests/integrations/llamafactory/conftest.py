@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_runs import stage1_arguments
 
 if find_spec("llamafactory") is None:  # the extra `train` is not installed
     collect_ignore_glob = ["test_*.py"]
@@ -22,6 +23,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     `en_even` and `el_even`: texts of 31 bytes, so that with their EOS every block of 64 tokens holds two.
     `en_odd` and `el_odd`: texts of many lengths. `*_coded` are those with language codes. Latin letters are old.
+    Texts in Latin letters are in language group 0, those in Greek ones in group 1, and in `el_third` in group 2.
     """
     folder = tmp_path_factory.mktemp("data")
     random_ = random.Random(0)
@@ -39,46 +41,31 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, lines in files.items():
         rows = (json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
-    tags = {"en_even": "old", "el_even": "new", "en_odd": "old", "el_odd": "new"}
-    info: dict[str, Any] = {name: _entry(name, language=tag) for name, tag in tags.items()}
+    tags = {"en_even": ("old", "g0"), "el_even": ("new", "g1"), "en_odd": ("old", 0), "el_odd": ("new", 1)}
+    info: dict[str, Any] = {name: _entry(name, language=tag, group_tag=group) for name, (tag, group) in tags.items()}
+    info |= {"el_third": _entry("el_odd", language="new", group_tag="g2")}
+    info |= {f"group_{tag}": _entry("en_odd", group_tag=tag) for tag in ("second", "1", -1, 0.5, True)}
     info |= {"en_coded": _entry("en_odd", language="en"), "el_coded": _entry("el_odd", language="el")}
     info |= {"untagged": _entry("en_odd"), "strange": _entry("en_odd", language=7)}
-    info |= {"en_chat": _chat(folder, "en_chat", LATIN, "old"), "el_chat": _chat(folder, "el_chat", GREEK, "new")}
+    info |= {"en_chat": _chat(folder, "en_chat", LATIN, "old", "g0")}
+    info |= {"el_chat": _chat(folder, "el_chat", GREEK, "new", "g1")}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 
 
 @pytest.fixture
 def moe_args(tiny_model_dir: Path, data_dir: Path, tmp_path: Path) -> dict[str, Any]:
-    """Arguments of a stage 1 run in float32."""
-    return {
-        "model_name_or_path": str(tiny_model_dir),
-        "stage": "pt",
-        "do_train": True,
-        "finetuning_type": "moe",
-        "ada_moe_num_experts_list": "3,1,1,2",
-        "dataset": "el_even",
-        "dataset_dir": str(data_dir),
-        "cutoff_len": 64,
-        "output_dir": str(tmp_path / "output"),
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_steps": 4,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+    """Arguments of a short stage 1 run in float32."""
+    return stage1_arguments(tiny_model_dir, data_dir, tmp_path / "output")
 
 
 def _entry(file_name: str, **more: Any) -> dict[str, Any]:
     return {"file_name": f"{file_name}.jsonl", "columns": {"prompt": "text"}, **more}
 
 
-def _chat(folder: Path, name: str, alphabet: str, language: str) -> dict[str, Any]:
+def _chat(folder: Path, name: str, alphabet: str, language: str, group: str) -> dict[str, Any]:
     """Instructions of several lengths; the second has no answer, and LLaMA-Factory drops it."""
     rows = [{"instruction": alphabet[: 3 + i], "output": alphabet[:5] if i != 1 else None} for i in range(6)]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     columns = {"prompt": "instruction", "response": "output"}
-    return {"file_name": f"{name}.jsonl", "columns": columns, "language": language}
+    return {"file_name": f"{name}.jsonl", "columns": columns, "language": language, "group_tag": group}

@@ -60,10 +60,10 @@ def test_stage2_keeps_the_adapters_experts_and_takes_the_losses_of_the_yaml(
     del args["ada_moe_num_experts_list"]
     model_args, _, _, finetuning_args, _ = parse(args)
     assert model_args.adapter_name_or_path == [str(adapter_dir)]
-    config = load_or_make_config(model_args, finetuning_args)
+    config = load_or_make_config(model_args, finetuning_args, 4)
     assert (config.num_experts, config.topk, config.train_only_router) == ([3, 1, 1, 2], 1, True)
     assert (config.aux_loss_coef, config.lpr_loss_coef) == (None, 0.1)
-    assert load_or_make_config(*parse(args | {"topk": 2})[0:4:3]).topk == 2
+    assert load_or_make_config(*parse(args | {"topk": 2})[0:4:3], 4).topk == 2
 
 
 def test_help_has_the_new_keys() -> None:

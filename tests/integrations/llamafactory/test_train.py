@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from training_runs import llamafactory_train, losses
 
 from allocations import save_allocation
 from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
@@ -20,28 +19,6 @@ TINY = [
     *("learning_rate=1.0e-3", "max_steps=4", "logging_steps=1"),
 ]
 LAYERS = (0, 3)
-
-
-def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
-    """Run it from another folder, and return what it printed."""
-    tools = Path(sys.executable).parent
-    result = subprocess.run(
-        [tools / "llamafactory-cli", "train", str(yaml), *overrides],
-        env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"} | environment,
-        cwd=yaml.parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
-
-
-def losses(output_dir: Path) -> list[dict[str, float]]:
-    """The training steps of trainer_state.json."""
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
 
 
 def write_tiny_recipe(folder: Path, model: Path, data_dir: Path, zero2: bool) -> Path:

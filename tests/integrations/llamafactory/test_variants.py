@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import train
 
 EXPERTS, ROUTER = (f"base_model.model.model.layers.0.mlp.moe_{name}" for name in ("up_proj", "router.weight"))
-
-
-def train(args: dict[str, Any], output: Path, **overrides: Any) -> list[dict[str, float]]:
-    """Run LLaMA-Factory's training and return the logged steps."""
-    from accelerate.state import AcceleratorState
-    from llamafactory.train.tuner import run_exp
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run_exp(args | {"output_dir": str(output)} | overrides)
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
 
 
 @pytest.fixture

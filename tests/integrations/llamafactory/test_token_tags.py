@@ -1,4 +1,4 @@
-"""Every token's mask against the script that the token is written in."""
+"""Every token's language mask and group against the script that the token is written in."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import pytest
 import torch
 
 EOS = 2
+GROUPS = {"sequential_add_mask": True, "sequential_add_loss_coef": 0.1}
 
 
 def load_train_dataset(args: dict[str, Any], **overrides: Any) -> Any:
     """What LLaMA-Factory would train on."""
+    return load_datasets(args, **overrides)["train_dataset"]
+
+
+def load_datasets(args: dict[str, Any], **overrides: Any) -> Any:
+    """LLaMA-Factory's data sets by name."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
@@ -21,8 +27,7 @@ def load_train_dataset(args: dict[str, Any], **overrides: Any) -> Any:
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(args | overrides)
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
-    module = get_dataset(template, model_args, data_args, training_args, finetuning_args.stage, **tokenizer_module)
-    return module["train_dataset"]
+    return get_dataset(template, model_args, data_args, training_args, finetuning_args.stage, **tokenizer_module)
 
 
 def expected_mask(token_ids: list[int], tiny_model_dir: Path) -> list[int]:
@@ -34,6 +39,11 @@ def expected_mask(token_ids: list[int], tiny_model_dir: Path) -> list[int]:
     for token in tokens:
         mask.append(mask[-1] if token == "</s>" else int(token.isascii() and token.isalpha()))
     return mask
+
+
+def expected_groups(token_ids: list[int], tiny_model_dir: Path) -> list[int]:
+    """Latin letters are in group 0, Greek ones in group 1."""
+    return [1 - is_old for is_old in expected_mask(token_ids, tiny_model_dir)]
 
 
 @pytest.mark.parametrize("mix_strategy", ["concat", "interleave_over"])
@@ -79,7 +89,38 @@ def test_conversations(moe_args: dict[str, Any]) -> None:
     assert list(map(len, dataset["old_language_mask"])) == list(map(len, dataset["input_ids"]))
 
 
-def test_no_mask_without_generate_lang_mask(moe_args: dict[str, Any]) -> None:
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "beside the mask"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
+def test_groups(moe_args: dict[str, Any], tiny_model_dir: Path, together: bool, packing: bool) -> None:
+    with_mask = {"generate_lang_mask": True} if together else {}
+    data = {"dataset": "en_odd,el_odd", "cutoff_len": 48, "packing": packing}
+    dataset = load_train_dataset(moe_args, **GROUPS, **data, **with_mask)
+    tags = ["group_tags", "old_language_mask"] if together else ["group_tags"]
+    assert sorted(dataset.column_names) == sorted(["attention_mask", "input_ids", *tags])
+    for name, expected in (("group_tags", expected_groups), ("old_language_mask", expected_mask)):
+        if name in tags:
+            assert list(chain(*dataset[name])) == expected(list(chain(*dataset["input_ids"])), tiny_model_dir)
+    assert list(map(len, dataset["group_tags"])) == list(map(len, dataset["input_ids"]))
+    assert any(set(groups) == {0, 1} for groups in dataset["group_tags"]) == packing
+
+
+def test_groups_of_conversations_beside_the_mask(moe_args: dict[str, Any]) -> None:
+    data = {"dataset": "en_chat,el_chat", "stage": "sft", "template": "empty", "cutoff_len": 200}
+    dataset = load_train_dataset(moe_args, **GROUPS, **data, generate_lang_mask=True)
+    assert [set(groups) for groups in dataset["group_tags"]] == [{0}] * 5 + [{1}] * 5
+    assert [set(mask) for mask in dataset["old_language_mask"]] == [{1}] * 5 + [{0}] * 5
+    assert list(map(len, dataset["group_tags"])) == list(map(len, dataset["input_ids"]))
+
+
+def test_evaluation_data_has_its_own_tags(moe_args: dict[str, Any], tiny_model_dir: Path) -> None:
+    data = {"dataset": "en_odd", "eval_dataset": "el_even,en_even", "eval_strategy": "steps", "eval_steps": 2}
+    dataset = load_datasets(moe_args, **GROUPS, **data, generate_lang_mask=True)["eval_dataset"]
+    token_ids = list(chain(*dataset["input_ids"]))
+    assert list(chain(*dataset["group_tags"])) == expected_groups(token_ids, tiny_model_dir)
+    assert list(chain(*dataset["old_language_mask"])) == expected_mask(token_ids, tiny_model_dir)
+
+
+def test_no_tags_without_being_asked_for(moe_args: dict[str, Any]) -> None:
     dataset = load_train_dataset(moe_args, dataset="en_odd,el_odd")
     assert sorted(dataset.column_names) == ["attention_mask", "input_ids"]
 
@@ -88,16 +129,22 @@ def test_no_mask_without_generate_lang_mask(moe_args: dict[str, Any]) -> None:
 def test_collator_pads_as_the_hosts_does(tiny_model_dir: Path, padding_side: str) -> None:
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-    from neuronmoe_plugins.integrations.llamafactory.language_mask import LanguageMaskCollator
+    from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir, padding_side=padding_side)
-    collator = LanguageMaskCollator(DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False))
+    collator = TokenTagCollator(DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False))
     features = [
-        {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "old_language_mask": [1, 0, 1]},
-        {"input_ids": [8], "attention_mask": [1], "old_language_mask": [1]},
+        {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "old_language_mask": [1, 0, 1], "group_tags": [0, 2, 0]},
+        {"input_ids": [8], "attention_mask": [1], "old_language_mask": [1], "group_tags": [1]},
     ]
     batch = collator(features)
-    assert batch["old_language_mask"].dtype == torch.int64
-    assert batch["old_language_mask"].tolist() == [[1, 0, 1], [1, 0, 0] if padding_side == "right" else [0, 0, 1]]
+    assert batch["old_language_mask"].dtype == batch["group_tags"].dtype == torch.int64
+    right = padding_side == "right"
+    assert batch["old_language_mask"].tolist() == [[1, 0, 1], [1, 0, 0] if right else [0, 0, 1]]
+    assert batch["group_tags"].tolist() == [[0, 2, 0], [1, -100, -100] if right else [-100, -100, 1]]
     assert torch.equal(batch["attention_mask"][1], batch["old_language_mask"][1])
-    assert "old_language_mask" not in collator([{"input_ids": [5], "attention_mask": [1]}])
+    without = collator([{"input_ids": [5], "attention_mask": [1]}])
+    assert without.keys().isdisjoint({"old_language_mask", "group_tags"})
+    alone = collator([{"input_ids": [5], "attention_mask": [1], "group_tags": [1]}])
+    assert "group_tags" in alone
+    assert "old_language_mask" not in alone

@@ -1,0 +1,135 @@
+"""What dataset_info.json says about all tokens of a data set: whether its language is old, and its language group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from neuronmoe_plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments
+
+GROUP_TAG = re.compile(r"g(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TokenTag:
+    """A number that each token gets from its data set.
+
+    Attributes:
+        name: The model input of neuronmoe_plugins.tuner that it becomes.
+        argument: The data argument that asks for it.
+        key: Its key in the data set's entry of dataset_info.json.
+        form: What the entry may say, for errors.
+        padding: The number that padding tokens get.
+        read: (what the entry says, data arguments) -> the number; raises UserError.
+    """
+
+    name: str
+    argument: str
+    key: str
+    form: str
+    padding: int
+    read: Callable[[object, MoeDataArguments], int]
+
+    @property
+    def column(self) -> str:
+        """The column that carries a text's number until the text is tokenised."""
+        return f"_{self.name}"
+
+    def of_datasets(self, names: list[str], data_args: MoeDataArguments) -> dict[str, int]:
+        """Look every data set up in dataset_info.json.
+
+        Returns:
+            Name of the data set -> its tokens' number.
+
+        Raises:
+            UserError: naming the file and the data set that has no tag or a wrong one.
+        """
+        from llamafactory.data.parser import get_dataset_list
+
+        entries = dict(zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True))
+        where = Path(str(data_args.dataset_dir)) / "dataset_info.json"
+        untagged = [name for name, entry in entries.items() if getattr(entry, self.key, None) is None]
+        if untagged:
+            raise UserError(
+                f'{where}: {self.argument} needs a "{self.key}" ({self.form}) in every data set, but '
+                f"{', '.join(untagged)} has none"
+            )
+        numbers = {}
+        for name, entry in entries.items():
+            try:
+                numbers[name] = self.read(getattr(entry, self.key), data_args)
+            except UserError as error:
+                raise UserError(f"{where}: {name}: {error}") from None
+        return numbers
+
+
+def extend_data_parser(module: ModuleType) -> None:
+    """Let `llamafactory.data.parser` keep the tags of each entry."""
+    wrapt.wrap_function_wrapper(module, "DatasetAttr.join", _join_with_tags)
+
+
+def asked_tags(data_args: Any) -> list[TokenTag]:
+    """The tags that the data arguments ask for; none of those of another method."""
+    return [tag for tag in TOKEN_TAGS if getattr(data_args, tag.argument, False)]
+
+
+def is_old_language(tag: object, data_args: MoeDataArguments) -> int:
+    """1 if a data set with this tag is in a language that the base model already knows, else 0.
+
+    Args:
+        tag: `old`, `new`, or a language code.
+        data_args: Data arguments; `original_languages` lists the codes of old languages.
+
+    Raises:
+        UserError: on a tag that is none of these, or a code without `original_languages`.
+    """
+    if tag in ("old", "new"):
+        return int(tag == "old")
+    if not isinstance(tag, str) or not tag:
+        raise UserError(f'"language" must be "old", "new" or a language code; got {tag!r}')
+    if data_args.old_languages is None:
+        raise UserError(
+            f'"language": "{tag}" is neither "old" nor "new": name the old languages in the YAML, such as '
+            "original_languages: en,es,zh"
+        )
+    return int(tag in data_args.old_languages)
+
+
+def language_group(tag: object, _data_args: MoeDataArguments) -> int:
+    """The number of a language group.
+
+    Args:
+        tag: `g0`, `g1`, ..., or 0, 1, ...
+
+    Raises:
+        UserError: on any other tag.
+    """
+    if isinstance(tag, int) and not isinstance(tag, bool) and tag >= 0:
+        return tag
+    match = GROUP_TAG.fullmatch(tag) if isinstance(tag, str) else None
+    if match is None:
+        raise UserError(f'"group_tag" must be "g0", "g1" and so on, or an integer 0, 1 and so on; got {tag!r}')
+    return int(match[1])
+
+
+LANGUAGE = TokenTag("old_language_mask", "generate_lang_mask", "language", '"old", "new" or a code', 0, is_old_language)
+GROUP = TokenTag("group_tags", "sequential_add_mask", "group_tag", '"g0", "g1" or 0, 1', -100, language_group)
+TOKEN_TAGS = (LANGUAGE, GROUP)
+
+
+def _join_with_tags(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `DatasetAttr.join(attr)`."""
+    wrapped(*args, **kwargs)
+    entry = args[0] if args else kwargs["attr"]
+    for tag in TOKEN_TAGS:
+        if tag.key in entry:
+            setattr(instance, tag.key, entry[tag.key])
