@@ -107,9 +107,14 @@ def tensors_to_published(tensors: Tensors) -> Tensors:
 def config_from_published(config: Config) -> Config:
     """The published configuration's keys that have an effect, under the same names."""
     ours = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    if isinstance(ours.get("layers_to_transform"), list):
+    layers = ours.get("layers_to_transform")
+    if isinstance(layers, list):
         # There, lists of counts go by the layer's index, whatever the order of this one.
-        ours["layers_to_transform"] = sorted(ours["layers_to_transform"])
+        ours["layers_to_transform"] = layers = sorted(layers)
+        for key in DENSE:
+            counts = ours.get(key)
+            if isinstance(counts, list) and len(counts) > max(layers):
+                ours[key] = [counts[layer] for layer in layers]
     if isinstance(ours.get("num_experts"), int):
         # There, one count for all layers leaves these two out.
         ours |= {key: None for key in ("old_num_experts", "group_nums") if key in ours}
@@ -127,7 +132,7 @@ def config_to_published(config: Config, mixture_layers: list[int]) -> Config:
     layers, counts = config.get("layers_to_transform"), config["num_experts"]
     if layers is None:
         layers = mixture_layers if isinstance(counts, int) else list(range(len(counts)))
-    layers = sorted([layers] if isinstance(layers, int) else layers)
+    layers = [layers] if isinstance(layers, int) else layers
     if isinstance(counts, int) and config.get("old_num_experts") is not None:
         counts = published["num_experts"] = [counts] * len(layers)
     for key, dense in DENSE.items():
@@ -138,7 +143,7 @@ def config_to_published(config: Config, mixture_layers: list[int]) -> Config:
             by_layer = dict(zip(layers, value, strict=True))
             value = [by_layer.get(layer, dense) for layer in range(max(layers) + 1)]
         published[key] = value
-    return published | {"layers_to_transform": layers}
+    return published | {"layers_to_transform": sorted(layers)}
 
 
 def accepts_published(config_class: ConfigClass) -> ConfigClass:

@@ -85,7 +85,9 @@ def test_every_parameter_of_the_mlp_is_copied(family: str) -> None:
     model = get_peft_model(model, moe_config(num_experts=3))
     for layer in (module for module in model.modules() if isinstance(module, MoeLayer)):
         base = sum(p.numel() for p in layer.base_layer.parameters())
-        copies = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("moe_") and "router" not in name)
+        copies = sum(
+            p.numel() for name, p in layer.named_parameters() if name.startswith("moe_") and "router" not in name
+        )
         assert copies == 2 * base
         for name in layer.weight_names:
             first, second = getattr(layer, f"moe_{name}")["default"]
