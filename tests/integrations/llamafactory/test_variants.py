@@ -38,12 +38,14 @@ def test_bf16_keeps_trainable_parameters_in_float32(
 
 
 def test_accumulating_micro_batches_is_one_large_batch(mixed_args: dict[str, Any], tmp_path: Path) -> None:
-    large = train(mixed_args, tmp_path / "large")
-    small = train(mixed_args, tmp_path / "small", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    # Two steps: in later ones, the choice of experts turns differences of the last digit into larger ones.
+    large = train(mixed_args, tmp_path / "large", max_steps=2)
+    micro = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    small = train(mixed_args, tmp_path / "small", max_steps=2, **micro)
     for one, four in zip(large, small, strict=True):
         # Not grad_norm: transformers 5.5 divides the gradients once more, which AdamW does not feel.
         for name in ("loss", "lm_loss", "lpr_loss"):
-            assert four[name] == pytest.approx(one[name], rel=1e-4), name
+            assert four[name] == pytest.approx(one[name], rel=1e-5), name
 
 
 def test_without_checkpointing_the_run_is_the_same(mixed_args: dict[str, Any], tmp_path: Path) -> None:
