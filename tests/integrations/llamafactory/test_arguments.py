@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,16 @@ def test_stage2_keeps_the_adapters_experts_and_takes_the_losses_of_the_yaml(
     assert (config.num_experts, config.topk, config.train_only_router) == ([3, 1, 1, 2], 1, True)
     assert (config.aux_loss_coef, config.lpr_loss_coef) == (None, 0.1)
     assert load_or_make_config(*parse(args | {"topk": 2})[0:4:3], 4).topk == 2
+
+
+def test_a_program_may_import_the_integration_first() -> None:
+    code = (
+        "import neuronmoe_plugins.integrations.llamafactory.adapter as adapter\n"
+        "from llamafactory.hparams.parser import _TRAIN_ARGS\n"
+        "assert adapter.MoeFinetuningArguments in _TRAIN_ARGS, _TRAIN_ARGS\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_help_has_the_new_keys() -> None:
