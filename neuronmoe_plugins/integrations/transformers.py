@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -31,16 +31,14 @@ def _get_batch_samples(
     """Stand in for `Trainer.get_batch_samples`, which returns the micro-batches of one step and their item count.
 
     A micro-batch cannot know how many items of each of the mixture's losses the others hold, which the mean over all of
-    them needs: every one is told. Batches without inputs of the mixture are left as they are.
+    them needs: every one is told.
     """
     batches, num_items = wrapped(*args, **kwargs)
-    if num_items is None or not batches or not isinstance(batches[0], Mapping):
+    if num_items is None or not batches or _objective(instance) is None:
         return batches, num_items
     # Not at the top: the tuner imports peft, which may be what is importing transformers' trainer just now.
-    from neuronmoe_plugins.tuner.inputs import TOTALS, count_items
+    from neuronmoe_plugins.tuner.inputs import count_items
 
-    if TOTALS.keys().isdisjoint(batches[0]):
-        return batches, num_items
     counts = [count_items(batch) for batch in batches]
     for name in counts[0]:
         total = torch.stack([count[name] for count in counts]).sum().to(instance.args.device)
@@ -64,7 +62,7 @@ def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
     """
     result = wrapped(*args, **kwargs)
     trainer = getattr(wrapped, "__self__", instance)
-    objective: Any = next((o for m in trainer.model.modules() if (o := vars(m).get("moe_objective"))), None)
+    objective = _objective(trainer)
     added = None if objective is None else objective.added
     if added is None or not added.requires_grad:
         return result
@@ -74,6 +72,11 @@ def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
         over_processes = trainer.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
         loss = loss + added * (trainer.accelerator.num_processes if over_processes else 1)
     return (loss, *outputs) if isinstance(result, tuple) else loss
+
+
+def _objective(trainer: Any) -> Any:
+    """The mixture's objective in the trainer's model, if there is one."""
+    return next((o for m in trainer.model.modules() if (o := vars(m).get("moe_objective"))), None)
 
 
 def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,6 +21,8 @@ TOTALS = {
     "group_tags": "num_tagged_sequences_in_batch",
     "target_experts": "num_target_items_in_batch",
 }
+# The same for `labels`. Trainers' own `num_items_in_batch` counts all labels or, in later versions, all but the first.
+LABELS_TOTAL = "num_labels_in_batch"
 
 
 @dataclass
@@ -46,7 +48,7 @@ class MixtureInputs:
     @classmethod
     def take(cls, batch: dict[str, Any]) -> dict[str, Any]:
         """Remove the mixture's inputs from a model call's keyword arguments, and return them."""
-        return {name: batch.pop(name) for name in (*TOTALS, *TOTALS.values()) if name in batch}
+        return {name: batch.pop(name) for name in (*TOTALS, *TOTALS.values(), LABELS_TOTAL) if name in batch}
 
     @classmethod
     def read(cls, given: Mapping[str, Any], attention_mask: Any) -> MixtureInputs:
@@ -136,9 +138,11 @@ def count_items(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         batch: Model inputs.
 
     Returns:
-        Name -> scalar int64; empty for a batch without inputs of the mixture.
+        Name -> scalar int64.
     """
-    return MixtureInputs.read(batch, batch.get("attention_mask")).counts()
+    counts = MixtureInputs.read(batch, batch.get("attention_mask")).counts()
+    labels = {} if batch.get("labels") is None else {LABELS_TOTAL: (batch["labels"] != IGNORED).sum()}
+    return counts | labels
 
 
 def _one_per_target(target_experts: torch.Tensor, plan: LayerPlan) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, MoeConfig
 from neuronmoe_plugins.tuner.groups import CACHE_ATTRIBUTE, groups_of_cache
-from neuronmoe_plugins.tuner.inputs import MixtureInputs
+from neuronmoe_plugins.tuner.inputs import LABELS_TOTAL, MixtureInputs
 from neuronmoe_plugins.tuner.losses import IGNORED
 from neuronmoe_plugins.tuner.metrics import RoutingMetrics, RoutingShares
 from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting
@@ -22,9 +22,9 @@ class Objective:
     """Hooks on the base model's call that record routing and add losses.
 
     In training, `outputs.loss` becomes `lm + sum of share * coefficient * loss` over the mixture's losses, each a mean
-    over the mixture layers. `share` is this micro-batch's part of the items that the loss is a mean of: labelled tokens
-    for the balance loss (`num_items_in_batch`, by which the model has divided the LM loss too), and those of
-    `neuronmoe_plugins.tuner.inputs` for the others. Hooks reach every way in which PEFT and its hosts call the model.
+    over the mixture layers. `share` is this micro-batch's part of the items that the loss is a mean of, labelled tokens
+    for the balance loss; see `neuronmoe_plugins.tuner.inputs`. Hooks reach every way in which PEFT and its hosts call
+    the model.
 
     Attributes:
         context: Shared with the mixture layers.
@@ -101,7 +101,7 @@ class Objective:
         if loss is None or labels is None:
             return
         items = (labels != IGNORED).sum()
-        total_items = arguments.get("num_items_in_batch")
+        total_items = self._given.get(LABELS_TOTAL, arguments.get("num_items_in_batch"))
         total_items = items if total_items is None else total_items
         self.metrics.add("lm_loss", loss * total_items, items)
         self.metrics.add_routing(layers, inputs.token_mask, inputs.old_tokens)

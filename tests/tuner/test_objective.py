@@ -15,16 +15,29 @@ def moe_model(num_experts: int | list[int] = 3, **options: object) -> PeftModel:
     return get_peft_model(tiny_model(), MoeConfig(task_type="CAUSAL_LM", num_experts=num_experts, topk=2, **options))
 
 
-@pytest.mark.parametrize("coefficients", [{"aux_loss_coef": 0.3}, {"lpr_loss_coef": 0.2}, {}])
+GROUPS = {"old_num_experts": [2, 3, 2], "group_nums": [3, 0, 3]}
+
+
+@pytest.mark.parametrize(
+    "coefficients",
+    [
+        {"aux_loss_coef": 0.3},
+        {"lpr_loss_coef": 0.2},
+        {"classify_loss_coef": 0.4},
+        {"sequential_add_loss_coef": 0.5},
+        {},
+    ],
+)
 def test_each_coefficient_works_alone(coefficients: dict[str, float], batch: dict[str, torch.Tensor]) -> None:
-    model = moe_model(**coefficients).train()
-    loss = model(**batch).loss
+    model = moe_model(**GROUPS, **coefficients).train()
+    loss = model(**batch, group_tags=torch.tensor([[0] * 9, [2] * 9])).loss
     metrics = model.base_model.pop_metrics()
     expected = metrics["lm_loss"] + sum(
         coefficient * metrics[name.removesuffix("_coef")] for name, coefficient in coefficients.items()
     )
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-    assert {"aux_loss", "lpr_loss"} & metrics.keys() == {name.removesuffix("_coef") for name in coefficients}
+    names = {"aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss"}
+    assert names & metrics.keys() == {name.removesuffix("_coef") for name in coefficients}
 
 
 def test_evaluation_adds_nothing(batch: dict[str, torch.Tensor]) -> None:
@@ -111,6 +124,25 @@ def test_reentrant_checkpointing_is_refused(coefficient: str, batch: dict[str, t
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=rf"{coefficient} is set.*no gradient.*use_reentrant"):
         model(**batch)
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "message"),
+    [
+        ("classify_loss_coef", r"classify_loss_coef is set.*no group_tags"),
+        ("sequential_add_loss_coef", r"sequential_add_loss_coef is set.*neither target_experts.*nor group_tags"),
+    ],
+)
+def test_losses_without_their_input_are_refused(coefficient: str, message: str, batch: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=message):
+        moe_model(**GROUPS, **{coefficient: 0.1}).train()(**batch)
+
+
+def test_tags_that_do_not_fit_are_refused(batch: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="group_tags names group 3, but group_nums gives a layer 3"):
+        moe_model(**GROUPS, classify_loss_coef=0.1).train()(**batch, group_tags=torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"needs target_experts, or group_tags of \(batch, sequence\)"):
+        moe_model(sequential_add_loss_coef=0.1).train()(**batch, group_tags=torch.tensor([0, 1]))
 
 
 def test_lpr_without_a_mask_is_refused(batch: dict[str, torch.Tensor]) -> None:

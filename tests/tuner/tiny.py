@@ -43,7 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def tiny_config(family: str, **options: Any) -> Any:
     """The configuration of a model of three layers."""
-    return AutoConfig.for_model(family, **TINY, **FAMILIES[family], **options)
+    return AutoConfig.for_model(family, **TINY | FAMILIES[family] | options)
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **options: Any) -> torch.nn.Module:
