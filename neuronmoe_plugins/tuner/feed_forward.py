@@ -79,6 +79,11 @@ def matches(module: nn.Module, family: FeedForwardFamily) -> bool:
     return linears == set(family.projections) and callable(getattr(module, family.activation, None))
 
 
+def is_quantised(module: nn.Module, family: FeedForwardFamily) -> bool:
+    """Whether a projection of an MLP holds something else than its weight in floating point."""
+    return not all(getattr(module, name).weight.is_floating_point() for name in family.projections)
+
+
 def weight_names(module: nn.Module, family: FeedForwardFamily) -> tuple[str, ...]:
     """Names of the tensors that one expert holds: a weight per projection, `{projection}_bias` where it has one."""
     biases = (f"{name}_bias" for name in family.projections if getattr(module, name).bias is not None)
@@ -104,17 +109,31 @@ def copy_weights(module: nn.Module, family: FeedForwardFamily) -> dict[str, torc
 
 
 def _whole_weight(name: str, linear: nn.Linear) -> torch.Tensor:
-    weight = dequantize_module_weight(linear).detach()
+    weight = linear.weight.detach()
     if not weight.is_floating_point():
-        raise ValueError(
-            f"{name} is quantised ({type(linear).__name__}, {weight.dtype}) and cannot be dequantised: load the base "
-            "model unquantised, or with bitsandbytes"
-        )
+        weight = _dequantised(name, linear)
     if tuple(weight.shape) != (linear.out_features, linear.in_features):
         raise ValueError(
             f"{name} holds no whole weight (shape {tuple(weight.shape)}): create the adapter before the base model is "
             "partitioned, or use ZeRO stage 2"
         )
+    return weight
+
+
+def _dequantised(name: str, linear: nn.Linear) -> torch.Tensor:
+    refusal = ValueError(
+        f"{name} is quantised ({type(linear).__name__}, {linear.weight.dtype}) in a way that cannot be undone: load "
+        "the base model unquantised, or in 4 bits with bitsandbytes, and add the adapter before it runs"
+    )
+    # At the first inference bitsandbytes repacks weights for its CPU kernels, and does not restore all of them.
+    if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise refusal
+    try:
+        weight = dequantize_module_weight(linear).detach()
+    except Exception as error:  # whatever a quantisation library raises
+        raise refusal from error
+    if not weight.is_floating_point():
+        raise refusal
     return weight.to(getattr(linear, "compute_dtype", None) or weight.dtype)
 
 
@@ -134,7 +153,6 @@ def run_expert(
     return output
 
 
-@torch.no_grad()
 def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights: Mapping[str, torch.Tensor]) -> None:
     """Compare the family's forward with the module's on a few random tokens.
 
@@ -145,11 +163,19 @@ def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights:
     if weight.is_meta:
         return
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(4, weight.shape[1], generator=generator).to(weight)
-    expected = module(tokens)
-    difference = run_expert(tokens, weights, family, getattr(module, family.activation)) - expected
-    if not difference.norm() <= MAX_RELATIVE_DIFFERENCE * expected.norm():
+    # With a gradient: bitsandbytes repacks weights in an inference.
+    tokens = torch.randn(4, weight.shape[1], generator=generator).to(weight).requires_grad_(True)
+    with torch.enable_grad():
+        expected = module(tokens).detach()
+        difference = run_expert(tokens, weights, family, getattr(module, family.activation)).detach() - expected
+    if difference.norm() <= MAX_RELATIVE_DIFFERENCE * expected.norm():
+        return
+    if is_quantised(module, family):
         raise ValueError(
-            f"{type(module).__name__} has the layers {family}, but computes something else with them: it needs a "
-            "feed-forward family of its own"
+            f"the dequantised weights of a {type(module).__name__} do not give its output: load the base model "
+            "unquantised, or in 4 bits with bitsandbytes"
         )
+    raise ValueError(
+        f"{type(module).__name__} has the layers {family}, but computes something else with them: it needs a "
+        "feed-forward family of its own"
+    )

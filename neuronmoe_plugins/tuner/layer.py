@@ -13,7 +13,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.tuner.config import MoeConfig
-from neuronmoe_plugins.tuner.feed_forward import check_family_computes, copy_weights, run_expert, weight_names
+from neuronmoe_plugins.tuner.feed_forward import (
+    check_family_computes,
+    copy_weights,
+    is_quantised,
+    run_expert,
+    weight_names,
+)
 from neuronmoe_plugins.tuner.groups import allowed_experts, decide_groups, sum_of_real_tokens
 from neuronmoe_plugins.tuner.mixture import mix
 from neuronmoe_plugins.tuner.plan import LayerPlan
@@ -48,6 +54,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.layer_index = layer_index
         self.context = context
         check_family_computes(base_layer, family, copy_weights(base_layer, family))
+        self.base_is_quantised = is_quantised(base_layer, family)
         self.weight_names = weight_names(base_layer, family)
         for name in self.weight_names:
             self.add_module(f"moe_{name}", nn.ParameterDict())
@@ -163,7 +170,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
     def _experts(self, adapter_name: str) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """All experts, the base first, as functions of hidden states (tokens, hidden)."""
         act_fn = getattr(self.get_base_layer(), self.family.activation)
-        experts: list[Callable[[torch.Tensor], torch.Tensor]] = [self.base_layer]
+        experts: list[Callable[[torch.Tensor], torch.Tensor]] = [self._run_base]
         for prefix in ("moe_old_", "moe_"):
             stacks = [self._parameters_of(f"{prefix}{name}") for name in self.weight_names]
             if adapter_name not in stacks[0]:
@@ -173,6 +180,10 @@ class MoeLayer(nn.Module, BaseTunerLayer):
                 weights = dict(zip(self.weight_names, tensors, strict=True))
                 experts.append(partial(run_expert, weights=weights, family=self.family, act_fn=act_fn))
         return experts
+
+    def _run_base(self, tokens: torch.Tensor) -> torch.Tensor:
+        # Quantised kernels need not work without rows.
+        return tokens if self.base_is_quantised and not len(tokens) else self.base_layer(tokens)
 
     def _parameters_of(self, name: str) -> nn.ParameterDict:
         return cast(nn.ParameterDict, getattr(self, name))

@@ -54,16 +54,15 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
     experts = _AdapterExperts(config, arguments, path, num_layers)
     if arguments.old_expert_list is None:
         experts.check_same()
+        if arguments.group_counts is None:
+            return
         old = None if config.old_num_experts is None else experts.of_adapter("old_num_experts", config.old_num_experts)
         counts = experts.present
     else:
         counts = experts.extended()
         old = experts.old_counts(counts)
-    groups = experts.groups(counts, old)
-    if arguments.old_expert_list is None and arguments.group_counts is None:
-        return
-    config.num_experts, config.layers_to_transform = counts, None
-    config.old_num_experts, config.group_nums = old, groups
+    config.group_nums = experts.groups(counts, old)
+    config.num_experts, config.old_num_experts, config.layers_to_transform = counts, old, None
 
 
 def drops_classifiers(arguments: MoeFinetuningArguments) -> bool:

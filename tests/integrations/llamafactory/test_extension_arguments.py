@@ -97,6 +97,12 @@ def test_an_adapter_keeps_its_old_experts_and_groups(moe_args: dict[str, Any], s
     assert (config.old_num_experts, config.group_nums) == ([4, 1, 2, 2], [3, 0, 0, 3])
 
 
+def test_an_adapter_with_experts_that_no_group_uses_stays_as_it_is(moe_args: dict[str, Any], save_config: Any) -> None:
+    own = {"num_experts": [4, 1, 2, 2], "old_num_experts": [3, 1, 1, 2], "group_nums": [2, 0, 0, 2]}
+    config = loaded_config(moe_args | STAGE2 | {"adapter_name_or_path": save_config(**own)})
+    assert {name: getattr(config, name) for name in own} == own
+
+
 def test_an_extension_can_drop_classifiers(moe_args: dict[str, Any], save_config: Any) -> None:
     own = {"num_experts": [3, 1, 1, 2], "old_num_experts": [3, 1, 1, 2], "group_nums": 2}
     args = moe_args | EXTENDED | {"adapter_name_or_path": save_config(**own)}
