@@ -2,20 +2,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NEWEST := .venv-newest
+HOSTS := '.[demo,dev]'
+NEWEST_HOSTS := '.[newest,dev]'
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+
+# uv does not read pip's configuration, so it is handed the places where pip looks for wheels.
+define install-into
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet uv
+	UV_FIND_LINKS="$$($(1)/bin/python -m pip config get global.find-links 2>/dev/null)" DS_BUILD_OPS=0 \
+		$(1)/bin/uv pip install --python $(1)/bin/python --constraint $(2) --override overrides.txt --editable $(3)
+endef
 
 .PHONY: install demo test lint clean
 
 install: $(INSTALLED)
 
-# uv does not read pip's configuration, so it is handed the places where pip looks for wheels.
 $(INSTALLED): pyproject.toml constraints.txt overrides.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)" DS_BUILD_OPS=0 \
-		$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[demo,dev]'
+	$(call install-into,$(VENV),constraints.txt,$(HOSTS))
 	# LLaMA-Factory imports torchaudio; its compiled half is built for CUDA and does not load beside a CPU build of torch.
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
 		rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so; fi
@@ -24,9 +31,17 @@ $(INSTALLED): pyproject.toml constraints.txt overrides.txt
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuronmoe demo --output runs/demo
 
+# The newest PEFT, transformers and TRL, which the pinned LLaMA-Factory does not work with.
+$(NEWEST)/.installed: pyproject.toml constraints-newest.txt overrides.txt
+	$(call install-into,$(NEWEST),constraints-newest.txt,$(NEWEST_HOSTS))
+	touch $@
+
 # One thread per process: two that each spin on all cores are many times slower.
-test: install
+test: install $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
+		tests/integrations/test_trl.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -34,4 +49,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST)

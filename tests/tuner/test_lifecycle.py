@@ -171,22 +171,3 @@ def test_merging_is_refused_with_the_alternative() -> None:
 def test_bad_configurations_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_peft_model(tiny_model(), config(**options))
-
-
-def test_a_model_without_gated_mlps_is_refused() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=61))
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel \(gpt2\) has no MLP.*gate_proj, up_proj.*found none"):
-        get_peft_model(model, config(num_experts=2))
-
-
-def test_a_model_that_is_already_a_mixture_is_refused() -> None:
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    mixture = Qwen2MoeConfig(
-        vocab_size=61, moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts=4, **sizes
-    )
-    with pytest.raises(ValueError, match=r"Qwen2MoeForCausalLM.*has no MLP"):
-        get_peft_model(Qwen2MoeForCausalLM(mixture), config(num_experts=2))
