@@ -52,7 +52,8 @@ def _get_batch_samples(
 def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stand in for the constructor: whatever a subclass's `compute_loss` does, the mixture's losses are part of it."""
     wrapped(*args, **kwargs)
-    instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
+    if _objective(instance) is not None:
+        instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
 
 
 def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
