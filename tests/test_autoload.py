@@ -71,8 +71,12 @@ HOOKED = "neuronmoe_plugins" in sys.modules
 {KNOWS_NOTHING}
 import neuronmoe_plugins
 {KNOWS_MOE}
+from transformers import AutoModelForCausalLM
+golden = {str(Path(__file__).parent / "data" / "moe_a")!r}
+model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(golden + "/base"), golden + "/adapter")
+assert len([name for name in peft.get_peft_model_state_dict(model) if name.endswith("moe_router.weight")]) == 3
 """
-    assert run(program, NEURONMOE_AUTOLOAD="0") == ""
+    assert "in the published NeuronMoE format" in run(program, NEURONMOE_AUTOLOAD="0")
 
 
 def test_a_broken_installation_leaves_torch_alone() -> None:

@@ -110,6 +110,8 @@ def copy_weights(module: nn.Module, family: FeedForwardFamily) -> dict[str, torc
 
 def _whole_weight(name: str, linear: nn.Linear) -> torch.Tensor:
     weight = linear.weight.detach()
+    if weight.is_meta and getattr(getattr(linear, "_hf_hook", None), "offload", False):
+        raise ValueError(f"{name} is offloaded: load the base model without offloading to make a mixture of it")
     if not weight.is_floating_point():
         weight = _dequantised(name, linear)
     if tuple(weight.shape) != (linear.out_features, linear.in_features):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
@@ -105,4 +106,10 @@ def test_a_look_alike_is_refused(replace: Callable[[nn.Module], nn.Module], mess
     model = tiny_model()
     model.model.layers[1].mlp = replace(model.model.layers[1].mlp)
     with pytest.raises(ValueError, match=message):
+        get_peft_model(model, moe_config(num_experts=2))
+
+
+def test_an_offloaded_base_is_refused() -> None:
+    model = cpu_offload(tiny_model())
+    with pytest.raises(ValueError, match="gate_proj is offloaded"):
         get_peft_model(model, moe_config(num_experts=2))

@@ -158,10 +158,11 @@ def test_a_compiled_forward_gives_the_same(batch: Batch) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_compiled_model_trains_the_same(batch: Batch) -> None:
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
+def test_a_compiled_model_trains_the_same(family: str, batch: Batch) -> None:
     options = {"num_experts": [4, 1, 1], "aux_loss_coef": 0.3}
-    expected = loss_and_gradients(mixture(**options), batch)
-    model = mixture(**options)
+    expected = loss_and_gradients(mixture(family, **options), batch)
+    model = mixture(family, **options)
     model.compile(backend="aot_eager")
     found = loss_and_gradients(model, batch)
     torch._dynamo.reset()
