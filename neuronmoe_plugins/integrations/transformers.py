@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -69,10 +70,23 @@ def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
         return result
     objective.added = None
     loss, *outputs = result if isinstance(result, tuple) else (result,)
-    if torch.autograd.grad(loss, added, retain_graph=True, allow_unused=True)[0] is None:
+    if not _depends_on(loss, added):
         over_processes = trainer.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
         loss = loss + added * (trainer.accelerator.num_processes if over_processes else 1)
     return (loss, *outputs) if isinstance(result, tuple) else loss
+
+
+def _depends_on(loss: torch.Tensor, part: torch.Tensor) -> bool:
+    """Whether `part` went into `loss`, by the graph alone: to run a part of it would set off DeepSpeed's hooks."""
+    seen, nodes = set(), deque([loss.grad_fn])
+    while nodes:
+        node = nodes.popleft()
+        if node is part.grad_fn:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _objective(trainer: Any) -> Any:
