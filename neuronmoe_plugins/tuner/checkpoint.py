@@ -56,13 +56,15 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
         expected |= {f"{name}.{key}": value for key, value in parameters_in_file(layer, adapter_name).items()}
     given = _extended(given, expected, layers, adapter_name, config)
     _check_complete(given, expected, model, adapter_name, check_shapes)
+    # What an extension keeps stays as it was saved, also where that is finer than the base.
+    keeps_dtype = not config.inference_mode and config.adapter_dtype is None
     loaded: StateDict = {}
     for key, tensor in given.items():
         if key not in expected:
             loaded[f"{prefix}{key}"] = tensor
             continue
         layer_name, _, weight_name = key.rpartition(NEW)
-        for part, rows in _in_memory(layers[layer_name], adapter_name, weight_name, _fit(tensor, expected[key])):
+        for part, rows in _in_memory(layers[layer_name], adapter_name, weight_name, tensor, keeps_dtype):
             loaded[f"{prefix}{layer_name}{part}{weight_name}"] = rows
     return loaded
 
@@ -179,23 +181,26 @@ def _some(names: list[str]) -> str:
 
 
 def _in_memory(
-    layer: MoeLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor
+    layer: MoeLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor, keeps_dtype: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Split a tensor of the file into the kept rows and the others."""
+    """Split a tensor of the file into the kept rows and the others, each in its parameter's dtype."""
     plan = layer.plans[adapter_name]
     kept = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
-    if weight_name == "token_classify.weight" or not kept:
-        yield NEW, tensor
-        return
+    if weight_name == "token_classify.weight":
+        kept = 0
     for part, rows in ((OLD, tensor[:kept]), (NEW, tensor[kept:])):
-        if len(rows):
-            yield part, rows.clone()
+        if not len(rows):
+            continue
+        value = getattr(layer, f"{part[1:]}{weight_name.removesuffix('.weight')}")[adapter_name]
+        parameter = value if isinstance(value, nn.Parameter) else value.weight
+        if part == OLD and keeps_dtype:
+            parameter.data = parameter.data.to(rows.dtype)
+        yield part, _aligned(rows.to(parameter.dtype))
 
 
-def _fit(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """The tensor in its parameter's dtype, in aligned memory."""
-    tensor = tensor.to(expected.dtype)
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory of its own, where it starts as every parameter does."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 and tensor.is_contiguous() else tensor.clone()
 
 
 def _without_prefix(key: str) -> str:

@@ -81,6 +81,23 @@ def test_training_changes_the_new_alone(old_adapter: Path, tmp_path: Path, batch
             assert not torch.equal(new["moe_up_proj"][expert], base.up_proj.weight)
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_the_old_stays_finer_than_the_base(low_cpu_mem_usage: bool, old_adapter: Path, tmp_path: Path) -> None:
+    """An adapter trained in float32 on a base in bfloat16, as LLaMA-Factory does."""
+    config = MoeConfig(task_type="CAUSAL_LM", num_experts=EXTENDED, old_num_experts=OLD)
+    model = PeftModel.from_pretrained(
+        tiny_model().bfloat16(), old_adapter, config=config, is_trainable=True, low_cpu_mem_usage=low_cpu_mem_usage
+    )
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
+    model(input_ids=torch.arange(3, 9).unsqueeze(0)).logits.sum().backward()
+    model.save_pretrained(tmp_path / "new")
+    for layer in (0, 2):
+        old, new = layer_tensors(old_adapter, layer), layer_tensors(tmp_path / "new", layer)
+        assert all(torch.equal(new[name][: len(tensor)], tensor) for name, tensor in old.items())
+    inference = PeftModel.from_pretrained(tiny_model().bfloat16(), tmp_path / "new")
+    assert {p.dtype for p in inference.parameters()} == {torch.bfloat16}
+
+
 def test_a_saved_extension_loads_and_goes_on(old_adapter: Path, tmp_path: Path, batch: dict[str, torch.Tensor]) -> None:
     model = extend(old_adapter)
     train(model, batch)
