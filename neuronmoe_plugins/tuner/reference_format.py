@@ -110,7 +110,6 @@ def config_from_published(config: Config) -> Config:
     layers = ours.get("layers_to_transform")
     if isinstance(layers, list):
         # There, lists of counts go by the layer's index, whatever the order of this one.
-        ours["layers_to_transform"] = layers = sorted(layers)
         for key in DENSE:
             counts = ours.get(key)
             if isinstance(counts, list) and len(counts) > max(layers):
