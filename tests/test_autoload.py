@@ -59,7 +59,7 @@ neuronmoe_plugins.register_hooks()
 import llamafactory.data.parser as hooked
 from neuronmoe_plugins.autoload import outcomes
 assert "llamafactory.data.parser" in outcomes and not any(outcomes.values()), outcomes
-assert len(wrapt.importer._post_import_hooks["llamafactory.hparams.parser"]) == 1
+assert len(wrapt.importer._post_import_hooks["llamafactory.train.sft.trainer"]) == 1
 """
     run(program)
 
