@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PEFT_PREFIX = "base_model.model."
 OLD, NEW = ".moe_old_", ".moe_"
+CLASSIFIER = ".moe_token_classify.weight"
 # Vectorised kernels round otherwise on memory that is not aligned, as a mapped file's is.
 ALIGNMENT = 64
 
@@ -48,13 +49,14 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
         logger.warning("the adapter %s is in the published NeuronMoE format: it is loaded as it is", adapter_name)
         state_dict = tensors_from_published(state_dict)
     layers = {_without_prefix(name): layer for name, layer in mixture_layers(model, adapter_name)}
-    prefix = PEFT_PREFIX if any(name.startswith(PEFT_PREFIX) for name, _ in mixture_layers(model, adapter_name)) else ""
+    prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in model.state_dict()) else ""
     given = {_without_prefix(key): tensor for key, tensor in state_dict.items()}
     config = cast(dict[str, MoeConfig], model.peft_config)[adapter_name]
     expected: StateDict = {}
     for name, layer in layers.items():
         expected |= {f"{name}.{key}": value for key, value in parameters_in_file(layer, adapter_name).items()}
-    given = _extended(given, expected, layers, adapter_name, config)
+    given = _with_new_classifiers(given, expected, config)
+    given = _with_new_experts(given, expected, layers, adapter_name)
     _check_complete(given, expected, model, adapter_name, check_shapes)
     # What an extension keeps stays as it was saved, also where that is finer than the base.
     keeps_dtype = not config.inference_mode and config.adapter_dtype is None
@@ -115,23 +117,27 @@ def parameters_in_file(layer: MoeLayer, adapter_name: str) -> StateDict:
     return present
 
 
-def _extended(
-    given: StateDict, expected: StateDict, layers: dict[str, MoeLayer], adapter_name: str, config: MoeConfig
+def _with_new_classifiers(given: StateDict, expected: StateDict, config: MoeConfig) -> StateDict:
+    """Add classifiers that are about to be trained to an adapter that has none."""
+    new = {key: value for key, value in expected.items() if key.endswith(CLASSIFIER)}
+    if config.inference_mode or not config.classify_loss_coef or not new.keys().isdisjoint(given):
+        return given
+    return given | {key: _random_rows(value) for key, value in new.items()}
+
+
+def _with_new_experts(
+    given: StateDict, expected: StateDict, layers: dict[str, MoeLayer], adapter_name: str
 ) -> StateDict:
-    """Fill what an extension adds to the adapter that it starts from: new experts, router rows and classifiers."""
-    added = {key: value for key, value in expected.items() if ".moe_token_classify" in key}
-    trains_classifier = bool(config.classify_loss_coef) and not config.inference_mode
-    if trains_classifier and added.keys().isdisjoint(given):
-        given = given | {key: _random_rows(value.shape, value) for key, value in added.items()}
+    """Add new experts and their router rows, if this is the adapter that an extension starts from."""
+    plans = {name: layer.plans[adapter_name] for name, layer in layers.items()}
     old_sizes = {}
-    for name, layer in layers.items():
-        plan = layer.plans[adapter_name]
-        for key in parameters_in_file(layer, adapter_name):
-            rows = plan.num_kept_rows if key == "moe_router.weight" else plan.num_kept_experts
-            if key != "moe_token_classify.weight" and plan.num_new_experts:
-                old_sizes[f"{name}.{key}"] = rows
-    starts_from_old = any(plan.num_frozen > 1 for layer in layers.values() for plan in [layer.plans[adapter_name]])
-    if not starts_from_old or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
+    for key in expected:
+        layer_name, _, weight_name = key.rpartition(NEW)
+        plan = plans[layer_name]
+        if plan.num_new_experts and not key.endswith(CLASSIFIER):
+            old_sizes[key] = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
+    extends = any(plan.num_kept_experts for plan in plans.values())
+    if not extends or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
         return given
     return given | {
         key: torch.cat([*([given[key]] if key in given else []), _initial(key, expected[key], rows, layers)])
@@ -143,14 +149,14 @@ def _initial(key: str, expected: torch.Tensor, num_old: int, layers: dict[str, M
     """The rows of `key` beyond the first `num_old`: copies of the base MLP's weight, random ones for the router."""
     layer_name, _, weight_name = key.rpartition(NEW)
     if weight_name == "router.weight":
-        return _random_rows(expected.shape, expected)[num_old:]
+        return _random_rows(expected)[num_old:]
     layer = layers[layer_name]
     base = copy_weights(layer.get_base_layer(), layer.family)[weight_name]
     return base.to("cpu", expected.dtype).expand(len(expected) - num_old, *base.shape)
 
 
-def _random_rows(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    return nn.init.xavier_normal_(torch.empty(shape, dtype=like.dtype))
+def _random_rows(like: torch.Tensor) -> torch.Tensor:
+    return nn.init.xavier_normal_(torch.empty(like.shape, dtype=like.dtype))
 
 
 def _check_complete(
@@ -186,7 +192,7 @@ def _in_memory(
     """Split a tensor of the file into the kept rows and the others, each in its parameter's dtype."""
     plan = layer.plans[adapter_name]
     kept = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
-    if weight_name == "token_classify.weight":
+    if f"{NEW}{weight_name}" == CLASSIFIER:
         kept = 0
     for part, rows in ((OLD, tensor[:kept]), (NEW, tensor[kept:])):
         if not len(rows):
