@@ -17,6 +17,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.feed_forward import copy_weights
 from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.plan import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _with_new_experts(
         layer_name, _, weight_name = key.rpartition(NEW)
         plan = plans[layer_name]
         if plan.num_new_experts and not key.endswith(CLASSIFIER):
-            old_sizes[key] = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
+            old_sizes[key] = _num_kept(plan, weight_name)
     extends = any(plan.num_kept_experts for plan in plans.values())
     if not extends or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
         return given
@@ -190,10 +191,7 @@ def _in_memory(
     layer: MoeLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor, keeps_dtype: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Split a tensor of the file into the kept rows and the others, each in its parameter's dtype."""
-    plan = layer.plans[adapter_name]
-    kept = plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
-    if f"{NEW}{weight_name}" == CLASSIFIER:
-        kept = 0
+    kept = _num_kept(layer.plans[adapter_name], weight_name)
     for part, rows in ((OLD, tensor[:kept]), (NEW, tensor[kept:])):
         if not len(rows):
             continue
@@ -202,6 +200,13 @@ def _in_memory(
         if part == OLD and keeps_dtype:
             parameter.data = parameter.data.to(rows.dtype)
         yield part, _aligned(rows.to(parameter.dtype))
+
+
+def _num_kept(plan: LayerPlan, weight_name: str) -> int:
+    """How many rows of a tensor of the file an extension keeps."""
+    if f"{NEW}{weight_name}" == CLASSIFIER:
+        return 0
+    return plan.num_kept_rows if weight_name == "router.weight" else plan.num_kept_experts
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -151,10 +151,6 @@ class MoeConfig(PeftConfig):
         groups = per_layer("group_nums", self.group_nums or 0, layers, num_layers)
         return make_plans(num_experts, old, groups)
 
-    def experts_per_layer(self, num_layers: int) -> dict[int, int]:
-        """Layer index -> number of experts, the base MLP included; arguments and errors as :meth:`layer_plans`."""
-        return {layer: plan.num_experts for layer, plan in self.layer_plans(num_layers).items()}
-
 
 def _check_counts(name: str, value: int | Sequence[int] | None, least: int) -> None:
     if value is None:

@@ -70,8 +70,7 @@ def allowed_experts(groups: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
     Returns:
         (batch,) int64.
     """
-    old = plan.num_experts if plan.num_old_experts is None else plan.num_old_experts
-    counts = [1, old] + [plan.num_experts] * (plan.num_groups - 2)
+    counts = [1, plan.num_first_experts] + [plan.num_experts] * (plan.num_groups - 2)
     return torch.tensor(counts, device=groups.device)[groups]
 
 

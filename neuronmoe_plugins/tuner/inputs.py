@@ -109,7 +109,7 @@ class MixtureInputs:
         """
         if self.target_experts is not None:
             return _one_per_target(self.target_experts, plan)
-        old = plan.num_experts if plan.num_old_experts is None else plan.num_old_experts
+        old = plan.num_first_experts
         experts = torch.arange(plan.num_experts)
         by_group = torch.stack([experts == 0, (experts > 0) & (experts < old), experts >= old])
         groups = self.token_groups

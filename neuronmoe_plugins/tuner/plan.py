@@ -24,6 +24,11 @@ class LayerPlan:
     num_groups: int = 0
 
     @property
+    def num_first_experts(self) -> int:
+        """Experts of sequences of group 1; all where nothing was said about old ones."""
+        return self.num_experts if self.num_old_experts is None else self.num_old_experts
+
+    @property
     def num_kept_experts(self) -> int:
         """Experts beside the base that are kept frozen."""
         return self.num_frozen - 1

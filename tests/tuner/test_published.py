@@ -26,10 +26,6 @@ ADAPTER = GOLDEN / "adapter"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def golden_logits(model: torch.nn.Module, golden: dict[str, torch.Tensor]) -> torch.Tensor:
-    return logits(model, golden)
-
-
 def test_loads_as_it_is(
     golden: dict[str, torch.Tensor], golden_base: torch.nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,8 +133,8 @@ def _check_groups(data_args: MoeDataArguments, config: MoeConfig, num_layers: in
             )
     has_experts = {
         0: True,
-        1: any((plan.num_old_experts or plan.num_experts) > 1 for plan in plans),
-        2: any(plan.num_experts > (plan.num_old_experts or plan.num_experts) for plan in plans),
+        1: any(plan.num_first_experts > 1 for plan in plans),
+        2: any(plan.num_experts > plan.num_first_experts for plan in plans),
     }
     for name, group in training.items():
         if config.sequential_add_loss_coef and not has_experts[min(group, 2)]:
