@@ -10,7 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from neuronmoe_plugins.allocation.strategies import AllocationStrategy
     from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
-    from neuronmoe_plugins.neurons.specificity import Metric
+    from neuronmoe_plugins.neurons.metrics import Metric
 
 NAMESPACE = "neuronmoe_plugins"
 

@@ -20,7 +20,7 @@ from neuronmoe_plugins.errors import UserError
 if TYPE_CHECKING:
     from neuronmoe_plugins.allocation.strategies import AllocationStrategy
     from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
-    from neuronmoe_plugins.neurons.specificity import Metric
+    from neuronmoe_plugins.neurons.metrics import Metric
 
 BUILT_IN = (
     "neuronmoe_plugins.neurons.builtin",

@@ -42,7 +42,7 @@ class Variance:
 
 def test_built_ins() -> None:
     from neuronmoe_plugins.allocation.strategies import neuron_diversity
-    from neuronmoe_plugins.neurons.specificity import average_precision
+    from neuronmoe_plugins.neurons.average_precision import average_precision
 
     assert plugins.metrics()["ap"] is average_precision
     assert plugins.allocation_strategies()["neuron-diversity"] is neuron_diversity

@@ -22,7 +22,7 @@ from neuronmoe_plugins.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neuronmoe_plugins.neurons.specificity import FloatArray
+    from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey
 
 PROJECTIONS = (
     "self_attn.q_proj",
@@ -34,8 +34,6 @@ PROJECTIONS = (
     "mlp.down_proj",
 )
 PaddingSide = Literal["left", "right"]
-ModuleKey = tuple[int, str]
-"""Decoder layer and the projection's name inside it, as in `(3, "mlp.gate_proj")`."""
 
 
 def find_projections(model: PreTrainedModel) -> dict[ModuleKey, nn.Module]:

@@ -19,12 +19,12 @@ from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, sample_corpus
 from neuronmoe_plugins.neurons.figure import save_layer_figure
 from neuronmoe_plugins.neurons.loading import DTYPES, default_device, load_model, require_positions, tokenize
-from neuronmoe_plugins.neurons.specificity import require_finite
+from neuronmoe_plugins.neurons.metrics import require_finite
 from neuronmoe_plugins.neurons.table import Neuron, select_neurons, write_neurons
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.activations import ModuleKey
-    from neuronmoe_plugins.neurons.specificity import FloatArray, Metric, ScoreArray
+    from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey, ScoreArray
+    from neuronmoe_plugins.neurons.metrics import Metric
 
 # The summary comes last: with it, the analysis is complete.
 OUTPUT_FILES = ("neurons.parquet", "neurons.png", "summary.json")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from neuronmoe_plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.specificity import Metric
+    from neuronmoe_plugins.neurons.metrics import Metric
 
 
 @hookimpl
 def register_metrics(register: Callable[[str, Metric], None]) -> None:
-    from neuronmoe_plugins.neurons.specificity import average_precision
+    from neuronmoe_plugins.neurons.average_precision import average_precision
 
     register("ap", average_precision)

@@ -16,10 +16,9 @@ from neuronmoe_plugins.neurons.table import Neuron, layer_counts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from neuronmoe_plugins.neurons.activations import ModuleKey
     from neuronmoe_plugins.neurons.analyze import AnalyzeOptions
+    from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
     from neuronmoe_plugins.neurons.corpora import Corpus
-    from neuronmoe_plugins.neurons.specificity import ScoreArray
 
 PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "tokenizers", "numpy")
 POOLING = "mean over the sentence's tokens, a BOS added by the tokenizer included"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from neuronmoe_plugins.errors import UserError
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.specificity import ScoreArray
+    from neuronmoe_plugins.neurons.arrays import ScoreArray
 
 NeuronIdentity = Literal["module_and_unit", "unit"]
 """What makes two neurons of a layer the same; the published code looks at the unit index alone."""

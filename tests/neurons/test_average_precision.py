@@ -7,8 +7,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import specificity
-from neuronmoe_plugins.neurons.specificity import FloatArray, IntArray, ScoreArray, average_precision, require_finite
+from neuronmoe_plugins.neurons import average_precision as module
+from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
+from neuronmoe_plugins.neurons.average_precision import average_precision
+from neuronmoe_plugins.neurons.metrics import require_finite
 
 DENORMAL = np.finfo(np.float32).smallest_subnormal
 
@@ -53,7 +55,7 @@ def test_units_are_scored_alone_whatever_the_chunk(monkeypatch: pytest.MonkeyPat
     labels = random_labels(generator, (10, 20, 15))
     pooled = generator.normal(size=(45, 31)).astype(np.float32)
     whole = average_precision(pooled, labels, 3)
-    monkeypatch.setattr(specificity, "CHUNK_VALUES", 4 * 45)
+    monkeypatch.setattr(module, "CHUNK_VALUES", 4 * 45)
     np.testing.assert_array_equal(average_precision(pooled, labels, 3), whole)
 
 

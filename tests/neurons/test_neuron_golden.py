@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from neuronmoe_plugins.neurons.activations import ModuleKey, pool_activations
-from neuronmoe_plugins.neurons.specificity import FloatArray, IntArray, average_precision
+from neuronmoe_plugins.neurons.activations import pool_activations
+from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey
+from neuronmoe_plugins.neurons.average_precision import average_precision
 from neuronmoe_plugins.neurons.table import NeuronIdentity, layer_counts, select_neurons
 
 DATA = Path(__file__).parents[1] / "data"

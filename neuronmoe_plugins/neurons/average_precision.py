@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronmoe_plugins.errors import UserError
-
-FloatArray: TypeAlias = NDArray[np.float32]
-IntArray: TypeAlias = NDArray[np.int64]
-ScoreArray: TypeAlias = NDArray[np.float64]
-Metric: TypeAlias = Callable[[FloatArray, IntArray, int], ScoreArray]
+from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
 
 # Values sorted at once; 4 MiB of packed keys stay in the processor's cache.
 CHUNK_VALUES = 1 << 19
@@ -82,15 +74,3 @@ def _language_average_precision(positive: NDArray[np.bool_], tie_starts: NDArray
     np.multiply(starts[:, 1:] != starts[:, :-1], np.arange(1, positives, dtype=np.int32), out=firsts[:, 1:])
     np.maximum.accumulate(firsts, axis=1, out=firsts)
     return ((positives - firsts) / (samples - starts)).mean(axis=1)
-
-
-def require_finite(module: str, pooled: FloatArray, sample_names: Sequence[str]) -> None:
-    """Raise `UserError` naming the module and the first sample with a NaN or infinite activation."""
-    finite = np.isfinite(pooled)
-    if finite.all():
-        return
-    sample, unit = (int(index) for index in np.argwhere(~finite)[0])
-    raise UserError(
-        f"{module}, unit {unit}: the activation for {sample_names[sample]} is {pooled[sample, unit]}; "
-        "use --dtype float32 or leave that sentence out"
-    )
