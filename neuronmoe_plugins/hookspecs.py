@@ -24,6 +24,8 @@ def register_metrics(register: Callable[[str, Metric], None]) -> None:
 
     A metric takes the pooled activations of one module (float32, samples x units), the language index of every sample
     (int, samples) and the number of languages, and returns scores (float64, languages x units), higher = more specific.
+    Or it is a `neuronmoe_plugins.neurons.metrics.NeuronMetric`, which can observe activation functions instead of
+    projections, choose neurons in its own way, and have its own defaults.
     """
 
 
@@ -31,7 +33,9 @@ def register_metrics(register: Callable[[str, Metric], None]) -> None:
 def register_allocation_strategies(register: Callable[[str, AllocationStrategy], None]) -> None:
     """Add strategies for `neuronmoe allocate --strategy NAME`.
 
-    A strategy takes an `AllocationRequest` and returns an `Allocation`.
+    An `AllocationStrategy` has a function that takes an origin (an analysis folder or a scores file) and the settings
+    (source, targets, ..) and returns one score per decoder layer (finite, zero or more), and a rule from scores to
+    experts, by default the paper's. Scales and budgets then work with it as with the built-in ones.
     """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
 
@@ -12,41 +12,71 @@ if TYPE_CHECKING:
 
     from neuronmoe_plugins.neurons.corpora import Corpus
 
-DTYPES = ("float32", "bfloat16", "float16")
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; raises `UserError` if it cannot be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("model", name, error) from error
 
 
-def load_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model with its tokenizer, in evaluation mode.
+def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -> PreTrainedModel:
+    """Load a causal language model, in evaluation mode.
 
     Args:
-        name: what `from_pretrained` takes: a local folder or a name on the hub.
-        dtype: one of `DTYPES`.
-        device: a torch device, as in `cpu` or `cuda:0`.
+        name: What `from_pretrained` takes: a local folder or a name on the hub.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: A torch device, as in `cpu` or `cuda:0`, or `auto` for as many as the model needs.
+        adapter: A PEFT adapter to put on it, folder or hub name.
+
+    Returns:
+        The model, or the PEFT model around it.
 
     Raises:
-        UserError: the model, its tokenizer or the device cannot be had.
+        UserError: if the model, the adapter or the device cannot be had.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    placement = {"device_map": "auto"} if device == "auto" else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **placement)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"--model {name} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise _cannot_load("model", name, error) from error
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    if not placement:
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
+            raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
     try:
-        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature of Module.to
-    except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    return model.eval(), tokenizer
+        return PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load("adapter", adapter, error) from error
 
 
-def default_device() -> str:
-    """`cuda` where torch sees a GPU, else `cpu`."""
+def _cannot_load(option: str, name: str, error: Exception) -> UserError:
+    return UserError(f"--{option} {name} cannot be loaded: {' '.join(str(error).split())}")
+
+
+def default_device(local_rank: int = 0) -> str:
+    """The GPU of the process with this number on its machine, where torch sees one, else `cpu`."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int) -> tuple[list[list[int]], int]:

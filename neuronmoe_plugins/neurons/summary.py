@@ -10,59 +10,54 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.table import Neuron, layer_counts
+from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.table import layer_counts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from neuronmoe_plugins.neurons.analyze import AnalyzeOptions
-    from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
-    from neuronmoe_plugins.neurons.corpora import Corpus
+    from neuronmoe_plugins.neurons.measure import Measured
 
 PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "tokenizers", "numpy")
-POOLING = "mean over the sentence's tokens, a BOS added by the tokenizer included"
-NEURON_IDENTITY = "module_and_unit"
+HISTOGRAM_BINS = 100
+# What other commands cannot do without.
+NEEDED: dict[str, type] = {"languages": list, "num_layers": int, "units_per_module": dict, "files": dict}
 
 
-def build(
-    options: AnalyzeOptions,
-    model: PreTrainedModel,
-    device: str,
-    corpora: Sequence[Corpus],
-    truncated: Sequence[int],
-    scores: Mapping[ModuleKey, ScoreArray],
-    neurons: Sequence[Neuron],
-) -> dict[str, Any]:
-    """The content of `summary.json`; `truncated` counts the cut sentences of each corpus."""
-    languages = [corpus.language for corpus in corpora]
-    num_layers = 1 + max(layer for layer, _ in scores)
+def build(languages: Sequence[str], settings: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
+    """The content of `summary.json`, but for the corpora.
+
+    Args:
+        languages: Names of the languages.
+        settings: The resolved options.
+        measured: What came out.
+    """
+    num_layers, identity = measured.model["num_layers"], settings["neuron_identity"]
+    neurons, scores = measured.neurons, measured.scores
+    modules = list(dict.fromkeys(module for _, module in scores))
     return {
-        "model": options.model,
-        "model_type": model.config.model_type,
-        "model_commit": getattr(model.config, "_commit_hash", None),
-        "dtype": options.dtype,
-        "device": device,
-        "languages": languages,
-        "corpora": [_describe_corpus(corpus, cut) for corpus, cut in zip(corpora, truncated, strict=True)],
-        "samples": options.samples,
-        "top_n": options.top_n,
-        "min_score": options.min_score,
-        "max_tokens": options.max_tokens,
-        "batch_size": options.batch_size,
-        "seed": options.seed,
-        "metric": options.metric,
-        "pooling": POOLING,
-        "neuron_identity": NEURON_IDENTITY,
-        "num_layers": num_layers,
+        **measured.model,
+        "languages": list(languages),
+        **settings,
         "units_per_module": _units_per_module(scores),
+        "module_components": {module: _component(module) for module in modules},
         "neurons_per_language": {name: sum(neuron.language == name for neuron in neurons) for name in languages},
-        "layer_counts": {name: layer_counts(neurons, [name], num_layers) for name in languages},
+        "layer_counts": {name: layer_counts(neurons, [name], num_layers, identity) for name in languages},
         "pair_layer_counts": {
-            "+".join(pair): layer_counts(neurons, pair, num_layers) for pair in combinations(languages, 2)
+            "+".join(pair): layer_counts(neurons, pair, num_layers, identity) for pair in combinations(languages, 2)
         },
+        "mlp_input_similarity": measured.similarity,
+        "score_histogram": _histogram(scores, languages),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
+
+
+def _component(module: str) -> str:
+    from neuronmoe_plugins.neurons.places import component_of
+
+    # Activation functions are looked for in MLPs alone, whatever their names.
+    return component_of(module) or "mlp"
 
 
 def _units_per_module(scores: Mapping[ModuleKey, ScoreArray]) -> dict[str, int | list[int]]:
@@ -73,14 +68,22 @@ def _units_per_module(scores: Mapping[ModuleKey, ScoreArray]) -> dict[str, int |
     return {module: sizes[0] if len(set(sizes)) == 1 else sizes for module, sizes in units.items()}
 
 
-def _describe_corpus(corpus: Corpus, truncated: int) -> dict[str, object]:
+def _histogram(scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str]) -> dict[str, Any]:
+    """How often each score occurs among all units, by language and component."""
+    lowest = min(0.0, *(float(values.min()) for values in scores.values()))
+    highest = max(1.0, *(float(values.max()) for values in scores.values()))
+    edges = np.linspace(lowest, highest, HISTOGRAM_BINS + 1)
+    counts: dict[str, dict[str, Any]] = {language: {} for language in languages}
+    for (_, module), values in scores.items():
+        component = _component(module)
+        for language, row in zip(languages, values, strict=True):
+            counts[language][component] = counts[language].get(component, 0) + np.histogram(row, edges)[0]
     return {
-        "language": corpus.language,
-        "path": str(corpus.path),
-        "sha256": corpus.sha256,
-        "available": corpus.available,
-        "sampled": len(corpus.sentences),
-        "truncated": truncated,
+        "edges": edges.tolist(),
+        "counts": {
+            language: {component: bins.tolist() for component, bins in of_language.items()}
+            for language, of_language in counts.items()
+        },
     }
 
 
@@ -93,6 +96,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no analysis (no summary.json); run `neuronmoe analyze` first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run `neuronmoe analyze` again") from error
-    if not isinstance(record, dict) or not {"languages", "num_layers"} <= record.keys():
-        raise UserError(f"{path} is no summary of an analysis: 'languages' or 'num_layers' is missing")
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is no summary of an analysis; run `neuronmoe analyze` again")
+    for key, expected in NEEDED.items():
+        if not isinstance(record.get(key), expected):
+            raise UserError(f"{path} is no summary of an analysis: {key!r} is missing; run `neuronmoe analyze` again")
     return record

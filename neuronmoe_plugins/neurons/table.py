@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from neuronmoe_plugins.errors import UserError
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.arrays import ScoreArray
+    from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 
-NeuronIdentity = Literal["module_and_unit", "unit"]
-"""What makes two neurons of a layer the same; the published code looks at the unit index alone."""
+NeuronIdentity = Literal["module", "unit"]
+"""What tells a layer's neurons apart: module and unit index, or, as in the published code, the unit index alone."""
 
 SCHEMA = pa.schema(
     [
@@ -42,13 +42,15 @@ class Neuron:
 
 
 def select_neurons(
-    scores: Mapping[tuple[int, str], ScoreArray], languages: Sequence[str], top_n: int, min_score: float
+    scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str], top_n: int | None, min_score: float | None
 ) -> list[Neuron]:
     """The `top_n` best neurons of each language that score above `min_score` (paper, section 3.1).
 
     Args:
         scores: for each (layer, module) float64 (languages, units).
         languages: names of the score rows.
+        top_n: at most so many per language, if not None.
+        min_score: only those that score above it, if not None.
 
     Returns:
         neurons by language, best first; of equal scores the one in the earlier module of `scores`, then the lower unit.
@@ -60,7 +62,7 @@ def select_neurons(
     for row, language in enumerate(languages):
         flat = np.concatenate([scores[key][row] for key in keys])
         best = np.argsort(-flat, kind="stable")[:top_n]
-        for place in best[flat[best] > min_score]:
+        for place in best if min_score is None else best[flat[best] > min_score]:
             index = int(np.searchsorted(ends, place, side="right"))
             layer, module = keys[index]
             neurons.append(Neuron(language, layer, module, int(place - starts[index]), float(flat[place])))
@@ -71,14 +73,14 @@ def layer_counts(
     neurons: Sequence[Neuron],
     languages: Sequence[str],
     num_layers: int,
-    identity: NeuronIdentity = "module_and_unit",
+    identity: NeuronIdentity = "module",
 ) -> list[int]:
     """Number of distinct neurons per layer over the given languages: the S_l of the paper's Eq. 2."""
     wanted = set(languages)
     distinct: list[set[tuple[str, int]]] = [set() for _ in range(num_layers)]
     for neuron in neurons:
         if neuron.language in wanted:
-            distinct[neuron.layer].add((neuron.module if identity == "module_and_unit" else "", neuron.unit))
+            distinct[neuron.layer].add((neuron.module if identity == "module" else "", neuron.unit))
     return [len(units) for units in distinct]
 
 

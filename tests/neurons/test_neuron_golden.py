@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from neuronmoe_plugins.neurons.activations import pool_activations
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey
 from neuronmoe_plugins.neurons.average_precision import average_precision
 from neuronmoe_plugins.neurons.table import NeuronIdentity, layer_counts, select_neurons
+from neurons.collecting import pooled_activations
 
 DATA = Path(__file__).parents[1] / "data"
 # Two sentences nearer than this to each other may swap places between two float32 forward passes.
@@ -38,7 +38,7 @@ def pooled(dtype: torch.dtype) -> dict[ModuleKey, FloatArray]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(DATA / "moe_a" / "base", dtype=dtype)
-    return pool_activations(model, record()["sentences"], batch_size=16)
+    return pooled_activations(model, record()["sentences"], batch_size=16)
 
 
 def labels() -> IntArray:
@@ -92,7 +92,7 @@ def test_top_neurons() -> None:
 
 @pytest.mark.parametrize(
     ("identity", "key"),
-    [("module_and_unit", "unique_per_layer_module_and_unit"), ("unit", "unique_per_layer_unit_only")],
+    [("module", "unique_per_layer_module_and_unit"), ("unit", "unique_per_layer_unit_only")],
 )
 def test_counts_per_layer(identity: NeuronIdentity, key: str) -> None:
     scores = {key: average_precision(values, labels(), 3) for key, values in pooled(torch.float32).items()}

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from neuronmoe_plugins.tuner import MoeLayer
-from neuronmoe_plugins.tuner.feed_forward import find_feed_forwards
+from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
 from tuner.tiny import FAMILIES, GEMMA, TINY, moe_config, tiny_model
 
 NAMES = {"phi3": "fused-gated", "gpt_neox": "gpt-neox", "phi": "phi"}

@@ -1,0 +1,73 @@
+"""An analysis folder: the neurons and the summary that belongs to them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.neurons import summary
+from neuronmoe_plugins.neurons.figure import save_layer_figure
+from neuronmoe_plugins.neurons.table import Neuron, read_neurons, write_neurons
+
+NEURONS = "neurons.parquet"
+# The summary comes last: it names the neuron table that belongs to it.
+OUTPUT_FILES = (NEURONS, "neurons.png", "summary.json")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What came out: the neurons, and the content of `summary.json`."""
+
+    neurons: list[Neuron]
+    summary: dict[str, Any]
+
+    def neurons_per_language(self) -> dict[str, int]:
+        """How many neurons each language has in all."""
+        return dict(self.summary["neurons_per_language"])
+
+    @classmethod
+    def load(cls, folder: Path) -> Analysis:
+        """Read an analysis folder; raises `UserError` if it is missing, incomplete or does not fit together."""
+        record = summary.read(folder)
+        path = folder / NEURONS
+        neurons = read_neurons(path)
+        if _sha256(path) != record["files"].get(NEURONS):
+            raise UserError(
+                f"{path} is not the table that {folder / 'summary.json'} belongs to; run `neuronmoe analyze` again"
+            )
+        _require_same_model(path, neurons, record)
+        return cls(neurons, record)
+
+
+def _require_same_model(path: Path, neurons: list[Neuron], record: dict[str, Any]) -> None:
+    """Raise `UserError` for the first neuron that the summary's model does not have."""
+    for neuron in neurons:
+        units = record["units_per_module"].get(neuron.module)
+        if (
+            units is None
+            or not 0 <= neuron.layer < record["num_layers"]
+            or not 0 <= neuron.unit < (units[neuron.layer] if isinstance(units, list) else units)
+            or neuron.language not in record["languages"]
+        ):
+            raise UserError(
+                f"{path} is of another model: it has neuron {neuron.unit} of {neuron.module} in layer {neuron.layer} "
+                f"for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
+            )
+
+
+def write_analysis(folder: Path, analysis: Analysis) -> None:
+    """Write the three files into an existing folder."""
+    write_neurons(folder / NEURONS, analysis.neurons)
+    record = analysis.summary
+    threshold = "" if record["min_score"] is None else f" above {record['min_score']:g}"
+    title = f"{Path(record['model']).name}: neurons{threshold} ({record['metric']})"
+    save_layer_figure(folder / "neurons.png", record["layer_counts"], title)
+    write_json(folder / "summary.json", {**record, "files": {NEURONS: _sha256(folder / NEURONS)}})
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

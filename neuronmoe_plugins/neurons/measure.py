@@ -1,0 +1,167 @@
+"""Loads the model, runs it over the sentences and scores its neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from neuronmoe_plugins.neurons import pooling
+from neuronmoe_plugins.neurons.activations import collect_activations
+from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
+from neuronmoe_plugins.neurons.metrics import NeuronMetric
+from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.places import (
+    Component,
+    Place,
+    count_mlp_parameters,
+    find_activation_functions,
+    find_mlp_inputs,
+    find_projections,
+)
+from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.scoring import score_modules
+from neuronmoe_plugins.neurons.sentences import TokenizedSentences
+from neuronmoe_plugins.neurons.similarity import language_similarity, tokens_per_language
+from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
+from neuronmoe_plugins.neurons.table import Neuron
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+POOLING = {"mean": pooling.mean, "max": pooling.maximum, "active tokens": pooling.active_tokens}
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model showed.
+
+    Attributes:
+        scores: For every module float64 (languages, units).
+        neurons: The language-specific ones.
+        model: What the summary says about the model; JSON values.
+        similarity: The tokens compared of each language, and for every layer the mean cosine between languages of the
+            MLP's inputs; None if the model's MLPs are of no known family.
+    """
+
+    scores: Mapping[ModuleKey, ScoreArray]
+    neurons: list[Neuron]
+    model: dict[str, Any]
+    similarity: dict[str, Any] | None
+
+
+def measure(
+    options: AnalyzeOptions,
+    settings: Mapping[str, Any],
+    metric: NeuronMetric,
+    sentences: TokenizedSentences,
+    folder: Path,
+    processes: Processes,
+    progress: bool,
+) -> Measured:
+    """Measure the model's neurons.
+
+    Args:
+        options: What to load and where.
+        settings: The resolved options.
+        metric: How neurons are scored and chosen.
+        sentences: The sentences of all languages.
+        folder: For activations that do not stay in memory, and to share results between processes.
+        processes: This process and its siblings.
+        progress: Show progress bars on standard error.
+
+    Raises:
+        UserError: if the model cannot be loaded or analysed, or an activation is not finite.
+    """
+    device = options.device or default_device(processes.local_rank)
+    model = load_model(options.model, options.dtype, device, options.adapter)
+    require_positions(model, sentences.token_ids)
+    places, unmeasured = _find_places(model, metric, settings["components"])
+    inputs = find_mlp_inputs(model)
+    everything = {
+        **{key: (place, POOLING[settings["pooling"]]) for key, place in places.items()},
+        **{key: (place, pooling.sum_of_directions) for key, place in inputs.items()},
+    }
+    units = {key: place.units for key, (place, _) in everything.items()}
+    limit = _memory_limit(options.memory_limit, model.device, processes)
+    store = processes.first_first(lambda: _open_store(folder, units, len(sentences.token_ids), limit, processes))
+    collect_activations(
+        model,
+        sentences.token_ids,
+        everything,
+        store,
+        batch_size=options.batch_size,
+        padding_side=sentences.padding_side,
+        processes=processes,
+        progress=progress,
+    )
+    processes.wait_for_all()
+    scored = {key: units[key] for key in places}
+    scores = score_modules(metric, scored, store, sentences, folder, processes, progress)
+    return Measured(
+        scores,
+        metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"]),
+        _describe_model(options, model, unmeasured),
+        _measure_similarity(inputs, store, sentences),
+    )
+
+
+def _find_places(
+    model: PreTrainedModel, metric: NeuronMetric, components: list[Component]
+) -> tuple[dict[ModuleKey, Place], list[str]]:
+    if metric.observes == "activation functions":
+        return find_activation_functions(model), []
+    return find_projections(model, components)
+
+
+def _memory_limit(asked: float | None, device: torch.device, processes: Processes) -> float:
+    """Bytes that may stay in memory: by default none on a CPU, whose page cache keeps the file, half of a free GPU."""
+    if processes.world_size > 1:
+        return 0
+    if asked is not None:
+        return asked * GIGABYTE
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
+
+
+def _open_store(
+    folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, limit: float, processes: Processes
+) -> Store:
+    needed = 4 * num_sentences * sum(units.values())
+    if needed <= limit:
+        return MemoryStore(num_sentences)
+    return FileStore(folder, units, num_sentences, processes.rank)
+
+
+def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured: list[str]) -> dict[str, Any]:
+    config = model.config.get_text_config()
+    return {
+        "model": options.model,
+        "adapter": options.adapter,
+        "model_type": model.config.model_type,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "dtype": options.dtype,
+        "device": options.device or model.device.type,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "mlp_parameters": count_mlp_parameters(model),
+        "unmeasured_modules": unmeasured,
+    }
+
+
+def _measure_similarity(
+    inputs: Mapping[ModuleKey, Place], store: Store, sentences: TokenizedSentences
+) -> dict[str, Any] | None:
+    if not inputs:
+        return None
+    samples = sentences.samples()
+    layers = [language_similarity(store.read(key).cpu().numpy(), samples) for key in inputs]
+    return {
+        "tokens": tokens_per_language(sentences.languages, samples),
+        "layers": np.stack(layers).tolist(),
+    }

@@ -1,0 +1,174 @@
+"""Where in a model an analysis looks: projections, activation functions and the inputs of MLPs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from torch import nn
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.feed_forward.finding import find_feed_forwards, without_adapter
+from neuronmoe_plugins.neurons.arrays import ModuleKey
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Component = Literal["attention", "mlp"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+# By the first part of a projection's name inside its layer, as in self_attn.q_proj, attention.dense, mlp.c_fc, fc1.
+COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
+    "attention": re.compile("attn|attention"),
+    "mlp": re.compile("mlp|feed_forward|ffn|^fc"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module whose outputs, or inputs, are pooled for every sentence.
+
+    Attributes:
+        module: What is hooked.
+        units: Size of the last dimension.
+        mixture: The mixture of experts whose original MLP holds the module; see `replay` in `recording.py`.
+        of_input: Whether the module's input is taken, not its output.
+    """
+
+    module: nn.Module
+    units: int
+    mixture: nn.Module | None = None
+    of_input: bool = False
+
+
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers; raises `UserError` if the model has no list of as many modules as it says it has layers."""
+    decoder = model.get_decoder()
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == expected:
+            return module
+    raise UserError(
+        f"{type(model).__name__} has no decoder layers to analyse: looked in its {type(decoder).__name__} for a list "
+        f"of {expected} modules"
+    )
+
+
+def find_projections(
+    model: PreTrainedModel, components: Sequence[Component] = COMPONENTS
+) -> tuple[dict[ModuleKey, Place], list[str]]:
+    """All linear layers of every decoder layer's attention and MLP.
+
+    For Llama and its kin these are q, k, v, o, gate, up and down (Kojima et al. 2024); other models have their own
+    names. Adapters are looked through: of a LoRA layer the sum is taken, of a mixture of experts the original MLP.
+
+    Args:
+        model: A causal language model.
+        components: Which of attention and MLP to take.
+
+    Returns:
+        The projections in layer order, and the names of the linear layers that are in neither attention nor MLP.
+
+    Raises:
+        UserError: if a layer has no linear layer in one of the components.
+    """
+    found: dict[ModuleKey, Place] = {}
+    others: set[str] = set()
+    for index, layer in enumerate(find_layers(model)):
+        present = set()
+        for name, place in _linear_layers(layer):
+            component = component_of(name)
+            if component is None:
+                others.add(name)
+            elif component in components:
+                found[index, name] = place
+                present.add(component)
+        if missing := [component for component in components if component not in present]:
+            raise UserError(
+                f"{type(model).__name__} has no linear layers in the {' and the '.join(missing)} of decoder layer "
+                f"{index} ({type(layer).__name__}); choose other --components"
+            )
+    return found, sorted(others)
+
+
+def component_of(name: str) -> Component | None:
+    """The component of a projection with this name inside its decoder layer."""
+    first = name.split(".")[0].lower()
+    return next((component for component, pattern in COMPONENT_NAMES.items() if pattern.search(first)), None)
+
+
+def _linear_layers(
+    module: nn.Module, prefix: str = "", mixture: nn.Module | None = None
+) -> Iterator[tuple[str, Place]]:
+    """Linear layers below `module` and their names without an adapter's parts."""
+    for child_name, child in module.named_children():
+        name, base = f"{prefix}{child_name}", without_adapter(child)
+        units = _units(base)
+        if units is not None:
+            yield name, Place(child, units, mixture)
+        else:
+            yield from _linear_layers(base, f"{name}.", mixture if base is child else child)
+
+
+def _units(module: nn.Module) -> int | None:
+    """Outputs of a linear layer, GPT-2's transposed kind included; None for any other module."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return int(module.nf) if type(module).__name__ == "Conv1D" else None  # type: ignore[arg-type]
+
+
+def find_activation_functions(model: PreTrainedModel) -> dict[ModuleKey, Place]:
+    """The activation function of every decoder layer's MLP; its output is the gated activation (Tang et al. 2024).
+
+    Raises:
+        UserError: if the model's MLPs are of no known family, or their activation function is no module.
+    """
+    try:
+        mlps = find_feed_forwards(model)
+    except ValueError as error:
+        raise UserError(f"the activations of this model's MLPs cannot be observed: {error}") from error
+    found: dict[ModuleKey, Place] = {}
+    for layer, mlp in mlps.items():
+        outer = model.get_submodule(mlp.name)
+        inner = without_adapter(outer)
+        activation = getattr(inner, mlp.family.activation)
+        if not isinstance(activation, nn.Module):
+            raise UserError(f"{mlp.name}.{mlp.family.activation} is a function, not a module; it cannot be observed")
+        down = without_adapter(inner.get_submodule(mlp.family.projections[-1]))
+        name = f"{mlp.name.split('.')[-1]}.{mlp.family.activation}"
+        assert isinstance(down, nn.Linear)
+        found[layer, name] = Place(activation, down.in_features, None if inner is outer else outer)
+    return found
+
+
+def find_mlp_inputs(model: PreTrainedModel) -> dict[ModuleKey, Place]:
+    """The input of every decoder layer's MLP, after the norm before it; empty if the MLPs are of no known family."""
+    try:
+        mlps = find_feed_forwards(model)
+    except ValueError:
+        return {}
+    hidden_size = model.config.get_text_config().hidden_size
+    return {
+        (layer, f"{mlp.name.split('.')[-1]} input"): Place(model.get_submodule(mlp.name), hidden_size, of_input=True)
+        for layer, mlp in mlps.items()
+    }
+
+
+def count_mlp_parameters(model: PreTrainedModel) -> list[int] | None:
+    """Weights and biases of one copy of each layer's MLP; None if the MLPs are of no known family."""
+    try:
+        mlps = find_feed_forwards(model)
+    except ValueError:
+        return None
+    return [
+        sum(
+            linear.in_features * linear.out_features + (linear.out_features if linear.bias is not None else 0)
+            for linear in (
+                without_adapter(without_adapter(model.get_submodule(mlp.name)).get_submodule(name))
+                for name in mlp.family.projections
+            )
+            if isinstance(linear, nn.Linear)
+        )
+        for mlp in mlps.values()
+    ]

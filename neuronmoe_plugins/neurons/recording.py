@@ -1,0 +1,91 @@
+"""Forward hooks that pool what passes through a model's places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons.arrays import ModuleKey
+from neuronmoe_plugins.neurons.places import Place
+from neuronmoe_plugins.neurons.pooling import Pooling
+
+
+class Recorder:
+    """Pools the values of each place over the real tokens of the batch at hand.
+
+    Attributes:
+        pooled: What the last batch gave, float32 (batch, units) on the device of each place.
+    """
+
+    def __init__(self) -> None:
+        self.pooled: dict[ModuleKey, Tensor] = {}
+        self._masks: dict[torch.device, Tensor] = {}
+        self._replaying: nn.Module | None = None
+
+    def start_batch(self, attention_mask: Tensor) -> None:
+        """Take the mask (batch, tokens) of the batch that comes next."""
+        self._masks = {attention_mask.device: attention_mask.bool()}
+        self.pooled = {}
+
+    def record(self, key: ModuleKey, place: Place, pooling: Pooling, values: Tensor) -> None:
+        """Pool the values (batch, tokens, units) of a place.
+
+        Raises:
+            UserError: if they are not those of every token, as in a model that is itself a mixture of experts.
+        """
+        if place.mixture is not self._replaying:
+            return
+        mask = self._masks.setdefault(values.device, next(iter(self._masks.values())).to(values.device))
+        if values.shape != (*mask.shape, place.units):
+            raise UserError(
+                f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "
+                f"expected {(*mask.shape, place.units)}; such a module cannot be analysed"
+            )
+        self.pooled[key] = pooling(values, mask)
+
+    def replay(self, mixture: nn.Module, hidden_states: Tensor) -> None:
+        """Run a mixture's original MLP on all tokens.
+
+        In the mixture's own forward it sees only the tokens that the router sends there, and its activation function
+        also those of other experts.
+        """
+        self._replaying = mixture
+        try:
+            mixture.get_base_layer()(hidden_states)  # type: ignore[operator]
+        finally:
+            self._replaying = None
+
+
+@contextmanager
+def recording(places: Mapping[ModuleKey, tuple[Place, Pooling]]) -> Iterator[Recorder]:
+    """Hook all places; the hooks are gone when the block ends."""
+    recorder = Recorder()
+    with ExitStack() as hooks:
+        for mixture in {place.mixture for place, _ in places.values() if place.mixture is not None}:
+            hooks.callback(mixture.register_forward_pre_hook(_replay_hook(recorder), with_kwargs=True).remove)
+        for key, (place, pooling) in places.items():
+            hook = _record_hook(recorder, key, place, pooling)
+            if place.of_input:
+                hooks.callback(place.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            else:
+                hooks.callback(place.module.register_forward_hook(hook).remove)
+        yield recorder
+
+
+def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _replay_hook(recorder: Recorder) -> Callable[..., None]:
+    return lambda module, args, kwargs: recorder.replay(module, _first_input(args, kwargs))
+
+
+def _record_hook(recorder: Recorder, key: ModuleKey, place: Place, pooling: Pooling) -> Callable[..., None]:
+    if place.of_input:
+        return lambda module, args, kwargs: recorder.record(key, place, pooling, _first_input(args, kwargs))
+    return lambda module, args, output: recorder.record(key, place, pooling, output)

@@ -1,0 +1,107 @@
+"""Where pooled activations are kept between the forward passes and the scoring: in memory, or in a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuronmoe_plugins.neurons.arena import Arena
+from neuronmoe_plugins.neurons.arrays import ModuleKey
+
+# An interrupted analysis repeats at most so much.
+SECONDS_BETWEEN_SAVES = 20.0
+
+
+class Store(Protocol):
+    """Keeps a row of every module for every sentence."""
+
+    def missing(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        """Numbers of the batches that have not been stored yet."""
+
+    def add(self, batch: int, sentences: Sequence[int], pooled: Mapping[ModuleKey, Tensor]) -> None:
+        """Store what a batch gave, float32 (batch, units) for each module."""
+
+    def close(self) -> None:
+        """Make sure that everything added is kept."""
+
+    def read(self, key: ModuleKey) -> Tensor:
+        """All rows of a module in the order of the sentences, float32 (sentences, units)."""
+
+
+class MemoryStore:
+    """Keeps activations on the devices where they arise.
+
+    Args:
+        num_sentences: Number of rows.
+    """
+
+    def __init__(self, num_sentences: int) -> None:
+        self._num_sentences = num_sentences
+        self._values: dict[ModuleKey, Tensor] = {}
+
+    def missing(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        return list(range(len(batches)))
+
+    def add(self, batch: int, sentences: Sequence[int], pooled: Mapping[ModuleKey, Tensor]) -> None:
+        for key, values in pooled.items():
+            if key not in self._values:
+                self._values[key] = values.new_empty((self._num_sentences, values.shape[1]))
+            self._values[key][torch.tensor(sentences, device=values.device)] = values
+
+    def close(self) -> None:
+        """Memory needs nothing."""
+
+    def read(self, key: ModuleKey) -> Tensor:
+        return self._values[key]
+
+
+class FileStore:
+    """Keeps activations in a folder, with the numbers of the finished batches, so that another process can go on.
+
+    Args:
+        folder: An existing folder; several processes may share it.
+        units: Size of each module's rows.
+        num_sentences: Number of rows.
+        rank: Number of this process among those that share the folder.
+    """
+
+    def __init__(self, folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, rank: int = 0) -> None:
+        shapes = {key: (num_sentences, size) for key, size in units.items()}
+        self._arena = Arena(folder / "activations.f32", shapes, np.float32)
+        self._folder = folder
+        self._journal = folder / f"finished.{rank}"
+        self._unsaved: list[int] = []
+        self._saved_at = time.monotonic()
+
+    def missing(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        finished = {
+            int(line)
+            for journal in self._folder.glob("finished.*")
+            # A killed process may have left half a line.
+            for line in journal.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        }
+        return [number for number in range(len(batches)) if number not in finished]
+
+    def add(self, batch: int, sentences: Sequence[int], pooled: Mapping[ModuleKey, Tensor]) -> None:
+        for key, values in pooled.items():
+            self._arena[key][np.asarray(sentences)] = values.cpu().numpy()
+        self._unsaved.append(batch)
+        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.close()
+
+    def close(self) -> None:
+        self._arena.flush()
+        with self._journal.open("a") as journal:
+            journal.writelines(f"{batch}\n" for batch in self._unsaved)
+        self._unsaved = []
+        self._saved_at = time.monotonic()
+
+    def read(self, key: ModuleKey) -> Tensor:
+        return torch.from_numpy(np.array(self._arena[key]))

@@ -1,0 +1,31 @@
+"""Pooled activations as arrays, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuronmoe_plugins.neurons import pooling
+from neuronmoe_plugins.neurons.activations import collect_activations
+from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey
+from neuronmoe_plugins.neurons.batches import PaddingSide
+from neuronmoe_plugins.neurons.places import Place, find_projections
+from neuronmoe_plugins.neurons.pooling import Pooling
+from neuronmoe_plugins.neurons.store import MemoryStore
+
+
+def pooled_activations(
+    model: Any,
+    sentences: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    places: Mapping[ModuleKey, Place] | None = None,
+    pool: Pooling = pooling.mean,
+    padding_side: PaddingSide = "right",
+) -> dict[ModuleKey, FloatArray]:
+    """For each place, all projections unless given, float32 (sentences, units)."""
+    places = places if places is not None else find_projections(model)[0]
+    store = MemoryStore(len(sentences))
+    pooled_places = {key: (place, pool) for key, place in places.items()}
+    collect_activations(model, sentences, pooled_places, store, batch_size=batch_size, padding_side=padding_side)
+    return {key: store.read(key).numpy() for key in places}
