@@ -9,6 +9,15 @@ from typing import Annotated
 import typer
 
 from neuronmoe_plugins.allocation.experts import Rounding
+from neuronmoe_plugins.allocation.options import (
+    COMBINE_HELP,
+    MAX_EXPERTS_HELP,
+    SCALE_HELP,
+    STRATEGY_HELP,
+    AllocationRequest,
+    Combine,
+)
+from neuronmoe_plugins.allocation.scale import Scale
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.recipes import Deepspeed
 
@@ -24,41 +33,91 @@ app = typer.Typer(
 @app.command()
 def analyze(
     model: Annotated[str, typer.Option(help="Folder or hub name of a causal language model.")],
-    corpus: Annotated[list[str], typer.Option(help="LANGUAGE=FILE (.jsonl with `text`, or .txt); once per language.")],
     output: Annotated[Path, typer.Option(help="Folder for neurons.parquet, summary.json and neurons.png.")],
-    samples: Annotated[int, typer.Option(help="Sentences per language.")] = 500,
-    top_n: Annotated[int, typer.Option(help="At most so many neurons per language.")] = 1000,
-    min_score: Annotated[float, typer.Option(help="Only neurons that score above this.")] = 0.5,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LANGUAGE=SOURCE, once per language: a .txt, .jsonl (also .gz) or .parquet file, a folder of such, or "
+            "hub:OWNER/NAME[:CONFIG][@SPLIT[[:ROWS]]].",
+        ),
+    ] = None,
+    concepts: Annotated[Path | None, typer.Option(help="Instead: a folder of the published code's sentences.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder or hub name of a PEFT adapter for the model.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sentences per language.", show_default="500")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the texts.", show_default="text")] = None,
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="Split texts into sentences; LANGUAGE is an ISO 639-1 code.")
+    ] = False,
+    metric: Annotated[str, typer.Option(help="Neuron metric: ap, lape or a plugin's.")] = "ap",
+    top_n: Annotated[
+        int | None, typer.Option(help="At most so many neurons per language.", show_default="ap 1000, lape all")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Only neurons that score above this.", show_default="ap 0.5, lape none")
+    ] = None,
+    components: Annotated[
+        str | None, typer.Option(help="Which projections: attention,mlp.", show_default="both")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="Over a sentence's tokens: mean or max.", show_default="mean")
+    ] = None,
+    neuron_identity: Annotated[
+        str, typer.Option(help="Neurons of a layer are counted by module and unit, or as published by unit.")
+    ] = "module",
     max_tokens: Annotated[int, typer.Option(help="Longer sentences are cut.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Sentences per forward pass.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
-    metric: Annotated[str, typer.Option(help="Neuron metric; plugins can add some.")] = "ap",
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default="42")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="As in cpu or cuda:0; default: the GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="As in cpu, cuda:0, or auto for all.", show_default="a GPU if there is one")
+    ] = None,
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Gigabytes of activations kept in memory; more go to a file, from which a stopped run goes on.",
+            show_default="half of a GPU's free memory; none on a CPU",
+        ),
+    ] = None,
 ) -> None:
-    """Find the neurons of a model that are specific to each language."""
-    from neuronmoe_plugins.neurons.analyze import AnalyzeOptions
+    """Find the neurons of a model that are specific to each language.
+
+    Several processes share the work: torchrun --nproc-per-node N -m neuronmoe_plugins analyze ...
+    """
     from neuronmoe_plugins.neurons.analyze import analyze as analyze_neurons
     from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+    from neuronmoe_plugins.neurons.options import AnalyzeOptions
+    from neuronmoe_plugins.neurons.processes import Processes
 
     options = AnalyzeOptions(
         model=model,
-        corpora=parse_corpus_specs(corpus),
         output=output,
+        corpora=parse_corpus_specs(corpus) if corpus else (),
+        concepts=concepts,
+        adapter=adapter,
         samples=samples,
+        text_field=text_field,
+        split_sentences=split_sentences,
         top_n=top_n,
         min_score=min_score,
         max_tokens=max_tokens,
         batch_size=batch_size,
         seed=seed,
         metric=metric,
+        components=None if components is None else components.split(","),
+        pooling=pooling,
+        neuron_identity=neuron_identity,
         dtype=dtype,
         device=device,
+        memory_limit=memory_limit,
     )
-    analysis = analyze_neurons(options, progress=True)
-    for language, count in analysis.neurons_per_language().items():
-        typer.echo(f"{language}: {count} neurons")
-    typer.echo(f"Wrote {output}")
+    is_first = Processes.from_environment().is_first
+    analysis = analyze_neurons(options, progress=is_first)
+    if is_first:
+        for warning in analysis.warnings():
+            typer.echo(f"Warning: {warning}", err=True)
+        for language, count in analysis.neurons_per_language().items():
+            typer.echo(f"{language}: {count} neurons")
+        typer.echo(f"Wrote {output}")
 
 
 @app.command()
@@ -67,31 +126,51 @@ def allocate(
     output: Annotated[Path, typer.Option(help="The allocation.yaml to write.")],
     source: Annotated[str | None, typer.Option(help="Language the model knows.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Language to learn; may be repeated.")] = None,
-    min_experts: Annotated[int, typer.Option(help="Experts of the least specific layer, the base MLP included.")] = 1,
-    max_experts: Annotated[int, typer.Option(help="Experts of the most specific layer.")] = 6,
-    rounding: Annotated[Rounding, typer.Option(help="floor gives the paper's lists, round its formula.")] = (
-        Rounding.FLOOR
-    ),
-    strategy: Annotated[str, typer.Option(help="Allocation strategy; plugins can add some.")] = "neuron-diversity",
-    figure: Annotated[Path | None, typer.Option(help="Also draw it into this PNG.")] = None,
+    strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "neuron-diversity",
+    combine: Annotated[Combine | None, typer.Option(help=COMBINE_HELP)] = None,
+    scale: Annotated[Scale | None, typer.Option(help=SCALE_HELP)] = None,
+    rounding: Annotated[Rounding | None, typer.Option(help="floor, the default, gives the paper's lists.")] = None,
+    min_experts: Annotated[int | None, typer.Option(help="Least experts of a layer, the base MLP included: 1.")] = None,
+    max_experts: Annotated[int | None, typer.Option(help=MAX_EXPERTS_HELP)] = None,
+    budget: Annotated[int | None, typer.Option(help="For layer-similarity: what is shared out and rounded up.")] = None,
+    total_experts: Annotated[int | None, typer.Option(help="Exactly so many in all, base MLPs included.")] = None,
+    max_added_parameters: Annotated[int | None, typer.Option(help="As many experts as fit into these.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another allocation.yaml to set against this one.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, and what it is compared with, into a PNG.")] = None,
 ) -> None:
     """Decide how many experts each layer gets."""
     from rich.console import Console
 
-    from neuronmoe_plugins.allocation.display import allocation_table
+    from neuronmoe_plugins.allocation.allocate import allocate as allocate_experts
+    from neuronmoe_plugins.allocation.comparison import load_comparable
+    from neuronmoe_plugins.allocation.display import print_allocation
     from neuronmoe_plugins.allocation.figure import save_allocation_figure
-    from neuronmoe_plugins.allocation.strategies import AllocationRequest
-    from neuronmoe_plugins.allocation.strategies import allocate as allocate_experts
 
-    request = AllocationRequest(origin, source, tuple(target or ()), min_experts, max_experts, rounding)
+    targets, bounds = tuple(target or ()), (min_experts, max_experts)
+    request = AllocationRequest(
+        origin, source, targets, *bounds, rounding, scale, combine, budget, total_experts, max_added_parameters
+    )
     allocation = allocate_experts(request, strategy)
+    other = None if compare is None else load_comparable(compare, allocation)
     allocation.save(output)
     if figure is not None:
-        save_allocation_figure(figure, allocation)
-    Console().print(allocation_table(allocation))
-    if allocation.note:
-        typer.echo(f"Note: {allocation.note}.")
+        save_allocation_figure(figure, allocation, other)
+    print_allocation(Console(), allocation, other)
     typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with analysis/, or an analysis itself.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; figures/ goes beside it.", show_default="RUN/report.html")
+    ] = None,
+) -> None:
+    """Draw an analysis and the allocations beside it into one self-contained page."""
+    from neuronmoe_plugins.report.page import write_report
+
+    page, *figures = write_report(run, output)
+    typer.echo(f"Wrote {page} and {len(figures)} files in {figures[0].parent}")
 
 
 @app.command()

@@ -2,42 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from neuronmoe_plugins.allocation.checks import shown
+from neuronmoe_plugins.allocation.keys import KEYS
+from neuronmoe_plugins.allocation.sizes import MlpShapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Experts per decoder layer; the base MLP counts as one, so 1 leaves a layer dense."""
+    """Experts per decoder layer; the base MLP counts as one, so 1 leaves a layer dense.
+
+    What has no effect on the experts, or is not known, is None.
+
+    Attributes:
+        num_experts: One number per layer.
+        layer_scores: One score per layer, before it is scaled; empty where there are none.
+        min_experts: Least experts of a layer.
+        max_experts: Most experts of a layer; None for no limit.
+        rounding: How Eq. 4 became whole: floor or round.
+        strategy: Name of the strategy.
+        source: Language that the model knows.
+        targets: Languages that it shall learn.
+        scores_from: The analysis folder or scores file, as it was named.
+        note: Why the experts are what they are, where that needs saying.
+        score_name: What a score is.
+        scale: What a score counts as: linear, sqrt or log.
+        combine: How the neurons of several languages were counted: union or mean.
+        neuron_identity: What makes two neurons of a layer the same: module (and unit) or unit.
+        budget: What LayerMoE's formula shared out.
+        requested_total_experts: `--total-experts`.
+        max_added_parameters: `--max-added-parameters`.
+        scores_sha256: Checksum of the scores file, or of the analysis' summary.json.
+        hidden_size: Width of the model's hidden states.
+        mlp_parameters: Parameters of one copy of each layer's MLP.
+        total_experts: Sum of `num_experts`.
+        added_parameters: Of all new experts and routers.
+    """
 
     num_experts: list[int]
     layer_scores: list[float]
     min_experts: int
-    max_experts: int
-    rounding: str
+    max_experts: int | None
+    rounding: str | None
     strategy: str
     source: str | None
     targets: list[str]
     scores_from: str
-    """The analysis folder or scores file, as it was named."""
     note: str | None = None
-    """Why the experts are what they are, where that needs saying."""
+    score_name: str = "layer score"
+    scale: str | None = "linear"
+    combine: str | None = None
+    neuron_identity: str | None = None
+    budget: int | None = None
+    requested_total_experts: int | None = None
+    max_added_parameters: int | None = None
+    scores_sha256: str | None = None
+    hidden_size: int | None = None
+    mlp_parameters: list[int] | None = None
     total_experts: int = field(init=False)
+    added_parameters: int | None = field(init=False)
 
     def __post_init__(self) -> None:
+        added = self.layer_added_parameters
         object.__setattr__(self, "total_experts", sum(self.num_experts))
+        object.__setattr__(self, "added_parameters", None if added is None else sum(added))
+
+    @property
+    def new_experts(self) -> int:
+        """Experts beside the original MLPs."""
+        return sum(self.num_experts) - len(self.num_experts)
+
+    @property
+    def layer_added_parameters(self) -> list[int] | None:
+        """New parameters of each layer; None where the model's sizes are not known."""
+        if self.hidden_size is None or self.mlp_parameters is None:
+            return None
+        return MlpShapes(self.hidden_size, self.mlp_parameters).added_parameters(self.num_experts)
 
     def save(self, path: Path) -> None:
         """Write `allocation.yaml`; an earlier one is replaced only by a complete one."""
         content = asdict(self)
-        ordered = {"num_experts": content.pop("num_experts"), "total_experts": content.pop("total_experts"), **content}
+        ordered = {key: content.pop(key) for key in ("num_experts", "total_experts", "added_parameters")} | content
         text = yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
         try:
             write_text(path, text)
@@ -46,78 +98,50 @@ class Allocation:
 
     @classmethod
     def load(cls, path: Path) -> Allocation:
-        """Read and check `allocation.yaml`; raises `UserError` naming the file and the key that is wrong."""
-        content = {"note": None} | _read_mapping(path)
-        expected = {f.name for f in fields(cls)}
-        if missing := sorted(expected - content.keys()):
+        """Read and check `allocation.yaml`; keys that older files lack get their defaults.
+
+        Raises:
+            UserError: naming the file and the key that is wrong.
+        """
+        content = _read_mapping(path)
+        required = {f.name for f in fields(cls) if f.init and f.default is MISSING} | {"total_experts"}
+        if missing := sorted(required - content.keys()):
             raise UserError(f"{path} lacks {', '.join(missing)}; write it with `neuronmoe allocate`")
-        if unknown := sorted(map(str, content.keys() - expected)):
+        if unknown := sorted(map(shown, content.keys() - {f.name for f in fields(cls)})):
             raise UserError(f"{path} has the unknown key(s) {', '.join(unknown)}; remove them")
-        for key, (is_valid, meaning) in CHECKS.items():
-            if not is_valid(content[key]):
-                raise UserError(f"{path}: {key} is {content[key]!r}; it must be {meaning}")
-        total = content.pop("total_experts")
+        for key, value in content.items():
+            check, meaning = KEYS[key]
+            if not check(value):
+                raise UserError(f"{path}: {key} is {shown(value)}; it must be {meaning}")
+        _check_lengths(path, content)
+        derived = {key: content.pop(key) for key in ("total_experts", "added_parameters") if key in content}
         allocation = cls(**content)
-        allocation._require_consistent(path, total)
+        for key, value in derived.items():
+            follows = getattr(allocation, key)
+            if value != follows:
+                raise UserError(f"{path}: {key} is {shown(value)}, but {follows} follows from num_experts; correct one")
         return allocation
 
-    def _require_consistent(self, path: Path, total: int) -> None:
-        if total != self.total_experts:
-            raise UserError(f"{path}: total_experts is {total}, but num_experts sums to {self.total_experts}")
-        if self.layer_scores and len(self.layer_scores) != len(self.num_experts):
-            raise UserError(
-                f"{path}: num_experts has {len(self.num_experts)} layers, layer_scores {len(self.layer_scores)}"
-            )
 
-
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; write it with `neuronmoe allocate`") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # not only YAMLError: KeyError for `!!bool x`, ValueError for dates that never were
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not an allocation; write it with `neuronmoe allocate`")
     return content
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _list_of(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(is_valid, value))
-
-
-def _or_null(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or is_valid(value)
-
-
-# Key of the file -> its check, and what an error says the value must be.
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_experts": (
-        lambda value: bool(value) and _list_of(_is_count)(value),
-        "a list of whole numbers, 1 or more, one per layer",
-    ),
-    "total_experts": (_is_count, "a whole number"),
-    "layer_scores": (_list_of(_is_number), "a list of numbers"),
-    "min_experts": (_is_count, "a whole number, 1 or more"),
-    "max_experts": (_is_count, "a whole number, 1 or more"),
-    "rounding": (_is_text, "floor or round"),
-    "strategy": (_is_text, "the name of a strategy"),
-    "source": (_or_null(_is_text), "a language (in quotes) or null"),
-    "targets": (_list_of(_is_text), "a list of languages (in quotes)"),
-    "scores_from": (_is_text, "a path"),
-    "note": (_or_null(_is_text), "a text or null"),
-}
+def _check_lengths(path: Path, content: dict[str, Any]) -> None:
+    num_layers = len(content["num_experts"])
+    for key in ("layer_scores", "mlp_parameters"):
+        values = content.get(key)
+        if values and len(values) != num_layers:
+            raise UserError(f"{path}: num_experts has {num_layers} layers, {key} {len(values)}")
+    if (content.get("hidden_size") is None) != (content.get("mlp_parameters") is None):
+        raise UserError(f"{path}: hidden_size and mlp_parameters belong together; set both or neither to null")

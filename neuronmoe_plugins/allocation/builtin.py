@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_allocation_strategies(register: Callable[[str, AllocationStrategy], None]) -> None:
-    from neuronmoe_plugins.allocation.strategies import neuron_diversity
+    from neuronmoe_plugins.allocation import strategies
 
-    register("neuron-diversity", neuron_diversity)
+    register("neuron-diversity", strategies.neuron_diversity)
+    register("source-only", strategies.source_only)
+    register("layer-similarity", strategies.layer_similarity)
+    register("uniform", strategies.uniform)

@@ -29,6 +29,14 @@ class Analysis:
         """How many neurons each language has in all."""
         return dict(self.summary["neurons_per_language"])
 
+    def warnings(self) -> list[str]:
+        """What the user should know about the corpora, a line each."""
+        return [
+            f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
+            f"{pair['examples'][0][:60]!r}"
+            for pair in self.summary["shared_sentences"]["pairs"]
+        ]
+
     @classmethod
     def load(cls, folder: Path) -> Analysis:
         """Read an analysis folder; raises `UserError` if it is missing, incomplete or does not fit together."""
@@ -44,19 +52,21 @@ class Analysis:
 
 
 def _require_same_model(path: Path, neurons: list[Neuron], record: dict[str, Any]) -> None:
-    """Raise `UserError` for the first neuron that the summary's model does not have."""
+    """Raise `UserError` for the first neuron that the summary's model or languages do not have."""
     for neuron in neurons:
-        units = record["units_per_module"].get(neuron.module)
-        if (
-            units is None
-            or not 0 <= neuron.layer < record["num_layers"]
-            or not 0 <= neuron.unit < (units[neuron.layer] if isinstance(units, list) else units)
-            or neuron.language not in record["languages"]
-        ):
+        if neuron.language not in record["languages"] or not 0 <= neuron.unit < _units(record, neuron):
             raise UserError(
                 f"{path} is of another model: it has neuron {neuron.unit} of {neuron.module} in layer {neuron.layer} "
                 f"for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
             )
+
+
+def _units(record: dict[str, Any], neuron: Neuron) -> int:
+    """Size of the neuron's module by the summary: one number, or one per layer; 0 if there is no such module."""
+    units = record["units_per_module"].get(neuron.module)
+    if isinstance(units, list):
+        units = units[neuron.layer] if 0 <= neuron.layer < len(units) else 0
+    return units if isinstance(units, int) and 0 <= neuron.layer < record["num_layers"] else 0
 
 
 def write_analysis(folder: Path, analysis: Analysis) -> None:

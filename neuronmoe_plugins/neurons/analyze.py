@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.analysis import OUTPUT_FILES, Analysis, write_analysis
-from neuronmoe_plugins.neurons.corpora import Corpus, sample_corpus
-from neuronmoe_plugins.neurons.metrics import as_metric
+from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_model_files, digest
@@ -41,7 +41,7 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     with _kept_if_interrupted(working, processes, progress):
         description: dict[str, Any] = {}
         if processes.is_first:
-            description = _prepare(options, settings, working)
+            description = _prepare(options, settings, metric, working)
         processes.wait_for_all()
         sentences = TokenizedSentences.load(working.path / "sentences.json")
         # Here, and not above, so that bad input is answered before torch has been imported.
@@ -54,24 +54,15 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     return Analysis.load(options.output)
 
 
-def _prepare(options: AnalyzeOptions, settings: dict[str, Any], working: WorkingFolder) -> dict[str, Any]:
+def _prepare(
+    options: AnalyzeOptions, settings: dict[str, Any], metric: NeuronMetric, working: WorkingFolder
+) -> dict[str, Any]:
     """Sample and tokenise the corpora, and put them into the working folder.
 
     Returns:
         What the summary says about the corpora.
     """
-    corpora = [sample_corpus(spec, options.samples, options.seed) for spec in options.corpora]
-    from neuronmoe_plugins.neurons.loading import load_tokenizer, tokenize
-
-    tokenizer = load_tokenizer(options.model)
-    tokenized = [tokenize(tokenizer, corpus, options.max_tokens) for corpus in corpora]
-    sentences = TokenizedSentences(
-        languages=[corpus.language for corpus in corpora],
-        labels=[label for label, corpus in enumerate(corpora) for _ in corpus.sentences],
-        names=[name for corpus in corpora for name in corpus.names()],
-        token_ids=[ids for token_ids, _ in tokenized for ids in token_ids],
-        padding_side="left" if tokenizer.padding_side == "left" else "right",
-    )
+    sentences, description = prepare_sentences(options, metric)
     working.prepare(
         {
             **settings,
@@ -84,21 +75,7 @@ def _prepare(options: AnalyzeOptions, settings: dict[str, Any], working: Working
         }
     )
     sentences.save(working.path / "sentences.json")
-    return {"corpora": _describe_corpora(corpora, [cut for _, cut in tokenized])}
-
-
-def _describe_corpora(corpora: Sequence[Corpus], truncated: Sequence[int]) -> list[dict[str, object]]:
-    return [
-        {
-            "language": corpus.language,
-            "path": str(corpus.path),
-            "sha256": corpus.sha256,
-            "available": corpus.available,
-            "sampled": len(corpus.sentences),
-            "truncated": cut,
-        }
-        for corpus, cut in zip(corpora, truncated, strict=True)
-    ]
+    return description
 
 
 def _write(
@@ -110,6 +87,7 @@ def _write(
 ) -> None:
     languages = [entry["language"] for entry in description["corpora"]]
     record = {**summary.build(languages, settings, measured), **description}
+    record["versions"] |= record.pop("reading_versions")
     staging = working.path / "output"
     staging.mkdir(exist_ok=True)
     write_analysis(staging, Analysis(measured.neurons, record))

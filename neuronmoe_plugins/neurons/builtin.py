@@ -24,6 +24,7 @@ def register_metrics(register: Callable[[str, Metric], None]) -> None:
         "ap",
         NeuronMetric(
             lambda pooled, samples: average_precision(pooled, samples.labels, samples.num_languages),
+            one_against_rest=True,
             score_tensor=_average_precision_on_device,
         ),
     )

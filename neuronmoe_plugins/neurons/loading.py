@@ -10,8 +10,6 @@ from neuronmoe_plugins.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from neuronmoe_plugins.neurons.corpora import Corpus
-
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; raises `UserError` if it cannot be had."""
@@ -79,17 +77,19 @@ def default_device(local_rank: int = 0) -> str:
     return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, max_tokens: int) -> tuple[list[list[int]], int]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], max_tokens: int
+) -> tuple[list[list[int]], list[bool]]:
     """Token ids of each sentence, cut to `max_tokens` (the BOS counts, where the tokenizer adds one).
 
     Returns:
-        the token ids, and how many sentences were cut. Raises `UserError` for a sentence without any token.
+        the token ids, and which sentences were cut. Raises `UserError` for a sentence without any token.
     """
-    full = tokenizer([sentence.text for sentence in corpus.sentences], verbose=False)["input_ids"]
-    for name, ids in zip(corpus.names(), full, strict=True):
+    full = tokenizer(list(texts), verbose=False)["input_ids"]
+    for name, ids in zip(names, full, strict=True):
         if not ids:
             raise UserError(f"{name}: the model's tokenizer gives no token for this sentence; remove it")
-    return [ids[:max_tokens] for ids in full], sum(len(ids) > max_tokens for ids in full)
+    return [ids[:max_tokens] for ids in full], [len(ids) > max_tokens for ids in full]
 
 
 def require_positions(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> None:

@@ -27,7 +27,7 @@ from neuronmoe_plugins.neurons.places import (
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.scoring import score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.similarity import language_similarity, tokens_per_language
+from neuronmoe_plugins.neurons.similarity import language_similarity
 from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
 from neuronmoe_plugins.neurons.table import Neuron
 
@@ -159,9 +159,10 @@ def _measure_similarity(
 ) -> dict[str, Any] | None:
     if not inputs:
         return None
-    samples = sentences.samples()
-    layers = [language_similarity(store.read(key).cpu().numpy(), samples) for key in inputs]
+    tokens, positives = sentences.tokens(), sentences.positives()
+    layers = [language_similarity(store.read(key).cpu().numpy(), tokens, positives) for key in inputs]
+    counts = (int(tokens[own].sum()) for own in positives)
     return {
-        "tokens": tokens_per_language(sentences.languages, samples),
+        "tokens": dict(zip(sentences.languages, counts, strict=True)),
         "layers": np.stack(layers).tolist(),
     }

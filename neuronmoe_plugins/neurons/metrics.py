@@ -58,6 +58,8 @@ class NeuronMetric:
         select: Takes the scores of all modules, the languages' names, and --top-n and --min-score; returns the neurons.
         top_n: What --top-n is unless given; None for no limit.
         min_score: What --min-score is unless given; None for no limit.
+        one_against_rest: Whether a language's scores depend only on which samples are its own. Then each can be scored
+            alone, on samples of two kinds: 0, the others, and 1, its own.
         score_tensor: As `score`, for a tensor on a GPU, with labels as int64 tensor and the number of languages.
     """
 
@@ -66,6 +68,7 @@ class NeuronMetric:
     select: Selection = select_neurons
     top_n: int | None = 1000
     min_score: float | None = 0.5
+    one_against_rest: bool = False
     score_tensor: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
 

@@ -26,12 +26,15 @@ class AnalyzeOptions:
     """The options; None leaves the choice to the metric."""
 
     model: str
-    corpora: Sequence[CorpusSpec]
     output: Path
+    corpora: Sequence[CorpusSpec] = ()
+    """One per language."""
+    concepts: Path | None = None
+    """Instead: a folder of the published code's sentences, with the negative samples of each language."""
     adapter: str | None = None
     """A PEFT adapter of the model, a mixture of experts among others."""
-    samples: int = 500
-    """Sentences per language."""
+    samples: int | None = None
+    """Sentences per language, 500 unless given."""
     top_n: int | None = None
     """At most so many neurons per language."""
     min_score: float | None = None
@@ -39,7 +42,12 @@ class AnalyzeOptions:
     max_tokens: int = 256
     """Longer sentences are cut."""
     batch_size: int = 16
-    seed: int = 42
+    seed: int | None = None
+    """Of the sampling, 42 unless given."""
+    text_field: str | None = None
+    """Field or column of the texts, `text` unless given."""
+    split_sentences: bool = False
+    """Whether a text is split into sentences."""
     metric: str = "ap"
     components: Sequence[str] | None = None
     """Parts of a decoder layer whose projections are measured: attention, mlp or both."""
@@ -66,8 +74,30 @@ class AnalyzeOptions:
             _require_choice(name, getattr(self, name), choices)
         for component in self.components or ():
             _require_choice("components", component, ALL_COMPONENTS)
+        self._require_one_source()
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"--output {self.output} is a file; name a folder")
+
+    def _require_one_source(self) -> None:
+        if self.concepts is None:
+            if not self.corpora:
+                raise UserError(
+                    "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, or --concepts DIR"
+                )
+            return
+        for name in ("corpora", "samples", "seed", "text_field", "split_sentences"):
+            if getattr(self, name):
+                option = "--corpus" if name == "corpora" else _option(name)
+                raise UserError(f"{option} has no effect with --concepts, whose sentences are used as they are")
+
+    def sampling(self) -> dict[str, Any]:
+        """How corpora are sampled: the keywords of `sample_corpus`."""
+        return {
+            "samples": 500 if self.samples is None else self.samples,
+            "seed": 42 if self.seed is None else self.seed,
+            "text_field": self.text_field or "text",
+            "split_sentences": self.split_sentences,
+        }
 
     def resolved(self, metric: NeuronMetric) -> dict[str, Any]:
         """The options on which the neurons depend, with the metric's defaults; JSON values.
@@ -80,12 +110,11 @@ class AnalyzeOptions:
             if getattr(self, name) is not None and not observes_projections:
                 raise UserError(f"{_option(name)} has no effect with --metric {self.metric}; leave it out")
         return {
-            "samples": self.samples,
+            **(self.sampling() if self.concepts is None else {"concepts": str(self.concepts)}),
             "top_n": metric.top_n if self.top_n is None else self.top_n,
             "min_score": metric.min_score if self.min_score is None else self.min_score,
             "max_tokens": self.max_tokens,
             "batch_size": self.batch_size,
-            "seed": self.seed,
             "metric": self.metric,
             "observes": metric.observes,
             "components": sorted(set(self.components or ALL_COMPONENTS)) if observes_projections else ["mlp"],

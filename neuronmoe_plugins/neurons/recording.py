@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.places import Place
-from neuronmoe_plugins.neurons.pooling import Pooling
+from neuronmoe_plugins.neurons.pooling import Pooling, RealTokens
 
 
 class Recorder:
@@ -24,12 +24,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.pooled: dict[ModuleKey, Tensor] = {}
-        self._masks: dict[torch.device, Tensor] = {}
+        self._tokens: dict[torch.device, RealTokens] = {}
         self._replaying: nn.Module | None = None
 
     def start_batch(self, attention_mask: Tensor) -> None:
         """Take the mask (batch, tokens) of the batch that comes next."""
-        self._masks = {attention_mask.device: attention_mask.bool()}
+        self._tokens = {attention_mask.device: RealTokens.of(attention_mask)}
         self.pooled = {}
 
     def record(self, key: ModuleKey, place: Place, pooling: Pooling, values: Tensor) -> None:
@@ -40,13 +40,18 @@ class Recorder:
         """
         if place.mixture is not self._replaying:
             return
-        mask = self._masks.setdefault(values.device, next(iter(self._masks.values())).to(values.device))
-        if values.shape != (*mask.shape, place.units):
+        tokens = self._tokens_on(values.device)
+        if values.shape != (*tokens.shape, place.units):
             raise UserError(
                 f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "
-                f"expected {(*mask.shape, place.units)}; such a module cannot be analysed"
+                f"expected {(*tokens.shape, place.units)}; such a module cannot be analysed"
             )
-        self.pooled[key] = pooling(values, mask)
+        self.pooled[key] = pooling(values, tokens)
+
+    def _tokens_on(self, device: torch.device) -> RealTokens:
+        if device not in self._tokens:
+            self._tokens[device] = next(iter(self._tokens.values())).to(device)
+        return self._tokens[device]
 
     def replay(self, mixture: nn.Module, hidden_states: Tensor) -> None:
         """Run a mixture's original MLP on all tokens.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuronmoe_plugins.neurons.arena import Arena
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
-from neuronmoe_plugins.neurons.metrics import NeuronMetric, require_finite
+from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.store import Store
@@ -59,11 +59,21 @@ def score_modules(
 
 
 def _score_module(metric: NeuronMetric, key: ModuleKey, pooled: Tensor, sentences: TokenizedSentences) -> ScoreArray:
+    if not torch.isfinite(pooled).all():
+        require_finite(f"layer {key[0]} {key[1]}", pooled.cpu().numpy(), sentences.names)
     samples = sentences.samples()
-    if metric.score_tensor is not None and pooled.is_cuda and bool(torch.isfinite(pooled).all()):
-        labels = torch.from_numpy(samples.labels).to(pooled.device)
-        on_device: ScoreArray = metric.score_tensor(pooled, labels, samples.num_languages).cpu().numpy()
-        return on_device
-    values = pooled.cpu().numpy()
-    require_finite(f"layer {key[0]} {key[1]}", values, sentences.names)
-    return metric.score(values, samples)
+    if samples is not None:
+        return _score(metric, pooled, samples)
+    scores = []
+    for language in range(len(sentences.languages)):
+        rows, own_samples = sentences.samples_of(language)
+        scores.append(_score(metric, pooled[torch.from_numpy(rows).to(pooled.device)], own_samples)[1])
+    return np.stack(scores)
+
+
+def _score(metric: NeuronMetric, pooled: Tensor, samples: Samples) -> ScoreArray:
+    if metric.score_tensor is None or not pooled.is_cuda:
+        return metric.score(pooled.cpu().numpy(), samples)
+    labels = torch.from_numpy(samples.labels).to(pooled.device)
+    scores: ScoreArray = metric.score_tensor(pooled, labels, samples.num_languages).cpu().numpy()
+    return scores

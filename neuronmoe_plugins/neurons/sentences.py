@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.neurons.arrays import IntArray
 from neuronmoe_plugins.neurons.batches import PaddingSide
+from neuronmoe_plugins.neurons.corpora.samples import POSITIVE, SampleSet
 from neuronmoe_plugins.neurons.metrics import Samples
 
 
@@ -20,22 +23,39 @@ class TokenizedSentences:
 
     Attributes:
         languages: Names of the languages.
-        labels: Index of each sentence's language.
+        membership: For every language what each sentence is to it: 1 a positive sample, 0 a negative one, -1 none.
         names: Where each sentence is from, for messages.
         token_ids: Token ids of each sentence.
         padding_side: Where the tokenizer pads.
     """
 
     languages: Sequence[str]
-    labels: Sequence[int]
+    membership: Sequence[Sequence[int]]
     names: Sequence[str]
     token_ids: Sequence[Sequence[int]]
     padding_side: PaddingSide
 
-    def samples(self) -> Samples:
-        """What a metric is told about them."""
-        tokens = np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
-        return Samples(np.array(self.labels, dtype=np.int64), len(self.languages), tokens)
+    def tokens(self) -> IntArray:
+        """Tokens of every sentence, int64 (sentences,)."""
+        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+
+    def positives(self) -> NDArray[np.bool_]:
+        """Which sentences are a language's own, bool (languages, sentences)."""
+        return np.array(self.membership) == POSITIVE
+
+    def samples(self) -> Samples | None:
+        """All sentences with their languages, if each is of one language and a negative sample of all others."""
+        labels = self._sample_set().labels()
+        return None if labels is None else Samples(labels, len(self.languages), self.tokens())
+
+    def samples_of(self, language: int) -> tuple[IntArray, Samples]:
+        """The sentences that one language uses: their indices, and as samples of 0, the others, and 1, the language."""
+        rows, own = self._sample_set().used_by(language)
+        return rows, Samples(own.astype(np.int64), 2, self.tokens()[rows])
+
+    def _sample_set(self) -> SampleSet:
+        membership = np.array(self.membership, dtype=np.int8)
+        return SampleSet(tuple(self.languages), (), tuple(self.names), membership)
 
     def save(self, path: Path) -> None:
         """Write them as JSON."""

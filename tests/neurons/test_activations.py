@@ -59,7 +59,7 @@ def test_batches_and_padding_do_not_change_the_result(
 @pytest.mark.parametrize("pool", PLAIN, ids=lambda pool: pool.__name__)
 def test_padding_may_hold_nan(pool: pooling.Pooling) -> None:
     values = torch.tensor([[[1.0, -2.0], [3.0, 0.5], [torch.nan, torch.nan]]])
-    pooled = pool(values, torch.tensor([[True, True, False]]))
+    pooled = pool(values, pooling.RealTokens.of(torch.tensor([[1, 1, 0]])))
     np.testing.assert_allclose(pooled[0], PLAIN[pool](values[0, :2]), rtol=1e-6)
 
 
@@ -112,7 +112,7 @@ def test_model_is_left_as_it_was(model: Any) -> None:
 def test_bfloat16_is_pooled_in_float32(model: Any) -> None:
     values = torch.full((1, 3, 1), 1.0, dtype=torch.bfloat16)
     values[0, 0] = 256.0  # 256 + 1 is 256 in bfloat16
-    assert pooling.mean(values, torch.ones(1, 3, dtype=torch.bool)).item() == 86.0
+    assert pooling.mean(values, pooling.RealTokens.of(torch.ones(1, 3))).item() == 86.0
 
 
 def test_module_that_sees_only_some_tokens_is_refused() -> None:

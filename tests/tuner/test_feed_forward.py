@@ -11,8 +11,8 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
-from neuronmoe_plugins.tuner import MoeLayer
 from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
+from neuronmoe_plugins.tuner import MoeLayer
 from tuner.tiny import FAMILIES, GEMMA, TINY, moe_config, tiny_model
 
 NAMES = {"phi3": "fused-gated", "gpt_neox": "gpt-neox", "phi": "phi"}

@@ -1,0 +1,102 @@
+"""From a request to an allocation, for every strategy alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from neuronmoe_plugins import plugins
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.allocation.analysis_folder import AnalysisFolder
+from neuronmoe_plugins.allocation.budget import Limits, fit_parameters, fit_total
+from neuronmoe_plugins.allocation.experts import ExpertPlan, check_scores
+from neuronmoe_plugins.allocation.options import AllocationRequest, Settings, resolve
+from neuronmoe_plugins.allocation.scale import Score, rescale
+from neuronmoe_plugins.allocation.scores_file import ScoresFile
+from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy
+from neuronmoe_plugins.errors import UserError
+
+DEFAULT_STRATEGY = "neuron-diversity"
+
+
+def allocate(request: AllocationRequest, strategy: str = DEFAULT_STRATEGY) -> Allocation:
+    """Allocate experts with the strategy of that name.
+
+    Raises:
+        UserError: for bad input, and for options that contradict each other or have no effect.
+    """
+    chosen = _choose(strategy)
+    origin = _open(request.origin)
+    settings = resolve(request, strategy, chosen, origin.counts_neurons)
+    origin.check_languages(settings.source, settings.targets)
+    scores = chosen.scores(origin, settings)
+    _check_length(strategy, scores, origin.num_layers)
+    check_scores(scores)
+    plan = _plan(rescale(scores, settings.scale), chosen, settings, origin)
+    return _record(plan, scores, chosen, settings, origin)
+
+
+def _choose(name: str) -> AllocationStrategy:
+    chosen = plugins.choose("strategy", name, plugins.allocation_strategies())
+    if not isinstance(chosen, AllocationStrategy):
+        raise UserError(f"the strategy {name!r} of a plugin is no AllocationStrategy but {chosen!r}; update the plugin")
+    return chosen
+
+
+def _open(path: Path) -> AllocationOrigin:
+    return AnalysisFolder(path) if path.is_dir() else ScoresFile(path)
+
+
+def _check_length(strategy: str, scores: Sequence[Score], num_layers: int) -> None:
+    if len(scores) != num_layers:
+        raise UserError(f"the strategy {strategy!r} scored {len(scores)} layers of {num_layers}; it must score each")
+
+
+def _plan(
+    scores: Sequence[Fraction], strategy: AllocationStrategy, settings: Settings, origin: AllocationOrigin
+) -> ExpertPlan:
+    """Experts per layer: what the rule says, or what fits the total or the parameters."""
+    limits = Limits(settings.min_experts, settings.max_experts)
+    if settings.total_experts is not None:
+        num_experts = fit_total(strategy.rule.ramp(scores, settings), limits, settings.total_experts)
+    elif settings.max_added_parameters is not None:
+        ramp, shapes = strategy.rule.ramp(scores, settings), origin.require_shapes()
+        num_experts = fit_parameters(ramp, limits, shapes, settings.max_added_parameters)
+    else:
+        return strategy.rule.experts(scores, settings)
+    if len(set(scores)) == 1 and "scale" in settings.used:
+        return ExpertPlan(num_experts, "all layers have the same score, so the experts are spread evenly")
+    return ExpertPlan(num_experts)
+
+
+def _record(
+    plan: ExpertPlan,
+    scores: Sequence[Score],
+    strategy: AllocationStrategy,
+    settings: Settings,
+    origin: AllocationOrigin,
+) -> Allocation:
+    identity = origin.neuron_identity if strategy.counts_neurons and isinstance(origin, AnalysisFolder) else None
+    return Allocation(
+        num_experts=plan.num_experts,
+        layer_scores=[float(score) for score in scores],
+        score_name=strategy.score_name,
+        strategy=settings.strategy,
+        source=settings.source,
+        targets=list(settings.targets),
+        min_experts=settings.min_experts,
+        max_experts=settings.max_experts,
+        rounding=settings.recorded("rounding"),
+        scale=settings.recorded("scale"),
+        combine=settings.recorded("combine"),
+        budget=settings.recorded("budget"),
+        requested_total_experts=settings.total_experts,
+        max_added_parameters=settings.max_added_parameters,
+        neuron_identity=identity,
+        hidden_size=origin.shapes.hidden_size if origin.shapes else None,
+        mlp_parameters=origin.shapes.mlp_parameters if origin.shapes else None,
+        scores_from=str(origin.path),
+        scores_sha256=origin.sha256,
+        note=plan.note,
+    )

@@ -1,0 +1,30 @@
+"""Corpora of an analysis: files, folders or hub data sets, one per language, and seeded samples of their sentences."""
+
+from neuronmoe_plugins.neurons.corpora.concepts import Concepts, read_concepts
+from neuronmoe_plugins.neurons.corpora.overlap import (
+    SharedPair,
+    SharedSentences,
+    require_distinct_corpora,
+    shared_sentences,
+)
+from neuronmoe_plugins.neurons.corpora.records import Sentence
+from neuronmoe_plugins.neurons.corpora.samples import SampleSet
+from neuronmoe_plugins.neurons.corpora.sampling import Corpus, CorpusFile, sample_corpus
+from neuronmoe_plugins.neurons.corpora.sources import CorpusSpec, HubDataset, parse_corpus_specs
+
+__all__ = [
+    "Concepts",
+    "Corpus",
+    "CorpusFile",
+    "CorpusSpec",
+    "HubDataset",
+    "SampleSet",
+    "Sentence",
+    "SharedPair",
+    "SharedSentences",
+    "parse_corpus_specs",
+    "read_concepts",
+    "require_distinct_corpora",
+    "sample_corpus",
+    "shared_sentences",
+]

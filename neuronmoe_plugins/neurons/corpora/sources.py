@@ -1,0 +1,82 @@
+"""What `--corpus LANGUAGE=SOURCE` says: a language, and a file, a folder or a data set of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuronmoe_plugins.errors import UserError
+
+LANGUAGE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+HUB = "hub:"
+HUB_DATASET = re.compile(
+    r"(?P<name>[^:@]*/[^:@]*)(:(?P<config>[^:@]+))?(@(?P<split>[\w.-]+)(\[:(?P<rows>[1-9][0-9]*)\])?)?"
+)
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """`hub:OWNER/NAME[:CONFIG][@SPLIT]`, as in `hub:uonlp/CulturaX:el@train[:20000]`."""
+
+    name: str
+    """What `datasets.load_dataset` takes: OWNER/NAME, or the path of a folder."""
+    config: str | None = None
+    split: str = "train"
+    rows: int | None = None
+    """Only the first so many rows are read; without it all, however long that takes."""
+
+    def __str__(self) -> str:
+        config = "" if self.config is None else f":{self.config}"
+        rows = "" if self.rows is None else f"[:{self.rows}]"
+        return f"{HUB}{self.name}{config}@{self.split}{rows}"
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """One `--corpus LANGUAGE=SOURCE`."""
+
+    language: str
+    source: Path | HubDataset
+
+    def __str__(self) -> str:
+        return f"{self.language}={self.source}"
+
+    def same_source(self, other: CorpusSpec) -> bool:
+        """Whether both name the same file, folder or data set."""
+        if isinstance(self.source, Path) and isinstance(other.source, Path):
+            return self.source.resolve() == other.source.resolve()
+        return self.source == other.source
+
+
+def parse_corpus_specs(values: Sequence[str]) -> tuple[CorpusSpec, ...]:
+    """Read `LANGUAGE=SOURCE` values; raises `UserError` for a malformed or repeated one, or fewer than two."""
+    specs = tuple(_parse_spec(value) for value in values)
+    for position, spec in enumerate(specs):
+        for earlier in specs[:position]:
+            if earlier.language == spec.language:
+                raise UserError(f"--corpus names {spec.language} twice ({earlier.source} and {spec.source}); keep one")
+            if earlier.same_source(spec):
+                raise UserError(f"--corpus gives {spec.source} to both {earlier.language} and {spec.language}")
+    if len(specs) < 2:
+        raise UserError(f"--corpus was given {len(specs)} time(s); specificity needs at least two languages")
+    return specs
+
+
+def _parse_spec(value: str) -> CorpusSpec:
+    language, separator, source = value.partition("=")
+    if not separator or not source or not LANGUAGE.fullmatch(language):
+        raise UserError(f"--corpus {value!r} is not LANGUAGE=SOURCE, as in el=greek.jsonl (letters, digits, - and _)")
+    return CorpusSpec(language, _parse_hub(value, source) if source.startswith(HUB) else Path(source))
+
+
+def _parse_hub(value: str, source: str) -> HubDataset:
+    match = HUB_DATASET.fullmatch(source.removeprefix(HUB))
+    if match is None:
+        raise UserError(
+            f"--corpus {value!r} is not LANGUAGE=hub:OWNER/NAME[:CONFIG][@SPLIT], "
+            "as in el=hub:uonlp/CulturaX:el@train, or @train[:20000] for the first 20000 rows"
+        )
+    rows = match["rows"]
+    return HubDataset(match["name"], match["config"], match["split"] or "train", None if rows is None else int(rows))

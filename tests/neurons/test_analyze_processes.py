@@ -1,0 +1,148 @@
+"""Several processes, and an analysis that is killed and goes on: the results are those of one quiet run."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from neuronmoe_plugins.cli import app
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons import store
+from neuronmoe_plugins.neurons.processes import Processes
+
+OUTPUTS = ("neurons.parquet", "summary.json")
+# Saves after every batch, and kills itself after the third.
+KILLED = """
+import os, signal
+from neuronmoe_plugins.neurons import store
+
+store.SECONDS_BETWEEN_SAVES = 0.0
+add, batches = store.FileStore.add, []
+
+def add_and_count(self, batch, sentences, pooled):
+    add(self, batch, sentences, pooled)
+    batches.append(batch)
+    if len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.FileStore.add = add_and_count
+from neuronmoe_plugins.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpora")
+    generator = random.Random(1)
+    for language, letters in (("en", "abcdefgh "), ("el", "αβγδεζηθ ")):
+        lines = ("".join(generator.choices(letters, k=generator.randint(4, 40))) + "." for _ in range(40))
+        (folder / f"{language}.txt").write_text("\n".join(lines))
+    corpora = [f"--corpus={language}={folder / language}.txt" for language in ("en", "el")]
+    return ["analyze", "--model", str(tiny_model_dir), *corpora, "--samples", "30", "--batch-size", "6", "--output"]
+
+
+def run(command: list[str], output: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, [*command, str(output), *more])
+
+
+@pytest.fixture(scope="module")
+def quiet_run(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("quiet") / "analysis"
+    assert run(command, output).exit_code == 0
+    return output
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batches that this process computes from now on."""
+    batches: list[int] = []
+    add = store.FileStore.add
+
+    def add_and_count(self: store.FileStore, batch: int, sentences: Any, pooled: Any) -> None:
+        add(self, batch, sentences, pooled)
+        batches.append(batch)
+
+    monkeypatch.setattr(store.FileStore, "add", add_and_count)
+    return batches
+
+
+def assert_same(folder: Path, expected: Path) -> None:
+    for name in OUTPUTS:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_two_processes_give_the_same_files(command: list[str], quiet_run: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "neuronmoe_plugins", *command, tmp_path / "analysis"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("Wrote") == 1
+    assert_same(tmp_path / "analysis", quiet_run)
+
+
+def test_killed_analysis_goes_on(command: list[str], quiet_run: Path, tmp_path: Path, computed: list[int]) -> None:
+    output = tmp_path / "analysis"
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command, output], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.exists()
+    assert run(command, output).exit_code == 0
+    assert len(computed) == 7  # of ten batches
+    assert_same(output, quiet_run)
+
+
+class Stopping(list[int]):
+    """Ends the program as Ctrl-C does at the third batch."""
+
+    def append(self, batch: int) -> None:
+        super().append(batch)
+        if len(self) == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("more", "left"), [([], 8), (["--pooling", "max"], 10)])
+def test_interrupted_analysis_goes_on_with_the_same_settings_alone(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int], more: list[str], left: int
+) -> None:
+    output = tmp_path / "analysis"
+    stopped = Stopping()
+    with monkeypatch.context() as patch:
+        add = store.FileStore.add
+        patch.setattr(
+            store.FileStore, "add", lambda self, batch, *rest: (stopped.append(batch), add(self, batch, *rest))
+        )
+        result = run(command, output)
+    assert result.exit_code != 0
+    message = f"Interrupted: the same command goes on from {tmp_path / '.analysis.partial'}"
+    assert message in result.stderr.replace("\n", "")
+    assert not output.exists()
+    computed.clear()
+    assert run(command, output, *more).exit_code == 0
+    assert len(computed) == left
+    assert json.loads((output / "summary.json").read_text())["pooling"] == ("max" if more else "mean")
+    assert [path.name for path in tmp_path.iterdir()] == ["analysis"]
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+def test_processes_are_those_of_torchrun_alone() -> None:
+    assert Processes.from_environment({"RANK": "1", "WORLD_SIZE": "2"}) == Processes()
+    second = Processes.from_environment(TORCHRUN)
+    assert second == Processes(1, 2, 1)
+    assert not second.is_first
+    assert second.share([0, 1, 2, 3, 4]) == [1, 3]
+
+
+def test_several_machines_are_refused() -> None:
+    with pytest.raises(UserError, match="several machines"):
+        Processes.from_environment(TORCHRUN | {"LOCAL_WORLD_SIZE": "1"})
