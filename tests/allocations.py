@@ -18,9 +18,9 @@ from neuronmoe_plugins.neurons.table import Neuron, write_neurons
 TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "paper_tables.json").read_text())
 
 
-def save_allocation(path: Path, num_experts: Sequence[int], layer_scores: Sequence[float] = ()) -> None:
-    """Write an allocation.yaml of English and Greek with these experts."""
-    Allocation(
+def make_allocation(num_experts: Sequence[int], layer_scores: Sequence[float] = ()) -> Allocation:
+    """An allocation of English and Greek with these experts."""
+    return Allocation(
         num_experts=list(num_experts),
         layer_scores=list(layer_scores),
         min_experts=1,
@@ -30,7 +30,12 @@ def save_allocation(path: Path, num_experts: Sequence[int], layer_scores: Sequen
         source="en",
         targets=["el"],
         scores_from="scores.json",
-    ).save(path)
+    )
+
+
+def save_allocation(path: Path, num_experts: Sequence[int], layer_scores: Sequence[float] = ()) -> None:
+    """Write it as allocation.yaml."""
+    make_allocation(num_experts, layer_scores).save(path)
 
 
 def save_analysis(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from neuronmoe_plugins.figures import new_figure, save_png
+from neuronmoe_plugins.figures import house_style, new_figure, save_png
 
 
 def save_figure(
@@ -21,14 +21,16 @@ def save_figure(
         bits_per_byte: Model -> text -> bits per byte.
         shares: Stage -> language -> share of tokens on expert 0, in 0..1.
     """
-    figure = new_figure(11, 4.2)
-    figure.suptitle(title)
-    bits_axes, share_axes = figure.subplots(1, 2, width_ratios=[2, 1])
-    _draw_bars(bits_axes, bits_per_byte, "{:.2f}")
-    bits_axes.set(title="lower is better", ylabel="bits per byte")
-    _draw_bars(share_axes, shares, "{:.0%}")
-    share_axes.set(title="routing on held-out help", ylabel="share of tokens on expert 0 (the base MLP)", ylim=(0, 1.1))
-    save_png(figure, path)
+    with house_style():
+        figure = new_figure(11, 4.2)
+        figure.suptitle(title)
+        bits_axes, share_axes = figure.subplots(1, 2, width_ratios=[2, 1])
+        _draw_bars(bits_axes, bits_per_byte, "{:.2f}")
+        bits_axes.set(title="lower is better", ylabel="bits per byte")
+        _draw_bars(share_axes, shares, "{:.0%}")
+        share_label = "share of tokens on expert 0 (the base MLP)"
+        share_axes.set(title="routing on held-out help", ylabel=share_label, ylim=(0, 1.1))
+        save_png(figure, path)
 
 
 def _draw_bars(axes: Axes, values: Mapping[str, Mapping[str, float]], label: str) -> None:

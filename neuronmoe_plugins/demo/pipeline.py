@@ -89,6 +89,7 @@ class Demo:
             self.training_step("stage2", settings.stage2),
             self.evaluation_step("stage2", self.training / "stage2"),
             Step("routing", self.measure_routing, [self.routing], {"tokens": settings.routing_tokens}),
+            Step("report", self.write_report, [self.output / "report.html"]),
         ]
 
     def training_step(self, stage: str, overrides: Mapping[str, object]) -> Step:
@@ -162,6 +163,10 @@ class Demo:
             self.evaluation / name,
             self.logs / f"evaluate-{name}.log",
         )
+
+    def write_report(self) -> None:
+        """Draw the neurons and the experts that follow from them."""
+        self._run("report", *("neuronmoe", "report", self.output))
 
     def measure_routing(self) -> None:
         """Measure where the routers of both stages send the held-out help texts."""

@@ -86,6 +86,7 @@ def save_report(results: Results, output: Path, console: Console) -> None:
     console.print(table)
     console.print(_facts(results))
     console.print(f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
+    console.print(f"The neurons and the experts in pictures: {output / 'report.html'}")
 
 
 def table_rows(results: Results) -> list[list[str]]:

@@ -154,9 +154,37 @@ def test_mixture_is_measured_by_its_original_mlp_on_all_tokens(family: str) -> N
     assert not np.allclose(pooled[last], expected[last], atol=1e-3)
 
 
-def test_group_classifiers_see_the_padding_mask() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_function_of_a_mixture_is_that_of_its_original_mlp(family: str) -> None:
+    """In the first layer nothing before the MLP differs from the base model."""
+    model = randomised(peft.get_peft_model(tiny_model(family), moe_config(num_experts=3, topk=1)))
+    base = tiny_model(family)
+    found, expected = (
+        pooled_activations(
+            of, SENTENCES, batch_size=3, places=find_activation_functions(of), pool=pooling.active_tokens
+        )
+        for of in (model, base)
+    )
+    assert list(found) == list(expected)
+    first = next(iter(found))
+    np.testing.assert_array_equal(found[first], expected[first])
+
+
+def test_group_classifiers_decide_for_each_sentence() -> None:
+    """Against the model called with one sentence at a time; twenty short ones share a batch with a long one."""
     config = moe_config(num_experts=[3, 3, 3], old_num_experts=[2, 2, 2], group_nums=[3, 3, 3])
     model = randomised(peft.get_peft_model(tiny_model(), config))
-    one = pooled_activations(model, SENTENCES, batch_size=1)
-    for key, values in pooled_activations(model, SENTENCES, batch_size=4).items():
-        np.testing.assert_allclose(values, one[key], rtol=0, atol=1e-5)
+    sentences = [[1, *range(3, 50)], *([1, first, first + 7] for first in range(3, 23))]
+    expected: list[torch.Tensor] = []
+    projection = model.get_base_model().model.layers[2].self_attn.q_proj
+    handle = projection.register_forward_hook(lambda m, i, output: expected.append(output[0].mean(dim=0)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "token_classify" in name:
+                parameter.normal_()
+        for sentence in sentences:
+            model(input_ids=torch.tensor([sentence]), attention_mask=torch.ones(1, len(sentence)))
+    handle.remove()
+    pooled = pooled_activations(model, sentences, batch_size=21)[2, "self_attn.q_proj"]
+    np.testing.assert_allclose(pooled, torch.stack(expected), rtol=0, atol=1e-5)

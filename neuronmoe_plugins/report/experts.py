@@ -1,0 +1,191 @@
+"""Experts per layer, beside those that LayerMoE would give (paper, Figure 1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from neuronmoe_plugins.allocation.allocate import allocate
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.allocation.comparison import compare
+from neuronmoe_plugins.allocation.figure import Bars, Line, draw_experts
+from neuronmoe_plugins.allocation.options import AllocationRequest
+from neuronmoe_plugins.allocation.sizes import read_shapes
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons.table import layer_counts
+from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.run import MAIN_ALLOCATION, Run
+
+LAYER_SIMILARITY = "layer-similarity"
+# LayerMoE shares out 70 for the 28 layers of Llama-3.2-3B before it rounds up.
+BUDGET_PER_LAYER = 2.5
+HOW_TO_ALLOCATE = (
+    "There is no allocation yet: write one with “neuronmoe allocate {analysis} --source LANGUAGE --target LANGUAGE "
+    "--output {output}”, then make this report again."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the section shows: all allocations by name, the main one and LayerMoE's among them.
+
+    Attributes:
+        allocations: Those of the run, and the computed one if there is one.
+        main: Name of the one that the run is about.
+        rival: Name of LayerMoE's; None if there is none.
+        notes: Why there is none, or why sizes are missing.
+    """
+
+    allocations: Mapping[str, Allocation]
+    main: str
+    rival: str | None
+    notes: Sequence[str]
+
+    def bars(self) -> list[Bars]:
+        """The main allocation, and LayerMoE's."""
+        main = self.allocations[self.main]
+        bars = [Bars(f"{main.strategy} ({self.main})", main.num_experts)]
+        if self.rival is not None:
+            bars.append(Bars(f"LayerMoE ({self.rival})", self.allocations[self.rival].num_experts))
+        return bars
+
+
+def experts_section(run: Run) -> Section:
+    """The allocation, LayerMoE's, and what both follow from."""
+    name, heading = "allocation", "Experts per layer"
+    main_name = main_allocation(run)
+    if main_name is None:
+        note = HOW_TO_ALLOCATE.format(analysis=run.folder, output=run.home / MAIN_ALLOCATION)
+        return Section(name, heading, notes=[note])
+    shown = _with_layermoe(run, main_name)
+    line = _line(run, shown.allocations[main_name])
+    picture = Picture(draw_experts(_title(shown), shown.bars(), line), _caption(shown, line), _alt(shown))
+    notes = [*_comparison(shown), *shown.notes, *_origin_notes(run, shown)]
+    return Section(name, heading, picture, notes, [_size_table(shown), _layer_table(shown)])
+
+
+def main_allocation(run: Run) -> str | None:
+    """Name of the first allocation that is not LayerMoE's, or else of the first; None if there is none."""
+    ours = [name for name, allocation in run.allocations.items() if allocation.strategy != LAYER_SIMILARITY]
+    return next(iter([*ours, *run.allocations]), None)
+
+
+def _with_layermoe(run: Run, main: str) -> Shown:
+    """All allocations with LayerMoE's: one of the run, or computed for the languages of the main one."""
+    allocations = {name: _with_sizes(run, allocation) for name, allocation in run.allocations.items()}
+    for name, allocation in allocations.items():
+        if allocation.strategy == LAYER_SIMILARITY and name != main:
+            return Shown(allocations, main, name, [])
+    chosen, budget = allocations[main], round(BUDGET_PER_LAYER * run.num_layers)
+    if chosen.strategy == LAYER_SIMILARITY:
+        return Shown(allocations, main, None, [])
+    request = AllocationRequest(run.folder, chosen.source, tuple(chosen.targets), budget=budget)
+    try:
+        computed = allocate(request, LAYER_SIMILARITY)
+    except UserError as error:
+        return Shown(allocations, main, None, [f"LayerMoE's experts cannot be computed: {error}."])
+    name = f"computed here, budget {budget}"
+    return Shown({**allocations, name: computed}, main, name, [])
+
+
+def _with_sizes(run: Run, allocation: Allocation) -> Allocation:
+    """The allocation with the sizes of the analysed model, where it was made without them."""
+    shapes = read_shapes(run.folder / "summary.json", run.summary, run.num_layers)
+    if allocation.added_parameters is not None or shapes is None:
+        return allocation
+    return replace(allocation, hidden_size=shapes.hidden_size, mlp_parameters=shapes.mlp_parameters)
+
+
+def _line(run: Run, main: Allocation) -> Line:
+    """The distinct neurons of the allocation's languages; without languages, the scores that the allocation has."""
+    languages = [language for language in (main.source, *main.targets) if language is not None]
+    if len(languages) > 1 and set(languages) <= set(run.languages):
+        identity = run.summary.get("neuron_identity", "module")
+        counts = layer_counts(run.neurons, languages, run.num_layers, identity)
+        return Line(f"distinct neurons of {', '.join(languages)}", "cross-lingual neuron diversity", counts)
+    return Line(main.score_name, main.score_name, main.layer_scores)
+
+
+def _title(shown: Shown) -> str:
+    main = shown.allocations[shown.main]
+    languages = f" for {', '.join(main.targets)}" if main.targets else ""
+    against = f", {shown.allocations[shown.rival].total_experts} with LayerMoE" if shown.rival is not None else ""
+    return f"{main.total_experts} experts in {len(main.num_experts)} layers{languages}{against}"
+
+
+def _caption(shown: Shown, line: Line) -> str:
+    both = " (blue) beside LayerMoE’s (grey)" if shown.rival is not None else ""
+    red = f"; the red line, on the right axis, shows the {line.label}" if line.values else ""
+    return f"Bars count the experts of each layer{both}, the original MLP included, on the left axis{red}."
+
+
+def _alt(shown: Shown) -> str:
+    main = shown.allocations[shown.main]
+    most = max(main.num_experts)
+    layers = [str(layer) for layer, experts in enumerate(main.num_experts) if experts == most]
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(layers)}"
+    against = ""
+    if shown.rival is not None:
+        against = f" LayerMoE gives {shown.allocations[shown.rival].total_experts} in all."
+    return (
+        f"Bar chart of experts over {len(main.num_experts)} decoder layers: {main.total_experts} in all, the most "
+        f"({most}) in {where}.{against}"
+    )
+
+
+def _comparison(shown: Shown) -> list[str]:
+    """How much less than LayerMoE the main allocation adds: of all experts, and of what is new."""
+    if shown.rival is None:
+        return []
+    parts = [
+        f"{difference.measure} {difference.absolute:+,} ({difference.per_cent:+.1f} %)".replace("-", "−")
+        for difference in compare(shown.allocations[shown.main], shown.allocations[shown.rival])
+        if difference.absolute is not None and difference.per_cent is not None
+    ]
+    return [f"{shown.main} against LayerMoE: {', '.join(parts)}."] if parts else []
+
+
+def _origin_notes(run: Run, shown: Shown) -> list[str]:
+    """What to know about the allocations of the run: their own notes, and scores that are not this analysis'."""
+    now = hashlib.sha256((run.folder / "summary.json").read_bytes()).hexdigest()
+    notes = []
+    for name, allocation in run.allocations.items():
+        if allocation.note:
+            notes.append(f"{name}: {allocation.note}.")
+        if allocation.scores_sha256 not in (None, now):
+            notes.append(f"{name} was made from {allocation.scores_from}, which is not this analysis as it is now.")
+    if any(allocation.added_parameters is None for allocation in shown.allocations.values()):
+        notes += run.lacks("hidden_size", "mlp_parameters")
+    return notes
+
+
+def _size_table(shown: Shown) -> Table:
+    """What each allocation adds to the model; the original MLPs are not new."""
+    rows = [
+        [
+            name,
+            allocation.strategy,
+            f"{allocation.source or '–'} → {', '.join(allocation.targets) or '–'}",
+            count(allocation.total_experts),
+            count(allocation.new_experts),
+            count(sum(experts > 1 for experts in allocation.num_experts)),
+            "–" if allocation.added_parameters is None else count(allocation.added_parameters),
+        ]
+        for name, allocation in shown.allocations.items()
+    ]
+    header = ["allocation", "strategy", "languages", "experts", "new experts", "mixture layers", "new parameters"]
+    return Table("What each allocation adds", header, rows, text_columns=3)
+
+
+def _layer_table(shown: Shown) -> Table:
+    main = shown.allocations[shown.main]
+    layers = range(len(main.num_experts))
+    scores = [f"{score:,.6g}" for score in main.layer_scores] or ["–" for _ in layers]
+    added = ["–" for _ in layers] if main.layer_added_parameters is None else map(count, main.layer_added_parameters)
+    experts = [list(map(str, allocation.num_experts)) for allocation in shown.allocations.values()]
+    header = ["layer", f"{main.score_name} ({shown.main})", *shown.allocations, f"new parameters ({shown.main})"]
+    rows = list(zip(map(str, layers), scores, *experts, added, strict=True))
+    totals = [count(allocation.total_experts) for allocation in shown.allocations.values()]
+    all_added = "–" if main.added_parameters is None else count(main.added_parameters)
+    return Table("Experts of each layer, in numbers", header, rows, footer=["all", "", *totals, all_added], folded=True)

@@ -1,0 +1,107 @@
+"""Where each language's neurons are, and which of them belong to several languages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neuronmoe_plugins.figures import INK, blues, new_figure
+from neuronmoe_plugins.neurons.figure import draw_layer_counts
+from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from neuronmoe_plugins.neurons.table import Neuron
+
+
+def layers_section(run: Run) -> Section:
+    """Neurons per layer and language."""
+    name, heading = "layers", "Neurons per layer and language"
+    if notes := run.lacks("layer_counts"):
+        return Section(name, heading, notes=notes)
+    counts: dict[str, list[int]] = run.summary["layer_counts"]
+    peaks = [f"{language} peaks in layer {int(np.argmax(own))} with {max(own)}" for language, own in counts.items()]
+    picture = Picture(
+        draw_layer_counts(counts, "Language-specific neurons in each decoder layer"),
+        "Each line counts the neurons that fire for one language; a peak is a layer that treats that language apart.",
+        f"Line chart of language-specific neurons over {run.num_layers} decoder layers: {'; '.join(peaks)}.",
+    )
+    rows = [[str(layer), *(count(own[layer]) for own in counts.values())] for layer in range(run.num_layers)]
+    totals = ["all", *(count(sum(own)) for own in counts.values())]
+    table = Table("Neurons per layer, in numbers", ["layer", *counts], rows, footer=totals, folded=True)
+    return Section(name, heading, picture, tables=[table])
+
+
+def overlap_section(run: Run) -> Section:
+    """Neurons that two languages share, and how many are one language's own."""
+    languages = run.languages
+    shared = shared_neurons(run.neurons, languages)
+    pairs = [
+        f"{languages[row]} and {languages[column]} share {shared[row, column]}"
+        for row in range(len(languages))
+        for column in range(row)
+    ]
+    picture = Picture(
+        _draw_overlap(shared, languages),
+        "A cell counts the neurons that both of its languages have; the grey diagonal counts all of a language.",
+        f"Heatmap of the neurons that pairs of {len(languages)} languages share: {'; '.join(pairs)}.",
+    )
+    return Section("overlap", "Overlap between languages", picture, tables=[_language_table(run)])
+
+
+def _language_table(run: Run) -> Table:
+    """Neurons of each language, and the range of their scores."""
+    owners = Counter((neuron.layer, neuron.module, neuron.unit) for neuron in run.neurons)
+    rows = []
+    for language in run.languages:
+        own = [neuron for neuron in run.neurons if neuron.language == language]
+        only = sum(owners[neuron.layer, neuron.module, neuron.unit] == 1 for neuron in own)
+        scores = [neuron.score for neuron in own]
+        ends = [f"{min(scores):.3f}", f"{max(scores):.3f}"] if own else ["–", "–"]
+        rows.append([language, count(len(own)), count(only), *ends])
+    header = ["language", "neurons", "of no other language", "lowest score", "highest score"]
+    return Table("Neurons per language", header, rows, footer=["distinct", count(len(owners)), "", "", ""])
+
+
+def shared_neurons(neurons: Sequence[Neuron], languages: Sequence[str]) -> NDArray[np.int64]:
+    """How many neurons two languages share, int64 (languages, languages); the same is the same unit of a module."""
+    places: dict[str, set[tuple[int, str, int]]] = {language: set() for language in languages}
+    for neuron in neurons:
+        places[neuron.language].add((neuron.layer, neuron.module, neuron.unit))
+    return np.array([[len(places[one] & places[other]) for other in languages] for one in languages], dtype=np.int64)
+
+
+def _draw_overlap(shared: NDArray[np.int64], languages: Sequence[str]) -> Figure:
+    """A cell per pair; the diagonal is left out of the colours, which it would use up, and so are zeros."""
+    from matplotlib.ticker import MaxNLocator
+
+    size = len(languages)
+    longest = max(map(len, languages))
+    figure = new_figure(max(6.0, 0.8 * size + 2.4) + 0.08 * longest, max(4.4, 0.65 * size + 1.6))
+    axes = figure.add_subplot()
+    diagonal = np.eye(size, dtype=bool)
+    highest = int(shared[~diagonal].max(initial=1))
+    axes.set_facecolor("#f5f7f9")
+    own = np.ma.masked_array(diagonal, ~diagonal)
+    axes.pcolormesh(own, cmap="Greys", vmin=0, vmax=6, edgecolors="white", linewidth=2)
+    coloured = np.ma.masked_array(shared, diagonal | (shared == 0))
+    mesh = axes.pcolormesh(coloured, cmap=blues(), vmin=0, vmax=highest, edgecolors="white", linewidth=2)
+    for (row, column), number in np.ndenumerate(shared):
+        colour = INK if row == column or number < 0.66 * highest else "white"
+        axes.text(column + 0.5, row + 0.5, count(int(number)), ha="center", va="center", color=colour)
+    middles = np.arange(size) + 0.5
+    axes.set(title="Neurons that two languages share", xlabel="language", ylabel="language")
+    axes.set_xticks(middles, languages, rotation=0 if longest <= 8 else 90)
+    axes.set_yticks(middles, languages)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, label="shared neurons (count)", ticks=MaxNLocator(integer=True))
+    bar.outline.set_visible(False)
+    return figure

@@ -1,0 +1,121 @@
+"""The report: one page that needs nothing but itself, and its figures as files: `neuronmoe report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.figures import house_style, save_png, svg_text
+from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.report.components import components_section
+from neuronmoe_plugins.report.experts import experts_section, main_allocation
+from neuronmoe_plugins.report.languages import layers_section, overlap_section
+from neuronmoe_plugins.report.parts import Section, count
+from neuronmoe_plugins.report.provenance import provenance_section
+from neuronmoe_plugins.report.run import Run, read_run
+from neuronmoe_plugins.report.scores import scores_section, top_section
+from neuronmoe_plugins.report.similarity import similarity_section
+from neuronmoe_plugins.report.svg import inline_svg
+
+SECTIONS = (
+    layers_section,
+    experts_section,
+    overlap_section,
+    scores_section,
+    components_section,
+    similarity_section,
+    top_section,
+    provenance_section,
+)
+
+
+def write_report(folder: Path, output: Path | None = None) -> list[Path]:
+    """Write `report.html` and, beside it, `figures/*.png` and `figures/*.svg`; each replaces an older one in one go.
+
+    Args:
+        folder: what `neuronmoe analyze` wrote, or the folder in which that is called `analysis`, with allocations as
+            `*.yaml`.
+        output: the page; `folder`/report.html if not given.
+
+    Returns:
+        what was written, the page first.
+
+    Raises:
+        UserError: there is no complete analysis, an allocation does not fit it, or the output cannot be written.
+    """
+    run = read_run(folder)
+    page = output or folder / "report.html"
+    with house_style():
+        sections = [make_section(run) for make_section in SECTIONS]
+        drawings = {
+            section.name: svg_text(section.picture.figure, section.name) for section in sections if section.picture
+        }
+        html = render(run, sections, drawings)
+        try:
+            figures = _write_figures(page.parent / "figures", sections, drawings)
+            write_text(page, html)
+        except OSError as error:
+            raise UserError(f"--output {page} cannot be written: {error.strerror}") from error
+    return [page, *figures]
+
+
+def render(run: Run, sections: Sequence[Section], drawings: Mapping[str, str]) -> str:
+    """The page as HTML; all that comes from data is escaped.
+
+    Args:
+        run: what the page is about.
+        sections: its parts, in order.
+        drawings: for each section with a picture, by name, the picture as an SVG document.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("neuronmoe_plugins.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = {section.name: section.picture for section in sections if section.picture}
+    return environment.get_template("report.html.jinja").render(
+        title=_title(run),
+        languages=run.languages,
+        facts=_facts(run),
+        sections=sections,
+        drawings={name: Markup(inline_svg(drawings[name], name, own.alt)) for name, own in pictures.items()},
+        version=version("neuronmoe-plugins"),
+    )
+
+
+def _title(run: Run) -> str:
+    """The model, with its adapter if it has one."""
+    parts = [run.summary.get("model"), run.summary.get("adapter")]
+    return " + ".join(Path(str(part)).name for part in parts if part is not None) or run.home.name
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Large numbers for the top of the page, each with what it counts."""
+    distinct = len({(neuron.layer, neuron.module, neuron.unit) for neuron in run.neurons})
+    facts = [
+        (count(len(run.languages)), "languages"),
+        (count(run.num_layers), "decoder layers"),
+        (count(distinct), "language-specific neurons"),
+    ]
+    name = main_allocation(run)
+    if name is not None:
+        facts.append((count(run.allocations[name].new_experts), "new experts"))
+    return facts
+
+
+def _write_figures(folder: Path, sections: Sequence[Section], drawings: Mapping[str, str]) -> list[Path]:
+    written = []
+    for section in sections:
+        if section.picture is not None:
+            png, svg = (folder / f"{section.name}{suffix}" for suffix in (".png", ".svg"))
+            save_png(section.picture.figure, png)
+            write_text(svg, drawings[section.name])
+            written += [png, svg]
+    return written

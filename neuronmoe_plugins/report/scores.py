@@ -1,0 +1,106 @@
+"""How the scores of all units are distributed, and the neurons with the highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import TYPE_CHECKING
+
+from neuronmoe_plugins.figures import new_figure
+from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TOP = 20
+SCORE_NAMES = {"ap": "average precision", "lape": "activation probability"}
+# What these metrics score is not what their neurons are chosen by, so that a threshold has no place in the histogram.
+CHOOSES_BY_ANOTHER_SCORE = ("lape",)
+
+
+def scores_section(run: Run) -> Section:
+    """The distribution of the scores of all units of the model."""
+    name, heading = "scores", "Distribution of the scores"
+    if notes := run.lacks("score_histogram", "metric", "min_score", "top_n"):
+        return Section(name, heading, notes=notes)
+    threshold = shown_threshold(run)
+    caption = "Each panel counts all units of the model by their score for one language, on a logarithmic scale"
+    alt = f"Histograms of the scores of all units for {', '.join(run.languages)}"
+    if threshold is not None:
+        most = f"at most {count(run.summary['top_n'])} of those" if run.summary["top_n"] is not None else "those"
+        caption += f"; {most} right of the dashed line become neurons of that language"
+        alt += f", with the threshold at {threshold:g}: {'; '.join(_above(run, threshold))}"
+    return Section(name, heading, Picture(_draw_histograms(run, threshold), f"{caption}.", f"{alt}."))
+
+
+def shown_threshold(run: Run) -> float | None:
+    """The score that a neuron has to exceed, if there is one and the histogram is of the same scores."""
+    threshold: float | None = run.summary["min_score"]
+    return None if run.summary["metric"] in CHOOSES_BY_ANOTHER_SCORE else threshold
+
+
+def _histogram(run: Run) -> tuple[Sequence[float], Mapping[str, Mapping[str, Sequence[int]]]]:
+    """Edges, and for each language and component the counts between them."""
+    histogram = run.summary["score_histogram"]
+    return histogram["edges"], histogram["counts"]
+
+
+def _above(run: Run, threshold: float) -> list[str]:
+    """How many units of each language lie in bins from the threshold on."""
+    edges, counts = _histogram(run)
+    first = next((place for place, edge in enumerate(edges) if edge >= threshold), len(edges))
+    above = {language: sum(sum(bins[first:]) for bins in own.values()) for language, own in counts.items()}
+    return [f"{count(number)} units are above it for {language}" for language, number in above.items()]
+
+
+def _draw_histograms(run: Run, threshold: float | None) -> Figure:
+    """A panel per language with one outline per component."""
+    edges, counts = _histogram(run)
+    columns = 2 if len(counts) in (2, 4) else 3
+    rows = ceil(len(counts) / columns)
+    figure = new_figure(10, 1.2 + 2.3 * rows)
+    figure.suptitle("Scores of all units of the model")
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for unused in panels[len(counts) :]:
+        unused.set_visible(False)
+    for place, (axes, (language, own)) in enumerate(zip(panels, counts.items(), strict=False)):
+        _draw_histogram(axes, edges, own, threshold)
+        axes.set_title(language, pad=4, fontsize=10)
+        axes.tick_params(labelbottom=True)
+        if place % columns == 0:
+            axes.set_ylabel("units")
+        if place + columns >= len(counts):
+            axes.set_xlabel(f"score ({SCORE_NAMES.get(run.summary['metric'], run.summary['metric'])})")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def _draw_histogram(
+    axes: Axes, edges: Sequence[float], own: Mapping[str, Sequence[int]], threshold: float | None
+) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
+    for place, (component, bins) in enumerate(own.items()):
+        axes.stairs(bins, edges, baseline=0.8, color=f"C{place}", linewidth=1.6, label=component)
+    if threshold is not None:
+        axes.axvspan(threshold, max(threshold, edges[-1]), color="#f0f3f6", zorder=0)
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:g}")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.8)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.minorticks_off()
+    axes.grid(axis="y")
+
+
+def top_section(run: Run) -> Section:
+    """The neurons with the highest scores."""
+    tables = []
+    for language in run.languages:
+        own = sorted((neuron for neuron in run.neurons if neuron.language == language), key=lambda n: -n.score)[:TOP]
+        rows = [[n.module, str(n.layer), str(n.unit), f"{n.score:.4f}"] for n in own]
+        best = f"the best {len(own)}" if own else "no neurons"
+        tables.append(Table(f"{language}: {best}", ["module", "layer", "unit", "score"], rows))
+    return Section("top", "Most specific neurons", tables=tables)

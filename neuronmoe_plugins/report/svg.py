@@ -1,0 +1,56 @@
+"""From matplotlib's SVG document to an element that can stand in a page beside others."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+REFERENCE = re.compile(r"url\(#")
+# Figures are made to be read at this many CSS pixels per point, and stay legible at one.
+PIXELS_PER_POINT = 1.42
+
+
+def inline_svg(document: str, prefix: str, label: str) -> str:
+    """An `<svg>` element for an HTML page.
+
+    Args:
+        document: what `neuronmoe_plugins.figures.svg_text` gives.
+        prefix: put before every id, since matplotlib calls the axes of all figures axes_1.
+        label: what a screen reader says in place of the picture.
+
+    Returns:
+        the element without XML declaration, metadata and style sheet; it takes the width that it is given, down to
+        where its text would become too small.
+    """
+    root = ElementTree.fromstring(document)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {
+            name.rpartition("}")[2]: _prefixed(name, value, prefix) for name, value in element.attrib.items()
+        }
+    _remove(root, "metadata")
+    for definitions in root.iter("defs"):
+        _remove(definitions, "style")
+    width = float(root.attrib["viewBox"].split()[2])
+    for name in ("width", "height", "version"):
+        del root.attrib[name]
+    root.attrib |= {
+        "role": "img",
+        "aria-label": label,
+        "style": f"max-width: {width * PIXELS_PER_POINT:.0f}px; min-width: {width:.0f}px; "
+        "stroke-linejoin: round; stroke-linecap: butt",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _prefixed(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name.endswith("href") and value.startswith("#"):
+        return f"#{prefix}-{value[1:]}"
+    return REFERENCE.sub(f"url(#{prefix}-", value)
+
+
+def _remove(parent: ElementTree.Element, tag: str) -> None:
+    for child in parent.findall(tag):
+        parent.remove(child)

@@ -1,0 +1,117 @@
+"""The section on experts: Figure 1 of the paper, honest sizes, and what it says when something is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paper_analysis import COUNTS, LEFT_OUT, TABLES, legend_of, save_paper_allocation, write_analysis
+
+from allocations import save_allocation
+from neuronmoe_plugins.allocation.allocate import allocate
+from neuronmoe_plugins.allocation.options import AllocationRequest
+from neuronmoe_plugins.report.experts import experts_section
+from neuronmoe_plugins.report.parts import Section
+from neuronmoe_plugins.report.run import Run, read_run
+
+LAYERS = len(COUNTS["en"])
+NEURONMOE = TABLES["table2_llama32_3b_greek"]["neuronmoe"]
+LAYERMOE = TABLES["table2_llama32_3b_greek"]["layermoe"]
+
+
+def heights(section: Section) -> list[list[float]]:
+    """Those of each group of bars."""
+    assert section.picture is not None
+    return [[bar.get_height() for bar in group] for group in section.picture.figure.axes[0].containers]
+
+
+def test_bars_and_line_are_those_of_figure_1(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    save_paper_allocation(tmp_path / "allocation.yaml")
+    section = experts_section(make_run())
+    assert heights(section) == [NEURONMOE, LAYERMOE]
+    assert section.picture is not None
+    (line,) = section.picture.figure.axes[1].lines
+    assert list(line.get_ydata()) == TABLES["table5_unique_neurons_en_el"]
+
+
+def test_an_allocation_by_layer_similarity_takes_the_place_of_the_computed_one(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    write_analysis(tmp_path / "analysis")
+    request = AllocationRequest(tmp_path / "analysis", "en", ("el",), budget=100)
+    by_similarity = allocate(request, "layer-similarity")
+    by_similarity.save(tmp_path / "a.yaml")
+    save_paper_allocation(tmp_path / "b.yaml")
+    section = experts_section(read_run(tmp_path))
+    assert legend_of(section)[:2] == ["neuron-diversity (b.yaml)", "LayerMoE (a.yaml)"]
+    assert heights(section)[1] == by_similarity.num_experts != LAYERMOE
+    (tmp_path / "b.yaml").unlink()
+    assert legend_of(experts_section(read_run(tmp_path))) == ["layer-similarity (a.yaml)", "distinct neurons of en, el"]
+
+
+def test_all_allocations_are_in_the_tables_and_the_default_one_in_the_figure(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    save_allocation(tmp_path / "a.yaml", [2] * LAYERS)
+    save_paper_allocation(tmp_path / "allocation.yaml")
+    section = experts_section(make_run())
+    assert legend_of(section)[0] == "neuron-diversity (allocation.yaml)"
+    names = ["allocation.yaml", "a.yaml", "computed here, budget 70"]
+    assert [row[0] for row in section.tables[0].rows] == names
+    assert section.tables[1].footer == ["all", "", "49", "56", "84", "1,585,539,072"]
+
+
+def test_allocations_say_what_is_to_be_known(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    analysis = tmp_path / "analysis"
+    make_run(neurons=[])
+    allocate(AllocationRequest(analysis, "en", ("el",))).save(tmp_path / "allocation.yaml")
+    equal = f"allocation.yaml: all {LAYERS} layers score 0, so each gets the minimum of 1."
+    assert list(experts_section(read_run(tmp_path)).notes)[1:] == [equal]
+    summary = (analysis / "summary.json").read_text(encoding="utf-8")
+    (analysis / "summary.json").write_text(summary + " ", encoding="utf-8")
+    stale = f"allocation.yaml was made from {analysis}, which is not this analysis as it is now."
+    assert list(experts_section(read_run(tmp_path)).notes)[1:] == [equal, stale]
+
+
+def test_without_an_allocation_the_section_says_how_to_get_it(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    section = experts_section(make_run())
+    assert section.picture is None
+    (note,) = section.notes
+    assert f"neuronmoe allocate {tmp_path / 'analysis'} --source LANGUAGE" in note
+    assert f"--output {tmp_path / 'allocation.yaml'}" in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"mlp_input_similarity": LEFT_OUT}, "LayerMoE's experts cannot be computed: "),
+        ({"mlp_input_similarity": None}, "LayerMoE's experts cannot be computed: "),
+        ({"languages": ["en", "xx", "tr", "hu"]}, "knows no language 'el'"),
+        (
+            {"hidden_size": LEFT_OUT, "mlp_parameters": LEFT_OUT},
+            "without “hidden_size”, “mlp_parameters”; run “neuronmoe",
+        ),
+    ],
+)
+def test_allocations_without_what_a_comparison_needs(
+    make_run: Callable[..., Run], tmp_path: Path, changes: dict[str, Any], note: str
+) -> None:
+    save_paper_allocation(tmp_path / "allocation.yaml")
+    languages = changes.pop("languages", list(COUNTS))
+    section = experts_section(make_run(languages=languages, **changes))
+    assert heights(section)[0] == NEURONMOE
+    assert any(note in own for own in section.notes), section.notes
+
+
+def test_allocation_without_languages_or_scores(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    path = tmp_path / "allocation.yaml"
+    save_paper_allocation(path)
+    path.write_text(path.read_text(encoding="utf-8").replace("source: en", "source: null"), encoding="utf-8")
+    assert legend_of(experts_section(make_run())) == ["neuron-diversity (allocation.yaml)", "layer score"]
+    save_allocation(path, [2] * LAYERS)
+    path.write_text(path.read_text(encoding="utf-8").replace("source: en", "source: null"), encoding="utf-8")
+    section = experts_section(read_run(tmp_path))
+    assert legend_of(section) == ["neuron-diversity (allocation.yaml)"]
+    assert section.tables[1].rows[0][1] == "–"
