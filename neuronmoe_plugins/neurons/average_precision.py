@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
 
-# Values sorted at once; 4 MiB of packed keys stay in the processor's cache.
-CHUNK_VALUES = 1 << 19
-SIGN_BIT = np.uint32(0x80000000)
-NEGATIVE_ZERO = np.uint32(0x7FFFFFFF)  # -0.0 with its bits flipped: one below 0.0
-LABEL_BITS = np.uint64(32)
-LABEL_MASK = np.uint64(0xFFFFFFFF)
+LabelArray: TypeAlias = NDArray[np.unsignedinteger]
+
+# Values ranked at once: few enough for their 512 KiB of positions to stay in a core's cache.
+CHUNK_VALUES = 1 << 16
 
 
 def average_precision(pooled: FloatArray, labels: IntArray, num_languages: int) -> ScoreArray:
@@ -25,52 +25,104 @@ def average_precision(pooled: FloatArray, labels: IntArray, num_languages: int) 
 
     Returns:
         float64 (num_languages, units): what `sklearn.metrics.average_precision_score(labels == language, unit)` gives.
+
+    Raises:
+        TypeError: if the activations are not float32.
+        ValueError: if a language has no sample, or a sample no language.
     """
+    if pooled.dtype != np.float32:
+        raise TypeError(f"activations must be float32 to be ranked exactly, not {pooled.dtype}")
+    counts = count_samples(labels, num_languages)
+    small_labels = labels.astype(np.min_scalar_type(num_languages - 1))
     samples, units = pooled.shape
-    scores = np.empty((num_languages, units), dtype=np.float64)
     rows = max(1, CHUNK_VALUES // samples)
+    _keep_freed_memory(rows * samples)
+    scores = np.empty((num_languages, units), dtype=np.float64)
     for start in range(0, units, rows):
-        chunk = slice(start, start + rows)
-        scores[:, chunk] = _chunk_average_precision(pooled[:, chunk], labels, num_languages)
+        scores[:, start : start + rows] = _score_chunk(pooled[:, start : start + rows], small_labels, counts).T
     return scores
 
 
-def _chunk_average_precision(pooled: FloatArray, labels: IntArray, num_languages: int) -> ScoreArray:
-    packed = _ordered_bits(np.ascontiguousarray(pooled.T)).astype(np.uint64) << LABEL_BITS
-    packed |= labels.astype(np.uint64)
-    packed.sort(axis=1)
-    sorted_labels = (packed & LABEL_MASK).astype(np.uint32)
-    tie_starts = _tie_starts(packed)
-    return np.stack(
-        [_language_average_precision(sorted_labels == language, tie_starts) for language in range(num_languages)]
-    )
+def count_samples(labels: IntArray, num_languages: int) -> IntArray:
+    """Number of samples of every language, int64 (num_languages,); `ValueError` unless each of them has one."""
+    counts = np.bincount(labels, minlength=num_languages)
+    if len(counts) != num_languages or not counts.all():
+        raise ValueError(f"labels must be the indices of {num_languages} languages, each present; counts are {counts}")
+    return counts
 
 
-def _ordered_bits(values: FloatArray) -> NDArray[np.uint32]:
-    """Map float32 to uint32 that compare as the floats do, with -0.0 equal to 0.0."""
-    bits = values.view(np.uint32)
-    # A negative float has all its bits flipped, any other only its sign.
-    sign_spread = (values.view(np.int32) >> 31).view(np.uint32)
-    ordered = bits ^ (sign_spread | SIGN_BIT)
-    ordered += ordered == NEGATIVE_ZERO
-    return ordered
+def _keep_freed_memory(values: int) -> None:
+    """Let the next chunk have the memory that a chunk frees: new memory costs more time than the arithmetic on it.
+
+    glibc gives freed memory back to the system unless a block of half the size was freed before (mallopt(3),
+    M_MMAP_THRESHOLD), so one is, untouched.
+    """
+    np.empty(8 * values, dtype=np.float64)
 
 
-def _tie_starts(packed: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Position of the first of the equal values around every position of the ascending rows."""
-    rows, samples = packed.shape
-    starts = np.zeros((rows, samples), dtype=np.int32)
-    differs = (packed[:, 1:] ^ packed[:, :-1]) > LABEL_MASK
-    np.multiply(differs, np.arange(1, samples, dtype=np.int32), out=starts[:, 1:])
-    return np.maximum.accumulate(starts, axis=1, out=starts)
+def _score_chunk(pooled: FloatArray, labels: LabelArray, counts: IntArray) -> ScoreArray:
+    """Scores (units, languages) of a few units, (samples, units)."""
+    values, ranked_labels = _rank(pooled, labels)
+    group_ends = _group_ends(values)
+    tied = ~group_ends.all(axis=1)
+    scores = np.empty((len(values), len(counts)), dtype=np.float64)
+    scores[~tied] = _score_distinct(ranked_labels[~tied], counts)
+    scores[tied] = _score_tied(ranked_labels[tied], group_ends[tied], counts)
+    return scores
 
 
-def _language_average_precision(positive: NDArray[np.bool_], tie_starts: NDArray[np.int32]) -> ScoreArray:
-    """Mean over the positives of (positives at or above its value) / (samples at or above its value)."""
-    rows, samples = positive.shape
-    starts = tie_starts.ravel()[np.flatnonzero(positive)].reshape(rows, -1)
-    positives = starts.shape[1]
-    firsts = np.zeros_like(starts)
-    np.multiply(starts[:, 1:] != starts[:, :-1], np.arange(1, positives, dtype=np.int32), out=firsts[:, 1:])
-    np.maximum.accumulate(firsts, axis=1, out=firsts)
-    return ((positives - firsts) / (samples - starts)).mean(axis=1)
+def _rank(pooled: FloatArray, labels: LabelArray) -> tuple[NDArray[np.int32], LabelArray]:
+    """Every unit's activations as integers of the opposite order, ascending, and their labels: (units, samples) both.
+
+    The two halves are sorted one after the other: numpy's stable sort of 16 bits counts, and compares nothing.
+    """
+    samples, units = pooled.shape
+    bits = np.subtract(0, pooled.T, order="C").view(np.int32)  # turns -0.0 into 0.0, as a change of sign would not
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # integers are in the order of their floats, but for the negative ones
+    row_starts = _row_starts(units, samples)
+    order = bits.astype(np.uint16).argsort(axis=1, kind="stable") + row_starts
+    order = order.take((bits >> 16).astype(np.int16).take(order).argsort(axis=1, kind="stable") + row_starts)
+    return bits.take(order), labels.take(order - row_starts)
+
+
+def _row_starts(rows: int, columns: int) -> IntArray:
+    """Where each row begins in a flattened array, int64 (rows, 1)."""
+    return np.arange(0, rows * columns, columns)[:, np.newaxis]
+
+
+def _group_ends(ordered: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where the last of equal values stands in its row."""
+    ends = np.ones(ordered.shape, dtype=np.bool_)
+    np.not_equal(ordered[:, 1:], ordered[:, :-1], out=ends[:, :-1])
+    return ends
+
+
+def _score_distinct(ranked_labels: LabelArray, counts: IntArray) -> ScoreArray:
+    """Scores (rows, languages) of rows without ties: mean of (rank among the language's samples) / (rank among all).
+
+    A stable sort of the labels puts the ranks of each language's samples side by side.
+    """
+    ranks = np.arange(1, ranked_labels.shape[1] + 1)
+    starts = np.cumsum(counts) - counts
+    precision = (1 / ranks).take(ranked_labels.argsort(axis=1, kind="stable"))
+    precision *= ranks - np.repeat(starts, counts)
+    return np.add.reduceat(precision, starts, axis=1) / counts
+
+
+def _score_tied(ranked_labels: LabelArray, group_ends: NDArray[np.bool_], counts: IntArray) -> ScoreArray:
+    """Scores (rows, languages) of rows with ties: the same mean, with both ranks those of the last of equal values.
+
+    Works on runs, samples of one language with equal values, which a stable sort of the labels puts side by side.
+    """
+    rows, samples = ranked_labels.shape
+    row_starts, starts = _row_starts(rows, samples), np.cumsum(counts) - counts
+    groups = np.cumsum(group_ends, dtype=np.int32) - group_ends.ravel()
+    groups = groups.take(ranked_labels.argsort(axis=1, kind="stable") + row_starts)
+    run_ends = _group_ends(groups)
+    run_ends[:, starts[1:] - 1] = True
+    ends = np.flatnonzero(run_ends)
+    ranks_in_language = np.tile(np.arange(1, samples + 1) - np.repeat(starts, counts), rows).take(ends)
+    ranks = (np.flatnonzero(group_ends) % samples + 1).take(groups.take(ends))
+    sums = np.diff(ends, prepend=-1) * (ranks_in_language / ranks)
+    first_runs = ends.searchsorted((row_starts + starts).ravel())
+    return np.add.reduceat(sums, first_runs).reshape(rows, len(counts)) / counts

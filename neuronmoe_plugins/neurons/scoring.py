@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,23 +52,28 @@ def score_modules(
         )
     )
     mine = processes.share(list(units))
+    score = _scorer(metric, sentences)
     for key in track(mine, "Scoring neurons", console=Console(stderr=True), disable=not progress):
-        arena[key][:] = _score_module(metric, key, store.read(key), sentences)
+        pooled = store.read(key)
+        if not torch.isfinite(pooled).all():
+            require_finite(f"layer {key[0]} {key[1]}", pooled.cpu().numpy(), sentences.names)
+        arena[key][:] = score(pooled)
     processes.wait_for_all()
     return {key: np.array(scores) for key, scores in arena.items()}
 
 
-def _score_module(metric: NeuronMetric, key: ModuleKey, pooled: Tensor, sentences: TokenizedSentences) -> ScoreArray:
-    if not torch.isfinite(pooled).all():
-        require_finite(f"layer {key[0]} {key[1]}", pooled.cpu().numpy(), sentences.names)
+def _scorer(metric: NeuronMetric, sentences: TokenizedSentences) -> Callable[[Tensor], ScoreArray]:
+    """From a module's pooled activations (sentences, units) to its scores, all languages at once or one by one."""
     samples = sentences.samples()
     if samples is not None:
-        return _score(metric, pooled, samples)
-    scores = []
-    for language in range(len(sentences.languages)):
-        rows, own_samples = sentences.samples_of(language)
-        scores.append(_score(metric, pooled[torch.from_numpy(rows).to(pooled.device)], own_samples)[1])
-    return np.stack(scores)
+        return lambda pooled: _score(metric, pooled, samples)
+    own_samples = [sentences.samples_of(language) for language in range(len(sentences.languages))]
+
+    def one_by_one(pooled: Tensor) -> ScoreArray:
+        chosen = ((pooled[torch.from_numpy(rows).to(pooled.device)], own) for rows, own in own_samples)
+        return np.stack([_score(metric, values, own)[1] for values, own in chosen])
+
+    return one_by_one
 
 
 def _score(metric: NeuronMetric, pooled: Tensor, samples: Samples) -> ScoreArray:
