@@ -41,6 +41,8 @@ class Recorder:
         if place.mixture is not self._replaying:
             return
         tokens = self._tokens_on(values.device)
+        if values.dim() == 2 and len(values) == tokens.shape[0] * tokens.shape[1]:
+            values = values.unflatten(0, tokens.shape)  # as OPT's MLP has them
         if values.shape != (*tokens.shape, place.units):
             raise UserError(
                 f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "

@@ -124,6 +124,8 @@ def test_module_that_sees_only_some_tokens_is_refused() -> None:
         assert recorder.pooled[4, "mlp.experts.0"].shape == (2, 3)
         with pytest.raises(UserError, match=r"layer 4 mlp\.experts\.0 does not see every token"):
             linear(torch.zeros(7, 2))
+        linear(torch.eye(2).repeat_interleave(5, dim=0))
+        torch.testing.assert_close(recorder.pooled[4, "mlp.experts.0"], linear.weight.T + linear.bias)
 
 
 def test_model_can_be_offloaded(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -86,6 +86,31 @@ def test_gpt2_has_transposed_linear_layers() -> None:
         find_activation_functions(model)
 
 
+OTHERS = {
+    "bloom": ({"n_layer": 2, "hidden_size": 16, "n_head": 2}, "self_attention.query_key_value"),
+    "falcon": ({"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}, "mlp.dense_h_to_4h"),
+    "mpt": ({"n_layers": 2, "d_model": 16, "n_heads": 2, "max_seq_len": 64}, "ffn.up_proj"),
+    "opt": ({"num_hidden_layers": 2, "hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2,
+             "word_embed_proj_dim": 16, "max_position_embeddings": 64}, "fc1"),
+    "starcoder2": ({"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
+                    "num_key_value_heads": 1}, "mlp.c_fc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_other_kinds_have_their_own_names(kind: str, padding_side: Any) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes, name = OTHERS[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=70, **sizes)).eval()
+    one = pooled_activations(model, SENTENCES, batch_size=1)
+    assert {(0, name), (1, name)} < set(one)
+    for key, values in pooled_activations(model, SENTENCES, batch_size=4, padding_side=padding_side).items():
+        np.testing.assert_allclose(values, one[key], rtol=0, atol=1e-6)
+
+
 def test_model_that_is_a_mixture_has_no_mlp_projections() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
