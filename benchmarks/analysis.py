@@ -24,7 +24,7 @@ from neuronmoe_plugins.neurons.builtin import register_metrics
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.scoring import score_modules
+from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
 
@@ -89,8 +89,9 @@ class Benchmark:
             store = self.make_store(folder)
             seconds["forward"] = self.time(lambda: self.collect({}, MemoryStore(0)))
             seconds["recorded"] = self.time(lambda: self.collect(self.places, store))
+            score = make_scorer("ap", self.metric, self.sentences, self.model.device)
             seconds["scoring"] = self.time(
-                lambda: score_modules(self.metric, self.units, store, self.sentences, folder, Processes(), False)
+                lambda: score_modules(score, self.units, store, self.sentences, folder, Processes(), False)
             )
         return seconds
 
@@ -103,7 +104,7 @@ class Benchmark:
 
     def collect(self, places: dict[Any, Any], store: Store) -> None:
         """One pass over all sentences."""
-        collect_activations(self.model, self.sentences.token_ids, places, store, batch_size=self.batch_size)
+        collect_activations(self.model, self.sentences.token_ids, places, store, self.batch_size)
 
     def time(self, action: Callable[[], object]) -> float:
         """Seconds of an action, the device's work included."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.batches import PaddingSide, batches_by_length, padded
@@ -28,7 +27,6 @@ def collect_activations(
     token_ids: Sequence[Sequence[int]],
     places: Mapping[ModuleKey, tuple[Place, Pooling]],
     store: Store,
-    *,
     batch_size: int,
     padding_side: PaddingSide = "right",
     processes: Processes | None = None,
@@ -55,6 +53,8 @@ def collect_activations(
     processes.wait_for_all()
     todo = processes.share(missing)
     forward = _forward_without_logits(model)
+    # Offloaded weights are nowhere; the hooks of such a model move its inputs.
+    device = torch.device("cpu") if model.device.type == "meta" else model.device
     was_training = model.training
     model.eval()
     try:
@@ -62,9 +62,10 @@ def collect_activations(
             console = Console(stderr=True)
             for number in track(todo, "Collecting activations", console=console, disable=not progress):
                 sentences = batches[number]
-                batch = padded([token_ids[row] for row in sentences], padding_side, model.device)
+                batch = padded([token_ids[row] for row in sentences], padding_side, device)
                 recorder.start_batch(batch["attention_mask"])
-                forward(**batch, use_cache=False)
+                forward(**batch)
+                recorder.finish_batch(places)
                 store.add(number, sentences, recorder.pooled)
     finally:
         store.close()
@@ -73,7 +74,8 @@ def collect_activations(
 
 def _forward_without_logits(model: PreTrainedModel) -> Callable[..., Any]:
     """What runs all decoder layers: the decoder, or, as an adapter has to see each batch, the whole model."""
+    # Layers that share keys and values find those of others in the cache alone.
+    use_cache = bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))
     if not hasattr(model, "peft_config"):
-        decoder: nn.Module = model.get_decoder()
-        return decoder
-    return partial(model, logits_to_keep=1)
+        return partial(model.get_decoder(), use_cache=use_cache)
+    return partial(model, use_cache=use_cache, logits_to_keep=1)

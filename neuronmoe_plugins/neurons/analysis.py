@@ -30,11 +30,16 @@ class Analysis:
         return dict(self.summary["neurons_per_language"])
 
     def warnings(self) -> list[str]:
-        """What the user should know about the corpora, a line each."""
+        """What the user should know about the adapter and the corpora, a line each."""
+        base, model = self.summary["adapter_base"], self.summary["model"]
+        other_base = base is not None and Path(base).name != Path(model).name
         return [
-            f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
-            f"{pair['examples'][0][:60]!r}"
-            for pair in self.summary["shared_sentences"]["pairs"]
+            *([f"the adapter says that it is for {base}, not for {model}"] if other_base else []),
+            *(
+                f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
+                f"{pair['examples'][0][:60]!r}"
+                for pair in self.summary["shared_sentences"]["pairs"]
+            ),
         ]
 
     @classmethod
@@ -56,8 +61,8 @@ def _require_same_model(path: Path, neurons: list[Neuron], record: dict[str, Any
     for neuron in neurons:
         if neuron.language not in record["languages"] or not 0 <= neuron.unit < _units(record, neuron):
             raise UserError(
-                f"{path} is of another model: it has neuron {neuron.unit} of {neuron.module} in layer {neuron.layer} "
-                f"for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
+                f"{path} is of another analysis: it has neuron {neuron.unit} of {neuron.module} in layer "
+                f"{neuron.layer} for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
             )
 
 

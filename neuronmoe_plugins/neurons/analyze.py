@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_model_files, digest
+from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files, digest
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.measure import Measured
@@ -44,6 +43,8 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
             description = _prepare(options, settings, metric, working)
         processes.wait_for_all()
         sentences = TokenizedSentences.load(working.path / "sentences.json")
+        # The first process may fail from here on, and remove the folder.
+        processes.wait_for_all()
         # Here, and not above, so that bad input is answered before torch has been imported.
         from neuronmoe_plugins.neurons.measure import measure
 
@@ -63,19 +64,33 @@ def _prepare(
         What the summary says about the corpora.
     """
     sentences, description = prepare_sentences(options, metric)
+    from neuronmoe_plugins.neurons.loading import adapter_commit, model_commit
+
     working.prepare(
         {
             **settings,
+            **_describe_machine(options),
             "dtype": options.dtype,
-            "device": options.device,
-            "model": [options.model, describe_model_files(options.model)],
-            "adapter": [options.adapter, describe_model_files(options.adapter or "")],
+            "model": [options.model, describe_files(options.model), model_commit(options.model)],
+            "adapter": options.adapter
+            and [options.adapter, describe_files(options.adapter), adapter_commit(options.adapter)],
             "sentences": digest(sentences.token_ids),
             "padding_side": sentences.padding_side,
         }
     )
     sentences.save(working.path / "sentences.json")
     return description
+
+
+def _describe_machine(options: AnalyzeOptions) -> dict[str, Any]:
+    """What rounds differently: the device and the number of threads."""
+    import torch
+
+    from neuronmoe_plugins.neurons.loading import default_device
+
+    device = options.device or default_device()
+    gpu = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
+    return {"device": device, "gpu": gpu, "threads": torch.get_num_threads()}
 
 
 def _write(
@@ -100,18 +115,20 @@ def _write(
 
 
 @contextmanager
-def _kept_if_interrupted(working: WorkingFolder, processes: Processes, progress: bool) -> Iterator[Path]:
+def _kept_if_interrupted(working: WorkingFolder, processes: Processes, progress: bool) -> Iterator[None]:
     """Remove the working folder at the end, but not if the analysis could go on from it."""
-    try:
-        yield working.path
-    except UserError:
-        if processes.is_first:
-            working.remove()
-        raise
-    except BaseException:
-        if progress and processes.is_first and working.path.exists():
-            message = f"Interrupted: the same command goes on from {working.path}"
-            Console(stderr=True).print(message, soft_wrap=True, highlight=False)
-        raise
-    if processes.is_first:
+    if not processes.is_first:
+        yield
+        return
+    with working.locked():
+        try:
+            yield
+        except UserError as error:
+            working.remove_after(error)
+            raise
+        except KeyboardInterrupt:
+            if progress and working.has_results:
+                message = f"Interrupted: the same command goes on from {working.path}"
+                Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+            raise
         working.remove()

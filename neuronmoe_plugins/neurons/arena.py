@@ -63,6 +63,6 @@ def _reserve(path: Path, size: int) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise UserError(
-            f"{path.parent} has no room for the {size / 1e9:.1f} GB of activations ({error.strerror}); make room or "
-            "pass fewer --samples"
+            f"{path.parent} cannot hold a file of {size / 1e9:.1f} GB ({error.strerror}); make room, or analyse fewer "
+            "sentences"
         ) from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples
-from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.neurons.table import Neuron, locate
 
 # The paper's thresholds: a neuron must exceed the 95th percentile of all activation probabilities in some language, has
 # to be among the 1 % of lowest entropy, and belongs to the languages in which it exceeds the 95th percentile.
@@ -61,7 +61,6 @@ def select_by_entropy(
     """
     keys = list(scores)
     probabilities = np.concatenate([scores[key] for key in keys], axis=1)
-    places = [(key, unit) for key in keys for unit in range(scores[key].shape[1])]
     bar = _kth_value(probabilities.ravel(), PROBABILITY_QUANTILE)
     candidate_entropy = np.where((probabilities > bar).any(axis=0), entropy(probabilities), np.inf)
     lowest = np.argsort(candidate_entropy, kind="stable")[: round(candidate_entropy.size * SELECTED_SHARE)]
@@ -72,7 +71,7 @@ def select_by_entropy(
         specificity = 1 - candidate_entropy[own] / np.log(len(languages))
         chosen = [
             Neuron(language, layer, module, unit, float(score))
-            for ((layer, module), unit), score in zip((places[place] for place in own), specificity, strict=True)
+            for ((layer, module), unit), score in zip(locate(own, keys, scores), specificity, strict=True)
             if min_score is None or score > min_score
         ]
         neurons += chosen[:top_n]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import collect_activations
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
-from neuronmoe_plugins.neurons.metrics import NeuronMetric
+from neuronmoe_plugins.neurons.metrics import NeuronMetric, require_finite
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
     Component,
@@ -25,7 +27,7 @@ from neuronmoe_plugins.neurons.places import (
     find_projections,
 )
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.scoring import score_modules
+from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.similarity import language_similarity
 from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
@@ -79,10 +81,10 @@ def measure(
     Raises:
         UserError: if the model cannot be loaded or analysed, or an activation is not finite.
     """
-    device = options.device or default_device(processes.local_rank)
-    model = load_model(options.model, options.dtype, device, options.adapter)
+    model = load_model(options.model, options.dtype, _choose_device(options, processes), options.adapter)
     require_positions(model, sentences.token_ids)
     places, unmeasured = _find_places(model, metric, settings["components"])
+    description = _describe_model(options, model, unmeasured)
     inputs = find_mlp_inputs(model)
     everything = {
         **{key: (place, POOLING[settings["pooling"]]) for key, place in places.items()},
@@ -91,25 +93,38 @@ def measure(
     units = {key: place.units for key, (place, _) in everything.items()}
     limit = _memory_limit(options.memory_limit, model.device, processes)
     store = processes.first_first(lambda: _open_store(folder, units, len(sentences.token_ids), limit, processes))
-    collect_activations(
-        model,
-        sentences.token_ids,
-        everything,
-        store,
-        batch_size=options.batch_size,
-        padding_side=sentences.padding_side,
-        processes=processes,
-        progress=progress,
-    )
-    processes.wait_for_all()
-    scored = {key: units[key] for key in places}
-    scores = score_modules(metric, scored, store, sentences, folder, processes, progress)
-    return Measured(
-        scores,
-        metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"]),
-        _describe_model(options, model, unmeasured),
-        _measure_similarity(inputs, store, sentences),
-    )
+    padding_side, batch_size = sentences.padding_side, options.batch_size
+    with _out_of_memory_is_an_error(options):
+        collect_activations(
+            model, sentences.token_ids, everything, store, batch_size, padding_side, processes, progress
+        )
+        processes.wait_for_all()
+        scored = {key: units[key] for key in places}
+        score = make_scorer(options.metric, metric, sentences, model.device)
+        scores = score_modules(score, scored, store, sentences, folder, processes, progress)
+    neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"])
+    return Measured(scores, neurons, description, _measure_similarity(inputs, store, sentences))
+
+
+def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:
+    """The device asked for, or this process's own."""
+    if options.device not in (None, "cpu") and processes.world_size > 1:
+        raise UserError(
+            f"--device {options.device} under torchrun would put every process on the same devices; leave it out, and "
+            "each takes a GPU of its own"
+        )
+    return options.device or default_device(processes.local_rank)
+
+
+@contextmanager
+def _out_of_memory_is_an_error(options: AnalyzeOptions) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch-size {options.batch_size} with sentences of up to {options.max_tokens} tokens does not fit into "
+            "the device's memory; pass a smaller --batch-size, --max-tokens or --memory-limit, or --dtype bfloat16"
+        ) from error
 
 
 def _find_places(
@@ -123,6 +138,8 @@ def _find_places(
 def _memory_limit(asked: float | None, device: torch.device, processes: Processes) -> float:
     """Bytes that may stay in memory: by default none on a CPU, whose page cache keeps the file, half of a free GPU."""
     if processes.world_size > 1:
+        if asked:
+            raise UserError("--memory-limit has no effect under torchrun, whose processes share a file; leave it out")
         return 0
     if asked is not None:
         return asked * GIGABYTE
@@ -143,6 +160,7 @@ def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured:
     return {
         "model": options.model,
         "adapter": options.adapter,
+        "adapter_base": _adapter_base(model),
         "model_type": model.config.model_type,
         "model_commit": getattr(model.config, "_commit_hash", None),
         "dtype": options.dtype,
@@ -154,13 +172,23 @@ def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured:
     }
 
 
+def _adapter_base(model: PreTrainedModel) -> str | None:
+    """The model that the adapter says it is for."""
+    configs = getattr(model, "peft_config", {}).values()
+    return next((config.base_model_name_or_path for config in configs), None)
+
+
 def _measure_similarity(
     inputs: Mapping[ModuleKey, Place], store: Store, sentences: TokenizedSentences
 ) -> dict[str, Any] | None:
     if not inputs:
         return None
     tokens, positives = sentences.tokens(), sentences.positives()
-    layers = [language_similarity(store.read(key).cpu().numpy(), tokens, positives) for key in inputs]
+    layers = []
+    for key in inputs:
+        sums = store.read(key).cpu().numpy()
+        require_finite(f"layer {key[0]} {key[1]}", sums, sentences.names)
+        layers.append(language_similarity(sums, tokens, positives))
     counts = (int(tokens[own].sum()) for own in positives)
     return {
         "tokens": dict(zip(sentences.languages, counts, strict=True)),

@@ -86,7 +86,7 @@ class AnalyzeOptions:
                 )
             return
         for name in ("corpora", "samples", "seed", "text_field", "split_sentences"):
-            if getattr(self, name):
+            if getattr(self, name) not in ((), None, False):
                 option = "--corpus" if name == "corpora" else _option(name)
                 raise UserError(f"{option} has no effect with --concepts, whose sentences are used as they are")
 

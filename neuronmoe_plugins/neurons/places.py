@@ -68,7 +68,8 @@ def find_projections(
         components: Which of attention and MLP to take.
 
     Returns:
-        The projections in layer order, and the names of the linear layers that are in neither attention nor MLP.
+        The projections in layer order, and the names of what else is linear: layers in neither attention nor MLP, and
+        the stacked weights of a model that is itself a mixture of experts.
 
     Raises:
         UserError: if a layer has no linear layer in one of the components.
@@ -84,6 +85,7 @@ def find_projections(
             elif component in components:
                 found[index, name] = place
                 present.add(component)
+        others.update(_stacked_weights(layer))
         if missing := [component for component in components if component not in present]:
             raise UserError(
                 f"{type(model).__name__} has no linear layers in the {' and the '.join(missing)} of decoder layer "
@@ -109,6 +111,11 @@ def _linear_layers(
             yield name, Place(child, units, mixture)
         else:
             yield from _linear_layers(base, f"{name}.", mixture if base is child else child)
+
+
+def _stacked_weights(layer: nn.Module) -> list[str]:
+    """Weights of several experts in one tensor, those of adapters left out."""
+    return [name for name, weight in layer.named_parameters() if weight.dim() == 3 and "moe_" not in name]
 
 
 def _units(module: nn.Module) -> int | None:

@@ -61,7 +61,9 @@ def maximum(values: Tensor, tokens: RealTokens) -> Tensor:
 
 def active_tokens(values: Tensor, tokens: RealTokens) -> Tensor:
     """Number of real tokens with a value above zero."""
-    return (tokens.fill_padding(values, 0.0) > 0).float().sum(dim=1)
+    filled = tokens.fill_padding(values, 0.0)
+    # The second term is zero, or NaN where a value is not finite, which a comparison would hide.
+    return (filled > 0).float().sum(dim=1) + 0 * filled.sum(dim=1, dtype=torch.float32)
 
 
 def sum_of_directions(values: Tensor, tokens: RealTokens) -> Tensor:

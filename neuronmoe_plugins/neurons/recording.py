@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,6 +32,12 @@ class Recorder:
         self._tokens = {attention_mask.device: RealTokens.of(attention_mask)}
         self.pooled = {}
 
+    def finish_batch(self, places: Iterable[ModuleKey]) -> None:
+        """Raise `UserError` if a place recorded nothing, as attention layers that borrow the keys of others."""
+        for layer, name in places:
+            if (layer, name) not in self.pooled:
+                raise UserError(f"layer {layer} {name} has no part in a forward pass; choose other --components")
+
     def record(self, key: ModuleKey, place: Place, pooling: Pooling, values: Tensor) -> None:
         """Pool the values (batch, tokens, units) of a place.
 
@@ -46,7 +52,7 @@ class Recorder:
         if values.shape != (*tokens.shape, place.units):
             raise UserError(
                 f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "
-                f"expected {(*tokens.shape, place.units)}; such a module cannot be analysed"
+                f"expected {(*tokens.shape, place.units)}; choose other --components, or an adapter that adds no tokens"
             )
         self.pooled[key] = pooling(values, tokens)
 

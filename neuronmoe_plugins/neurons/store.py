@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.arena import Arena
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 
@@ -73,11 +75,24 @@ class FileStore:
 
     def __init__(self, folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, rank: int = 0) -> None:
         shapes = {key: (num_sentences, size) for key, size in units.items()}
-        self._arena = Arena(folder / "activations.f32", shapes, np.float32)
         self._folder = folder
+        self._restart_if_other([[*key, *shape] for key, shape in shapes.items()])
+        self._arena = Arena(folder / "activations.f32", shapes, np.float32)
         self._journal = folder / f"finished.{rank}"
         self._unsaved: list[int] = []
         self._saved_at = time.monotonic()
+
+    def _restart_if_other(self, layout: list[list[Any]]) -> None:
+        """Forget the batches of a file with other modules, as when a plugin has come or gone in between."""
+        path = self._folder / "layout.json"
+        if (
+            not path.exists()
+            or json.loads(path.read_text()) != layout
+            or not (self._folder / "activations.f32").exists()
+        ):
+            for journal in self._folder.glob("finished.*"):
+                journal.unlink()
+            write_json(path, layout)
 
     def missing(self, batches: Sequence[Sequence[int]]) -> list[int]:
         finished = {

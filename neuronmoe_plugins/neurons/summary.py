@@ -40,7 +40,7 @@ def build(languages: Sequence[str], settings: Mapping[str, Any], measured: Measu
         **measured.model,
         "languages": list(languages),
         **settings,
-        "units_per_module": _units_per_module(scores),
+        "units_per_module": _units_per_module(scores, num_layers),
         "module_components": {module: _component(module) for module in modules},
         "neurons_per_language": {name: sum(neuron.language == name for neuron in neurons) for name in languages},
         "layer_counts": {name: layer_counts(neurons, [name], num_layers, identity) for name in languages},
@@ -60,11 +60,11 @@ def _component(module: str) -> str:
     return component_of(module) or "mlp"
 
 
-def _units_per_module(scores: Mapping[ModuleKey, ScoreArray]) -> dict[str, int | list[int]]:
-    """Neurons of each module: one number, or one per layer where layers differ."""
-    units: dict[str, list[int]] = {}
-    for (_, module), module_scores in scores.items():
-        units.setdefault(module, []).append(module_scores.shape[1])
+def _units_per_module(scores: Mapping[ModuleKey, ScoreArray], num_layers: int) -> dict[str, int | list[int]]:
+    """Neurons of each module: one number, or one per layer where layers differ, 0 where a layer has none."""
+    units: dict[str, list[int]] = {module: [0] * num_layers for _, module in scores}
+    for (layer, module), module_scores in scores.items():
+        units[module][layer] = module_scores.shape[1]
     return {module: sizes[0] if len(set(sizes)) == 1 else sizes for module, sizes in units.items()}
 
 

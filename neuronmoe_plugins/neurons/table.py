@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from neuronmoe_plugins.errors import UserError
 
@@ -56,17 +57,24 @@ def select_neurons(
         neurons by language, best first; of equal scores the one in the earlier module of `scores`, then the lower unit.
     """
     keys = list(scores)
-    ends = np.cumsum([scores[key].shape[1] for key in keys])
-    starts = np.concatenate([[0], ends[:-1]])
     neurons: list[Neuron] = []
     for row, language in enumerate(languages):
         flat = np.concatenate([scores[key][row] for key in keys])
         best = np.argsort(-flat, kind="stable")[:top_n]
-        for place in best if min_score is None else best[flat[best] > min_score]:
-            index = int(np.searchsorted(ends, place, side="right"))
-            layer, module = keys[index]
-            neurons.append(Neuron(language, layer, module, int(place - starts[index]), float(flat[place])))
+        best = best if min_score is None else best[flat[best] > min_score]
+        for ((layer, module), unit), score in zip(locate(best, keys, scores), flat[best], strict=True):
+            neurons.append(Neuron(language, layer, module, unit, float(score)))
     return neurons
+
+
+def locate(
+    places: NDArray[np.intp], keys: Sequence[ModuleKey], scores: Mapping[ModuleKey, ScoreArray]
+) -> list[tuple[ModuleKey, int]]:
+    """Module and unit of places in the concatenation of all modules' units, in the order of `keys`."""
+    ends = np.cumsum([scores[key].shape[1] for key in keys])
+    modules = np.searchsorted(ends, places, side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    return [(keys[module], int(place - starts[module])) for module, place in zip(modules, places, strict=True)]
 
 
 def layer_counts(

@@ -5,27 +5,54 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 
 # Other versions of these may compute other activations.
-PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "peft")
+PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "accelerate", "peft", "numpy")
 
 
 class WorkingFolder:
-    """A hidden neighbour of an analysis' output.
+    """A hidden folder beside an analysis' output, or in it where that is a folder already, perhaps on another disk.
 
     Args:
         output: Where the analysis will be.
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_name(f".{output.name}.partial")
+        self.path = output / ".partial" if output.is_dir() else output.with_name(f".{output.name}.partial")
+        self._made_here = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other analyses away from this output.
+
+        Raises:
+            UserError: if there is one, or the output cannot be written.
+        """
+        lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another analysis is writing to --output {self.path.parent}; wait for it or name another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--output {self.path.parent} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Make the folder, or keep it if it is there from an interrupted analysis with the same settings.
@@ -40,7 +67,8 @@ class WorkingFolder:
         try:
             if self._plan() != json.loads(json.dumps(plan)):
                 shutil.rmtree(self.path, ignore_errors=True)
-                self.path.mkdir(parents=True)
+                self.path.mkdir()
+                self._made_here = True
                 write_json(self.path / "plan.json", plan)
         except OSError as error:
             raise UserError(f"--output {self.path.parent} cannot be written: {error.strerror}") from error
@@ -51,18 +79,27 @@ class WorkingFolder:
         except (OSError, ValueError):
             return None
 
+    @property
+    def has_results(self) -> bool:
+        """Whether another call could go on from it."""
+        return any(self.path.glob("finished.*"))
+
+    def remove_after(self, error: UserError) -> None:
+        """Delete what the same input would only run into again; keep work that a full disk or memory ended."""
+        if self._made_here and not (self.has_results and isinstance(error.__cause__, (OSError, RuntimeError))):
+            self.remove()
+
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def describe_model_files(name: str) -> dict[str, list[int]]:
-    """Size and modification time of the files of a local model or adapter; empty for a name on the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
+def describe_files(folder: str | None) -> dict[str, list[int]]:
+    """Size and modification time of the files of a local model or adapter; empty for a name on the hub, or None."""
+    if folder is None or not Path(folder).is_dir():
         return {}
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    stats = {path.name: path.stat() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def digest(value: Any) -> str:

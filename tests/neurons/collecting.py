@@ -27,5 +27,5 @@ def pooled_activations(
     places = places if places is not None else find_projections(model)[0]
     store = MemoryStore(len(sentences))
     pooled_places = {key: (place, pool) for key, place in places.items()}
-    collect_activations(model, sentences, pooled_places, store, batch_size=batch_size, padding_side=padding_side)
+    collect_activations(model, sentences, pooled_places, store, batch_size, padding_side)
     return {key: store.read(key).numpy() for key in places}

@@ -140,3 +140,17 @@ def test_model_can_be_offloaded(tiny_model_dir: Path, tmp_path: Path) -> None:
     expected = pooled_activations(whole, SENTENCES, batch_size=3)
     for key, values in pooled_activations(split, SENTENCES, batch_size=3).items():
         np.testing.assert_array_equal(values, expected[key])
+
+
+def test_place_that_takes_no_part_is_refused(model: Any) -> None:
+    places = {(0, "self_attn.spare_proj"): Place(torch.nn.Linear(2, 3), 3)}
+    with pytest.raises(UserError, match=r"layer 0 self_attn\.spare_proj has no part in a forward pass"):
+        pooled_activations(model, SENTENCES, batch_size=3, places=places)
+
+
+@pytest.mark.parametrize("pool", PLAIN, ids=lambda pool: pool.__name__)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(pool: pooling.Pooling, value: float) -> None:
+    values = torch.ones(1, 3, 2)
+    values[0, 1, 0] = value
+    assert not torch.isfinite(pool(values, pooling.RealTokens.of(torch.ones(1, 3)))[0, 0])

@@ -64,10 +64,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"neurons\.parquet is not the table that .*summary\.json belongs to",
     ),
     "an older version's": (change_summary(files=None), "'files' is missing"),
-    "fewer layers": (change_summary(num_layers=1), "of another model: it has neuron 0 of self_attn.q_proj in layer 1"),
-    "other modules": (change_summary(units_per_module={"mlp.fc1": 9}), "of another model: .* mlp.up_proj"),
-    "fewer units": (change_summary(units_per_module={"mlp.up_proj": 3}), "of another model: .*neuron 3 of mlp.up_proj"),
-    "other languages": (change_summary(languages=["en", "tr"]), "of another model: .* for el"),
+    "fewer layers": (
+        change_summary(num_layers=1),
+        "of another analysis: it has neuron 0 of self_attn.q_proj in layer 1",
+    ),
+    "other modules": (change_summary(units_per_module={"mlp.fc1": 9}), "of another analysis: .* mlp.up_proj"),
+    "fewer units": (
+        change_summary(units_per_module={"mlp.up_proj": 3}),
+        "of another analysis: .*neuron 3 of mlp.up_proj",
+    ),
+    "other languages": (change_summary(languages=["en", "tr"]), "of another analysis: .* for el"),
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from neuronmoe_plugins import plugins
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
 from neuronmoe_plugins.neurons import store
 from neuronmoe_plugins.neurons.analysis import Analysis
@@ -166,3 +167,37 @@ def test_third_party_metric(options: AnalyzeOptions, tmp_path: Path, metric: str
     assert analysis.summary["score_histogram"]["edges"][0] < 0
     record = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert sum(sum(bins) for bins in record["score_histogram"]["counts"]["en"].values()) == 896
+
+
+WRONG = {
+    "flat": (lambda pooled, labels, n: pooled.mean(axis=0), r"scores of shape \(32,\); it must give \(2, 32\)"),
+    "transposed": (lambda pooled, labels, n: np.ones((pooled.shape[1], n)), r"scores of shape \(32, 2\)"),
+    "nan": (lambda pooled, labels, n: np.full((n, pooled.shape[1]), np.nan), "numbers that are not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_third_party_metric_that_gives_something_else(options: AnalyzeOptions, tmp_path: Path, kind: str) -> None:
+    class Plugin:
+        @hookimpl
+        def register_metrics(self, register: Any) -> None:
+            register("wrong", WRONG[kind][0])
+
+    manager, plugin = plugins.plugin_manager(), Plugin()
+    manager.register(plugin)
+    try:
+        with pytest.raises(UserError, match=f"--metric wrong gives {WRONG[kind][1]}"):
+            analyze(replace(options, output=tmp_path / "out", metric="wrong"))
+    finally:
+        manager.unregister(plugin)
+
+
+def test_adapter_of_another_base_is_a_warning(options: AnalyzeOptions, tmp_path: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(options.model)
+    base.name_or_path = "other/model"
+    peft.get_peft_model(base, peft.LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "lora")
+    analysis = analyze(replace(options, output=tmp_path / "out", adapter=str(tmp_path / "lora")))
+    assert analysis.warnings() == [f"the adapter says that it is for other/model, not for {options.model}"]

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import store
 from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.working_folder import WorkingFolder
 
 OUTPUTS = ("neurons.parquet", "summary.json")
 # Saves after every batch, and kills itself after the third.
@@ -109,27 +111,102 @@ class Stopping(list[int]):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("more", "left"), [([], 8), (["--pooling", "max"], 10)])
-def test_interrupted_analysis_goes_on_with_the_same_settings_alone(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int], more: list[str], left: int
-) -> None:
-    output = tmp_path / "analysis"
-    stopped = Stopping()
+@pytest.fixture
+def interrupted(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The output of an analysis that was stopped at the third of ten batches."""
+    output = tmp_path / "run" / "analysis"
+    stopped, add = Stopping(), store.FileStore.add
     with monkeypatch.context() as patch:
-        add = store.FileStore.add
-        patch.setattr(
-            store.FileStore, "add", lambda self, batch, *rest: (stopped.append(batch), add(self, batch, *rest))
-        )
+        patch.setattr(store.FileStore, "add", lambda self, n, *rest: (stopped.append(n), add(self, n, *rest)))
         result = run(command, output)
     assert result.exit_code != 0
-    message = f"Interrupted: the same command goes on from {tmp_path / '.analysis.partial'}"
+    message = f"Interrupted: the same command goes on from {output.parent / '.analysis.partial'}"
     assert message in result.stderr.replace("\n", "")
     assert not output.exists()
+    return output
+
+
+@pytest.mark.parametrize(("more", "left"), [([], 8), (["--pooling", "max"], 10)])
+def test_interrupted_analysis_goes_on_with_the_same_settings_alone(
+    command: list[str], interrupted: Path, computed: list[int], more: list[str], left: int
+) -> None:
     computed.clear()
-    assert run(command, output, *more).exit_code == 0
+    assert run(command, interrupted, *more).exit_code == 0
     assert len(computed) == left
-    assert json.loads((output / "summary.json").read_text())["pooling"] == ("max" if more else "mean")
-    assert [path.name for path in tmp_path.iterdir()] == ["analysis"]
+    assert json.loads((interrupted / "summary.json").read_text())["pooling"] == ("max" if more else "mean")
+    assert [path.name for path in interrupted.parent.iterdir()] == ["analysis"]
+
+
+def test_missing_corpus_in_between_loses_nothing(command: list[str], interrupted: Path, computed: list[int]) -> None:
+    assert isinstance(run(command, interrupted, "--corpus", "hu=missing.txt").exception, UserError)
+    computed.clear()
+    assert run(command, interrupted).exit_code == 0
+    assert len(computed) == 8
+
+
+def test_files_of_the_current_folder_do_not_matter(
+    command: list[str], interrupted: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.txt").write_text("new")
+    computed.clear()
+    assert run(command, interrupted).exit_code == 0
+    assert len(computed) == 8
+
+
+def test_full_memory_or_disk_keeps_what_is_done(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int]
+) -> None:
+    output = tmp_path / "analysis"
+    add = store.FileStore.add
+
+    def add_two(self: store.FileStore, batch: int, *rest: Any) -> None:
+        if batch == 2:
+            raise torch.OutOfMemoryError
+        add(self, batch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.FileStore, "add", add_two)
+        result = run(command, output)
+    assert isinstance(result.exception, UserError)
+    assert "--batch-size 6 with sentences of up to 256 tokens does not fit" in str(result.exception)
+    computed.clear()
+    assert run(command, output).exit_code == 0
+    assert len(computed) == 8
+
+
+def test_one_output_takes_one_analysis_at_a_time(command: list[str], tmp_path: Path) -> None:
+    with WorkingFolder(tmp_path / "analysis").locked():
+        result = run(command, tmp_path / "analysis")
+    assert isinstance(result.exception, UserError)
+    assert f"another analysis is writing to --output {tmp_path}" in str(result.exception)
+    assert run(command, tmp_path / "analysis").exit_code == 0
+
+
+def test_output_that_exists_holds_its_unfinished_analysis(command: list[str], tmp_path: Path) -> None:
+    """It may be on another disk than the folder around it."""
+    (tmp_path / "analysis").mkdir()
+    assert WorkingFolder(tmp_path / "analysis").path == tmp_path / "analysis" / ".partial"
+    assert run(command, tmp_path / "analysis").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "analysis").iterdir()) == [
+        "neurons.parquet", "neurons.png", "summary.json"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--device", "auto"], "--device auto under torchrun would put every process on the same devices"),
+        (["--memory-limit", "1"], "--memory-limit has no effect under torchrun"),
+    ],
+)
+def test_what_several_processes_cannot_take(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.setattr(Processes, "from_environment", classmethod(lambda cls: Processes(0, 2, 0)))
+    monkeypatch.setattr(Processes, "wait_for_all", lambda self: None)
+    with pytest.raises(UserError, match=message):
+        raise run(command, tmp_path / "analysis", *more).exception
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

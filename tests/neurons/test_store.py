@@ -67,9 +67,9 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(arena.os, "posix_fallocate", no_room)
-    with pytest.raises(UserError, match=r"no room for the 0\.0 GB of activations \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot hold a file of 0\.0 GB \(No space left on device\)"):
         FileStore(tmp_path, UNITS, 5)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
 
 
 def test_arena_is_one_file_of_the_size_of_its_arrays(tmp_path: Path) -> None:
@@ -80,3 +80,11 @@ def test_arena_is_one_file_of_the_size_of_its_arrays(tmp_path: Path) -> None:
     assert {key: array.shape for key, array in arena.Arena(tmp_path / "x", shapes, np.float64).items()} == shapes
     assert (arena.Arena(tmp_path / "x", shapes, np.float64)[5, "b"] == 7).all()
     assert (arena.Arena(tmp_path / "x", {(0, "a"): (3, 5)}, np.float64)[0, "a"] == 0).all()
+
+
+def test_other_modules_start_anew(tmp_path: Path) -> None:
+    first = FileStore(tmp_path, UNITS, 5)
+    first.add(0, BATCHES[0], pooled(BATCHES[0]))
+    first.close()
+    assert FileStore(tmp_path, UNITS, 5).missing(BATCHES) == [1, 2]
+    assert FileStore(tmp_path, {**UNITS, (1, "c"): 2}, 5).missing(BATCHES) == [0, 1, 2]
