@@ -69,13 +69,13 @@ def analyze(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default="42")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[
-        str | None, typer.Option(help="As in cpu, cuda:0, or auto for all.", show_default="a GPU if there is one")
+        str | None, typer.Option(help="As in cpu, cuda:0, or auto for all.", show_default="CUDA if there is any")
     ] = None,
     memory_limit: Annotated[
         float | None,
         typer.Option(
             help="Gigabytes of activations kept in memory; more go to a file, from which a stopped run goes on.",
-            show_default="half of a GPU's free memory; none on a CPU",
+            show_default="half of the free CUDA memory; 0 on a CPU",
         ),
     ] = None,
 ) -> None:
