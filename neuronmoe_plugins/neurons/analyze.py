@@ -27,8 +27,8 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     """Find the neurons specific to each corpus's language and write them to `options.output`.
 
     Under torchrun all processes of a machine share the work; the results are those of one process with as many threads.
-    Interrupted while activations go to a file, the same call goes on from where it was. Writes `neurons.parquet`, `neurons.png` and `summary.json`; an
-    earlier analysis there is replaced only once the new one is complete.
+    Interrupted while activations go to a file, the same call goes on from where it was. Writes `neurons.parquet`,
+    `neurons.png` and `summary.json`; an earlier analysis there is replaced only once the new one is complete.
 
     Raises:
         UserError: for bad input; an earlier analysis is left as it is.
