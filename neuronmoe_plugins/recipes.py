@@ -31,10 +31,33 @@ ZERO2: dict[str, Any] = {
 }
 
 
+# The optimizer in the CPU's memory too. HF's Trainer takes DeepSpeed's own Adam then, which is compiled at first use.
+ZERO2_OFFLOAD: dict[str, Any] = {
+    **ZERO2,
+    "zero_optimization": {
+        **ZERO2["zero_optimization"],
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    },
+}
+
+
 class Deepspeed(str, Enum):
     """DeepSpeed configurations that a recipe can use."""
 
     ZERO2 = "zero2"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A trained adapter that stage 1 extends by more experts.
+
+    Attributes:
+        adapter: Folder of the adapter.
+        num_experts: Its experts per decoder layer, the base MLP included.
+    """
+
+    adapter: str
+    num_experts: list[int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class Recipe:
         output_dir: Folder below which the stages write `stage1` and `stage2`.
         original_languages: The codes that count as old where data sets are tagged with codes.
         deepspeed: DeepSpeed configuration file, if any.
+        allocation_source: Where `num_experts` comes from, for a comment; nothing if None.
+        extends: The adapter to extend, for a further language; a new adapter if None.
     """
 
     model: str
@@ -60,19 +85,18 @@ class Recipe:
     output_dir: str
     original_languages: list[str]
     deepspeed: str | None = None
+    allocation_source: str | None = None
+    extends: Extension | None = None
 
     def stage1(self) -> str:
         """YAML of the first stage: new experts learn the new languages."""
-        added = sum(self.num_experts) - len(self.num_experts)
         return _render(
-            [
-                "Stage 1: new experts learn the new language, the base model is frozen.",
-                f"{sum(self.num_experts)} experts in {len(self.num_experts)} layers, {added} of them new.",
-            ],
+            self._header(),
             {
-                "Model": [("model_name_or_path", self.model, None)],
+                "Model": [("model_name_or_path", self.model, None), *self._adapter_to_extend()],
                 "Method": [
                     *_method(),
+                    *self._old_experts(),
                     (
                         "ada_moe_num_experts_list",
                         self.num_experts,
@@ -121,6 +145,7 @@ class Recipe:
                 ],
                 "Method": [
                     *_method(),
+                    *self._routers_of_all(),
                     ("topk", 2, "Experts that each token uses, as in stage 1."),
                     ("train_only_router", True, "Train nothing but the routers."),
                     (
@@ -140,6 +165,36 @@ class Recipe:
                 **self._distribution(),
             },
         )
+
+    def _header(self) -> list[str]:
+        """What stage 1 is, how many experts it has, and where their numbers come from."""
+        old = self.extends.num_experts if self.extends else [1] * len(self.num_experts)
+        frozen = "the base model and the older experts are" if self.extends else "the base model is"
+        added = sum(self.num_experts) - sum(old)
+        source = [] if self.allocation_source is None else [f"Allocation: {self.allocation_source}."]
+        return [
+            f"Stage 1: new experts learn the new language, {frozen} frozen.",
+            f"{sum(self.num_experts)} experts in {len(self.num_experts)} layers, {added} of them new.",
+            *source,
+        ]
+
+    def _adapter_to_extend(self) -> list[Entry]:
+        if self.extends is None:
+            return []
+        return [("adapter_name_or_path", self.extends.adapter, "The adapter that gets more experts.")]
+
+    def _old_experts(self) -> list[Entry]:
+        if self.extends is None:
+            return []
+        comment = "Experts of each layer of the adapter to extend."
+        return [("old_moe_num_experts_list", self.extends.num_experts, comment)]
+
+    def _routers_of_all(self) -> list[Entry]:
+        """Stage 2 of an extended adapter: without this key the older router rows would stay frozen."""
+        if self.extends is None:
+            return []
+        comment = "The experts of all languages: their router rows learn again."
+        return [("old_moe_num_experts_list", self.num_experts, comment)]
 
     def _data(self, datasets: list[str], cutoff_len: int) -> list[Entry]:
         return [
@@ -166,6 +221,11 @@ class Recipe:
 def zero2_json() -> str:
     """DeepSpeed's ZeRO stage 2 configuration, with which the paper trained."""
     return json.dumps(ZERO2, indent=2) + "\n"
+
+
+def zero2_offload_json() -> str:
+    """ZeRO stage 2 with the optimizer in the CPU's memory."""
+    return json.dumps(ZERO2_OFFLOAD, indent=2) + "\n"
 
 
 def _method() -> list[Entry]:

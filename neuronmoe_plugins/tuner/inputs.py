@@ -118,10 +118,18 @@ class MixtureInputs:
 
 
 def real_tokens(attention_mask: Any) -> torch.Tensor | None:
-    """(batch, sequence) attention mask -> (tokens,) bool; None (all tokens) for masks of another form."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+    """Which tokens are no padding, bool (tokens,); None (all of them) for a mask of unknown form.
+
+    Args:
+        attention_mask: (batch, sequence); or (batch, 1, sequence, sequence), as for sequences packed together, true or
+            0.0 where a token sees another. Padding there does not even see itself.
+    """
+    if not isinstance(attention_mask, torch.Tensor):
         return None
-    return attention_mask.flatten().bool()
+    if attention_mask.dim() == 4 and attention_mask.shape[-1] == attention_mask.shape[-2]:
+        itself = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        return (itself if itself.dtype == torch.bool else itself == 0).flatten()
+    return attention_mask.flatten().bool() if attention_mask.dim() == 2 else None
 
 
 def majority(tags: torch.Tensor) -> torch.Tensor:

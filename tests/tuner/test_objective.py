@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from neuronmoe_plugins.tuner import MoeConfig
+from neuronmoe_plugins.tuner.inputs import real_tokens
 from tuner.tiny import tiny_model
 
 
@@ -155,6 +156,21 @@ def test_a_loss_with_nothing_to_add_to_is_refused(batch: dict[str, torch.Tensor]
     del batch["labels"]
     with pytest.raises(ValueError, match=r"aux_loss_coef is set.*no loss to add to"):
         moe_model(aux_loss_coef=0.1).train()(**batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+def test_padding_of_packed_sequences_is_no_token(dtype: torch.dtype) -> None:
+    """Two sequences in one row, then padding, as a block-diagonal causal mask."""
+    packed = torch.tensor([[1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 3, 3, 3, 0]])
+    visible = (packed[:, :, None] == packed[:, None, :]) & (packed[:, None, :] > 0)
+    visible &= torch.ones(7, 7, dtype=torch.bool).tril()
+    mask = visible[:, None]
+    if dtype != torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    expected = (packed > 0).flatten()
+    found = real_tokens(mask)
+    assert found is not None
+    assert torch.equal(found, expected)
 
 
 def test_routing_shares_count_real_tokens(batch: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,8 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeFinetuningArguments,
     given_moe_arguments,
 )
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP, LANGUAGE, TokenTag, asked_tags
+from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP, LANGUAGE
+from neuronmoe_plugins.integrations.llamafactory.tokenized_data import check_saved_tags
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
@@ -63,11 +64,11 @@ def check_training(
         raise UserError("train_only_router trains an existing adapter: set adapter_name_or_path to that of stage 1")
     _check_losses(data_args, finetuning_args)
     _check_checkpointing(model_args, finetuning_args, given)
-    for tag in asked_tags(data_args):
-        _check_data_path(tag, data_args, finetuning_args)
     if data_args.generate_lang_mask:
         _check_languages(data_args, finetuning_args)
+    check_saved_tags(data_args)
     config, num_layers = _check_experts(model_args, finetuning_args)
+    _check_packing(data_args, config)
     if data_args.sequential_add_mask:
         _check_groups(data_args, config, num_layers)
 
@@ -100,13 +101,13 @@ def _check_checkpointing(model_args: Any, finetuning_args: MoeFinetuningArgument
             )
 
 
-def _check_data_path(tag: TokenTag, data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
-    """Tags need a data path that carries them."""
-    for key in ("streaming", "tokenized_path", "neat_packing"):
-        if getattr(data_args, key):
-            raise UserError(f"{tag.argument} does not work with {key}: remove {key}")
-    if finetuning_args.stage == "sft" and data_args.packing:
-        raise UserError(f"{tag.argument} does not work with packing in stage: sft: set packing: false")
+def _check_packing(data_args: MoeDataArguments, config: MoeConfig) -> None:
+    """Classifiers read the mean of a sequence's real tokens, which the mask of `neat_packing` does not tell."""
+    if data_args.neat_packing and config.group_nums:
+        raise UserError(
+            "group_nums does not work with neat_packing, which packs conversations of several groups into one sequence "
+            "whose padding the classifiers cannot see: set packing: false"
+        )
 
 
 def _check_languages(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:

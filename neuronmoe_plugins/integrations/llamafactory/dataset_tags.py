@@ -55,6 +55,11 @@ class TokenTag:
         """
         from llamafactory.data.parser import get_dataset_list
 
+        if data_args.dataset_dir == "ONLINE":
+            raise UserError(
+                f'dataset_dir: ONLINE: {self.argument} reads the "{self.key}" of each data set from dataset_info.json: '
+                "name a folder with one, where hf_hub_url tells what to download"
+            )
         entries = dict(zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True))
         where = Path(str(data_args.dataset_dir)) / "dataset_info.json"
         untagged = [name for name, entry in entries.items() if getattr(entry, self.key, None) is None]

@@ -1,81 +1,29 @@
-"""From the tags of a data set to one number per token each, through LLaMA-Factory's own tokenising and packing."""
+"""From the tags of a data set to one number per token each, along every path of LLaMA-Factory's data to the model."""
 
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import wrapt
-from llamafactory.data.processor import PretrainDatasetProcessor, SupervisedDatasetProcessor
+from datasets import IterableDataset
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import TOKEN_TAGS, asked_tags
-
-Columns = dict[str, list[Any]]
+from neuronmoe_plugins.integrations.llamafactory.dataset_tags import TOKEN_TAGS, TokenTag, asked_tags
+from neuronmoe_plugins.integrations.llamafactory.tokenized_data import check_saved_tags, is_tokenized, save_tags
 
 
 def extend_data_loader(module: ModuleType) -> None:
     """Make `llamafactory.data.loader` produce the columns of numbers that the data arguments ask for."""
     wrapt.wrap_function_wrapper(module, "_load_single_dataset", _load_with_tags)
     wrapt.wrap_function_wrapper(module, "_get_dataset_processor", _tagging_processor)
-
-
-@dataclass
-class TaggingPretrainDatasetProcessor(PretrainDatasetProcessor):
-    """Tokenises, concatenates and cuts texts of several data sets, each token with its text's tags."""
-
-    def preprocess_dataset(self, examples: Columns) -> Columns:
-        """As the host's, with a number per token more for each tag; a text's EOS belongs to the text."""
-        tagging = copy(self)
-        tagging.tokenizer = _TaggingTokenizer(self.tokenizer, _text_tags(examples, self.data_args))
-        return PretrainDatasetProcessor.preprocess_dataset(tagging, examples)
-
-
-@dataclass
-class TaggingSupervisedDatasetProcessor(SupervisedDatasetProcessor):
-    """Encodes conversations one by one, each token of a conversation with its tags."""
-
-    def preprocess_dataset(self, examples: Columns) -> Columns:
-        """As the host's, with a number per token more for each tag."""
-        rows: Columns = defaultdict(list)
-        # One at a time: the host drops invalid examples without saying which.
-        for index in range(len(examples["_prompt"])):
-            example = {key: values[index : index + 1] for key, values in examples.items()}
-            row = super().preprocess_dataset(example)
-            if row:
-                row |= _token_tags(_text_tags(example, self.data_args), row["input_ids"])
-            for key, values in row.items():
-                rows[key].extend(values)
-        return rows
-
-
-class _TaggingTokenizer:
-    """A tokenizer whose encodings of a batch of texts have more keys, which the host packs like all the others."""
-
-    def __init__(self, tokenizer: Any, text_tags: Columns) -> None:
-        self._tokenizer = tokenizer
-        self._text_tags = text_tags
-
-    def __call__(self, texts: list[str], **kwargs: Any) -> Any:
-        encoding = self._tokenizer(texts, **kwargs)
-        encoding.update(_token_tags(self._text_tags, encoding["input_ids"]))
-        return encoding
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-
-TAGGING_PROCESSORS: dict[type, type] = {
-    PretrainDatasetProcessor: TaggingPretrainDatasetProcessor,
-    SupervisedDatasetProcessor: TaggingSupervisedDatasetProcessor,
-}
+    wrapt.wrap_function_wrapper(module, "get_dataset", _get_dataset)
 
 
 @dataclass
@@ -89,55 +37,74 @@ class TokenTagCollator:
     collator: Any
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate; adds the model input of each tag that the features have, (batch, sequence) int64."""
-        tags = [tag for tag in TOKEN_TAGS if tag.name in features[0]]
+        """Collate; adds the model input of each tag that the features have, (batch, sequence) int64.
+
+        Raises:
+            UserError: if some of the features have a tag and others have not.
+        """
+        tags = [tag for tag in TOKEN_TAGS if any(tag.name in row for row in features)]
+        for tag in tags:
+            if any(tag.name not in row for row in features):
+                raise UserError(f"{tag.argument}: some of the data has no {tag.name}: tokenise all of it with tags")
+        numbers = {tag: [row[tag.name] for row in features] for tag in tags}
+        masks = [row["attention_mask"] for row in features]
         names = {tag.name for tag in tags}
         batch = self.collator([{key: row[key] for key in row if key not in names} for row in features])
-        for tag in tags:
-            padded = torch.full_like(batch["input_ids"], tag.padding, dtype=torch.long)
-            for row, feature in zip(padded, features, strict=True):
-                values = torch.as_tensor(feature[tag.name])
-                if self.collator.tokenizer.padding_side == "left":
-                    row[len(row) - len(values) :] = values
-                else:
-                    row[: len(values)] = values
-            batch[tag.name] = padded
+        for tag, rows in numbers.items():
+            batch[tag.name] = self._pad(_as_trimmed(rows, masks, batch), tag, batch["input_ids"])
         return batch
 
+    def _pad(self, rows: list[list[int]], tag: TokenTag, input_ids: torch.Tensor) -> torch.Tensor:
+        padded = torch.full_like(input_ids, tag.padding, dtype=torch.long)
+        for target, values in zip(padded, rows, strict=True):
+            start = len(target) - len(values) if self.collator.tokenizer.padding_side == "left" else 0
+            target[start : start + len(values)] = torch.as_tensor(values)
+        return padded
 
-def _text_tags(examples: Columns, data_args: Any) -> Columns:
-    """Model input -> number of each text."""
-    return {tag.name: examples[tag.column] for tag in asked_tags(data_args)}
 
-
-def _token_tags(text_tags: Columns, input_ids: list[list[int]]) -> Columns:
-    """Model input -> for each text, its number for every token."""
-    return {
-        name: [[number] * len(token_ids) for number, token_ids in zip(numbers, input_ids, strict=True)]
-        for name, numbers in text_tags.items()
-    }
+def _as_trimmed(rows: list[list[int]], masks: list[list[int]], batch: dict[str, Any]) -> list[list[int]]:
+    """Drop what the host drops from packed sequences for FlashAttention: the padding, and the mask that tells it."""
+    if batch.get("attention_mask") is not None or batch["input_ids"].shape[1] >= max(map(len, rows)):
+        return rows
+    return [
+        [value for value, is_real in zip(row, mask, strict=True) if is_real]
+        for row, mask in zip(rows, masks, strict=True)
+    ]
 
 
 def _load_with_tags(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Stand in for `_load_single_dataset`: write the data set's tags beside each of its examples."""
-    dataset = wrapped(*args, **kwargs)
     bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    for tag in asked_tags(bound["data_args"]):
-        number = tag.read(getattr(bound["dataset_attr"], tag.key, None), bound["data_args"])
-        dataset = dataset.add_column(tag.column, np.full(len(dataset), number))
+    attributes, data_args = bound["dataset_attr"], bound["data_args"]
+    numbers = {tag.column: tag.read(getattr(attributes, tag.key, None), data_args) for tag in asked_tags(data_args)}
+    streams_file = data_args.streaming and attributes.load_from == "file"
+    # The host splits a file into as many parts as there are workers: into none.
+    if numbers and streams_file and not bound["training_args"].dataloader_num_workers:
+        raise UserError(f"streaming: {attributes} gives no text without workers: set dataloader_num_workers: 1")
+    dataset = wrapped(*args, **kwargs)
+    if numbers and isinstance(dataset, IterableDataset):
+        return dataset.map(partial(_numbers_of_example, numbers=numbers))
+    for column, number in numbers.items():
+        dataset = dataset.add_column(column, np.full(len(dataset), number))
     return dataset
+
+
+def _numbers_of_example(_example: dict[str, Any], numbers: dict[str, int]) -> dict[str, int]:
+    return numbers
 
 
 def _tagging_processor(
     wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Stand in for `_get_dataset_processor`: the counterpart that carries the tags.
+    """Stand in for `_get_dataset_processor`: the counterpart that carries the tags."""
+    # Not at the top: it imports the module that this one is a hook of.
+    from neuronmoe_plugins.integrations.llamafactory.tagging_processors import TAGGING_PROCESSORS
 
-    A class of its own and no wrapped method: `datasets` pickles the processor for its cache and its workers.
-    """
     processor = wrapped(*args, **kwargs)
     asked = asked_tags(processor.data_args)
-    if not asked:
+    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    # Prompts to generate from have no loss, and generation takes no tags.
+    if not asked or bound.get("do_generate"):
         return processor
     tagging = TAGGING_PROCESSORS.get(type(processor))
     if tagging is None:
@@ -149,3 +116,45 @@ def _tagging_processor(
         processor=processor.processor,
         data_args=processor.data_args,
     )
+
+
+def _get_dataset(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `get_dataset`: keep the tags with tokenised data, and let no data through without its tags."""
+    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    data_args, training_args = bound["data_args"], bound["training_args"]
+    reloads = is_tokenized(data_args)
+    check_saved_tags(data_args)
+    datasets = wrapped(*args, **kwargs)
+    if data_args.tokenized_path is not None and not reloads and training_args.should_save:
+        save_tags(data_args)
+    if reloads:
+        datasets = {role: _only_asked_tags(dataset, data_args) for role, dataset in datasets.items()}
+    roles = ["train_dataset"] if training_args.predict_with_generate else ["train_dataset", "eval_dataset"]
+    for role in roles:
+        for dataset in _each(datasets.get(role)):
+            _check_columns(dataset, role, data_args)
+    return datasets
+
+
+def _only_asked_tags(dataset: Any, data_args: Any) -> Any:
+    """Without the tags in a tokenised folder that this run does not ask for, which its collator may not know."""
+    if isinstance(dataset, dict):
+        return {name: _only_asked_tags(one, data_args) for name, one in dataset.items()}
+    asked = {tag.name for tag in asked_tags(data_args)}
+    surplus = [tag.name for tag in TOKEN_TAGS if tag.name in (dataset.column_names or []) and tag.name not in asked]
+    return dataset.remove_columns(surplus) if surplus else dataset
+
+
+def _check_columns(dataset: Any, role: str, data_args: Any) -> None:
+    """Streams may not know their columns before they are read; the losses refuse batches without tags."""
+    for tag in asked_tags(data_args):
+        if dataset.column_names is not None and tag.name not in dataset.column_names:
+            raise UserError(f"{tag.argument}: the {role} has no {tag.name} after it was tokenised")
+
+
+def _each(dataset: Any) -> Iterator[Any]:
+    """The data sets of an evaluation on each, or the one there is, if any."""
+    if isinstance(dataset, dict):
+        yield from dataset.values()
+    elif dataset is not None:
+        yield dataset

@@ -126,10 +126,6 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"generate_lang_mask": True, "dataset": "en_even", "eval_dataset": "untagged"},
         "untagged has none",
     ),
-    "streaming": ({"generate_lang_mask": True, "streaming": True}, "remove streaming"),
-    "tokenized data": ({"generate_lang_mask": True, "tokenized_path": "somewhere"}, "remove tokenized_path"),
-    "neat packing": ({"generate_lang_mask": True, "stage": "sft", "neat_packing": True}, "remove neat_packing"),
-    "packed conversations": ({"generate_lang_mask": True, "stage": "sft", "packing": True}, "set packing: false"),
 }
 
 

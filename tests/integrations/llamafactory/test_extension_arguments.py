@@ -174,10 +174,6 @@ FRESH |= {
     ),
     "untagged evaluation data": (ADD | {"eval_dataset": "untagged"}, "but untagged has none"),
     "a group without experts": (ADD | {"dataset": "el_even,el_third"}, "the tokens of el_third to no expert"),
-    "streaming": (ADD | {"streaming": True}, "sequential_add_mask does not work with streaming: remove streaming"),
-    "tokenized data": (ADD | {"tokenized_path": "somewhere"}, "sequential_add_mask .*remove tokenized_path"),
-    "neat packing": (ADD | {"stage": "sft", "neat_packing": True}, "sequential_add_mask .*remove neat_packing"),
-    "packed conversations": (ADD | {"stage": "sft", "packing": True}, "sequential_add_mask .*set packing: false"),
 }
 FRESH |= {
     f"group tag {tag!r}": (
