@@ -53,8 +53,7 @@ def collect_activations(
     processes.wait_for_all()
     todo = processes.share(missing)
     forward = _forward_without_logits(model)
-    # Offloaded weights are nowhere; the hooks of such a model move its inputs.
-    device = torch.device("cpu") if model.device.type == "meta" else model.device
+    device = working_device(model)
     was_training = model.training
     model.eval()
     try:
@@ -70,6 +69,11 @@ def collect_activations(
     finally:
         store.close()
         model.train(was_training)
+
+
+def working_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: its device, or, if its first weights are offloaded and nowhere, the CPU."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def _forward_without_logits(model: PreTrainedModel) -> Callable[..., Any]:

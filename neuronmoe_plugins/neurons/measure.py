@@ -13,7 +13,7 @@ import torch
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import collect_activations
+from neuronmoe_plugins.neurons.activations import collect_activations, working_device
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, require_finite
@@ -100,7 +100,7 @@ def measure(
         )
         processes.wait_for_all()
         scored = {key: units[key] for key in places}
-        score = make_scorer(options.metric, metric, sentences, model.device)
+        score = make_scorer(options.metric, metric, sentences, working_device(model))
         scores = score_modules(score, scored, store, sentences, folder, processes, progress)
     neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"])
     return Measured(scores, neurons, description, _measure_similarity(inputs, store, sentences))

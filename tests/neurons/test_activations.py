@@ -11,6 +11,7 @@ import torch
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import batches, pooling
+from neuronmoe_plugins.neurons.activations import working_device
 from neuronmoe_plugins.neurons.places import Place, find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.recording import Recorder, recording
 from neurons.collecting import pooled_activations
@@ -128,15 +129,17 @@ def test_module_that_sees_only_some_tokens_is_refused() -> None:
         torch.testing.assert_close(recorder.pooled[4, "mlp.experts.0"], linear.weight.T + linear.bias)
 
 
-def test_model_can_be_offloaded(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("embeddings", ["cpu", "disk"])
+def test_model_can_be_offloaded(tiny_model_dir: Path, tmp_path: Path, embeddings: str) -> None:
     """As device_map="auto" does with a model that is larger than the devices."""
     from transformers import AutoModelForCausalLM
 
     whole = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    device_map = {"model.embed_tokens": embeddings, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     device_map |= {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(4)}
     split = AutoModelForCausalLM.from_pretrained(tiny_model_dir, device_map=device_map, offload_folder=tmp_path)
     assert split.model.layers[1].mlp.up_proj.weight.is_meta
+    assert working_device(split) == torch.device("cpu")
     expected = pooled_activations(whole, SENTENCES, batch_size=3)
     for key, values in pooled_activations(split, SENTENCES, batch_size=3).items():
         np.testing.assert_array_equal(values, expected[key])
