@@ -15,11 +15,11 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import collect_activations, working_device
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.components import Component
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, require_finite
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
-    Component,
     Place,
     count_mlp_parameters,
     find_activation_functions,

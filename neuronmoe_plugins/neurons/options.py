@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons.components import COMPONENTS
 from neuronmoe_plugins.neurons.corpora import CorpusSpec
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 
@@ -18,7 +19,6 @@ CHOICES = {
     "pooling": ("mean", "max"),
     "neuron_identity": ("module", "unit"),
 }
-ALL_COMPONENTS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class AnalyzeOptions:
         for name, choices in CHOICES.items():
             _require_choice(name, getattr(self, name), choices)
         for component in self.components or ():
-            _require_choice("components", component, ALL_COMPONENTS)
+            _require_choice("components", component, COMPONENTS)
         self._require_one_source()
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"--output {self.output} is a file; name a folder")
@@ -117,7 +117,7 @@ class AnalyzeOptions:
             "batch_size": self.batch_size,
             "metric": self.metric,
             "observes": metric.observes,
-            "components": sorted(set(self.components or ALL_COMPONENTS)) if observes_projections else ["mlp"],
+            "components": sorted(set(self.components or COMPONENTS)) if observes_projections else ["mlp"],
             "pooling": (self.pooling or "mean") if observes_projections else "active tokens",
             "neuron_identity": self.neuron_identity,
         }

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward.finding import find_feed_forwards, without_adapter
 from neuronmoe_plugins.neurons.arrays import ModuleKey
+from neuronmoe_plugins.neurons.components import COMPONENTS, Component, component_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Component = Literal["attention", "mlp"]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
-# By the first part of a projection's name inside its layer, as in self_attn.q_proj, attention.dense, mlp.c_fc, fc1.
-COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
-    "attention": re.compile("attn|attention"),
-    "mlp": re.compile("mlp|feed_forward|ffn|^fc"),
-}
 
 
 @dataclass(frozen=True)
@@ -92,12 +84,6 @@ def find_projections(
                 f"{index} ({type(layer).__name__}); choose other --components"
             )
     return found, sorted(others)
-
-
-def component_of(name: str) -> Component | None:
-    """The component of a projection with this name inside its decoder layer."""
-    first = name.split(".")[0].lower()
-    return next((component for component, pattern in COMPONENT_NAMES.items() if pattern.search(first)), None)
 
 
 def _linear_layers(

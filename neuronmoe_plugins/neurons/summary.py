@@ -14,6 +14,7 @@ import numpy as np
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.components import component_of
 from neuronmoe_plugins.neurons.table import layer_counts
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ def build(languages: Sequence[str], settings: Mapping[str, Any], measured: Measu
 
 
 def _component(module: str) -> str:
-    from neuronmoe_plugins.neurons.places import component_of
-
     # Activation functions are looked for in MLPs alone, whatever their names.
     return component_of(module) or "mlp"
 
