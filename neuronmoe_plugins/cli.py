@@ -19,7 +19,7 @@ from neuronmoe_plugins.allocation.options import (
 )
 from neuronmoe_plugins.allocation.scale import Scale
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.recipes import Deepspeed
+from neuronmoe_plugins.sharding import Deepspeed
 
 app = typer.Typer(
     name="neuronmoe",
@@ -188,9 +188,7 @@ def recipe(
     from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
 
     targets, replays = tuple(target_dataset.split(",")), tuple(replay_dataset.split(","))
-    request = RecipeRequest(
-        allocation, model, targets, replays, dataset_dir, output, deepspeed is Deepspeed.ZERO2, force
-    )
+    request = RecipeRequest(allocation, model, targets, replays, dataset_dir, output, deepspeed, force)
     for path in write_recipe(request):
         typer.echo(f"Wrote {path}")
 

@@ -10,7 +10,8 @@ from typing import Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
-from neuronmoe_plugins.recipes import Recipe, zero2_json
+from neuronmoe_plugins.recipes import Recipe
+from neuronmoe_plugins.sharding import Deepspeed
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RecipeRequest:
         replay_datasets: Names of the data sets of languages to keep.
         dataset_dir: Folder of dataset_info.json.
         output: Folder to write to, and below which the stages will write.
-        zero2: Also write zero2.json, and use it.
+        deepspeed: Also write this DeepSpeed file, and use it.
         force: Replace files that differ.
     """
 
@@ -34,12 +35,12 @@ class RecipeRequest:
     replay_datasets: tuple[str, ...]
     dataset_dir: Path
     output: Path
-    zero2: bool = False
+    deepspeed: Deepspeed | None = None
     force: bool = False
 
 
 def write_recipe(request: RecipeRequest) -> list[Path]:
-    """Write stage1.yaml and stage2.yaml (and zero2.json) with absolute paths, so that they run from any folder.
+    """Write stage1.yaml and stage2.yaml (and the DeepSpeed file) with absolute paths, so that they run from any folder.
 
     Returns:
         The files, in order.
@@ -61,11 +62,11 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
         dataset_dir=str(request.dataset_dir.resolve()),
         output_dir=str(output),
         original_languages=_check_languages(request, allocation),
-        deepspeed=str(output / "zero2.json") if request.zero2 else None,
+        deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
     )
     texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
-    if request.zero2:
-        texts["zero2.json"] = zero2_json()
+    if request.deepspeed is not None:
+        texts[request.deepspeed.file_name] = request.deepspeed.to_json()
     return _write_all({output / name: text for name, text in texts.items()}, request.force)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import yaml
@@ -13,38 +11,6 @@ import yaml
 # A key of a YAML, its value, and the comment above it.
 Entry = tuple[str, Any, str | None]
 Sections = dict[str, list[Entry]]
-
-# Plain DDP fits where model, experts and optimizer fit one GPU; this splits the optimizer and the gradients.
-ZERO2: dict[str, Any] = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-    "bf16": {"enabled": "auto"},
-    "fp16": {"enabled": "auto"},
-    "zero_optimization": {
-        "stage": 2,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-    },
-}
-
-
-# The optimizer in the CPU's memory too. HF's Trainer takes DeepSpeed's own Adam then, which is compiled at first use.
-ZERO2_OFFLOAD: dict[str, Any] = {
-    **ZERO2,
-    "zero_optimization": {
-        **ZERO2["zero_optimization"],
-        "offload_optimizer": {"device": "cpu", "pin_memory": True},
-    },
-}
-
-
-class Deepspeed(str, Enum):
-    """DeepSpeed configurations that a recipe can use."""
-
-    ZERO2 = "zero2"
 
 
 @dataclass(frozen=True)
@@ -216,16 +182,6 @@ class Recipe:
         if self.deepspeed is None:
             return {}
         return {"Distribution": [("deepspeed", self.deepspeed, "Start with FORCE_TORCHRUN=1.")]}
-
-
-def zero2_json() -> str:
-    """DeepSpeed's ZeRO stage 2 configuration, with which the paper trained."""
-    return json.dumps(ZERO2, indent=2) + "\n"
-
-
-def zero2_offload_json() -> str:
-    """ZeRO stage 2 with the optimizer in the CPU's memory."""
-    return json.dumps(ZERO2_OFFLOAD, indent=2) + "\n"
 
 
 def _method() -> list[Entry]:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from neuronmoe_plugins.allocation.sizes import MlpShapes
-from neuronmoe_plugins.recipes import Extension, Recipe, zero2_json, zero2_offload_json
+from neuronmoe_plugins.recipes import Extension, Recipe
+from neuronmoe_plugins.sharding import FSDP, Deepspeed
 
 HERE = Path(__file__).parent
 TABLE = ("<!-- recipes: written by generate.py -->\n", "<!-- end of recipes -->")
@@ -140,7 +143,8 @@ EXPERIMENTS: dict[str, list[Experiment]] = {
 
 def recipe_files() -> dict[str, str]:
     """Path within this folder -> content."""
-    files = {"deepspeed/zero2.json": zero2_json(), "deepspeed/zero2-offload.json": zero2_offload_json()}
+    files = {f"deepspeed/{config.file_name}": config.to_json() for config in Deepspeed}
+    files["accelerate/fsdp.yaml"] = yaml.safe_dump(FSDP, sort_keys=False)
     for folder, experiments in EXPERIMENTS.items():
         files[f"{folder}/dataset_info.json"] = dataset_info(experiments[-1].languages)
         for experiment in experiments:

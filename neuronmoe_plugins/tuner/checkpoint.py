@@ -15,7 +15,7 @@ from torch import nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import MoeConfig
-from neuronmoe_plugins.tuner.feed_forward import copy_weights
+from neuronmoe_plugins.tuner.feed_forward import copy_weights, whole_weights
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.plan import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
@@ -152,8 +152,10 @@ def _initial(key: str, expected: torch.Tensor, num_old: int, layers: dict[str, M
     if weight_name == "router.weight":
         return _random_rows(expected)[num_old:]
     layer = layers[layer_name]
-    base = copy_weights(layer.get_base_layer(), layer.family)[weight_name]
-    return base.to("cpu", expected.dtype).expand(len(expected) - num_old, *base.shape)
+    base_layer = layer.get_base_layer()
+    with whole_weights(base_layer):
+        base = copy_weights(base_layer, layer.family)[weight_name].to("cpu", expected.dtype, copy=True)
+    return base.expand(len(expected) - num_old, *base.shape)
 
 
 def _random_rows(like: torch.Tensor) -> torch.Tensor:

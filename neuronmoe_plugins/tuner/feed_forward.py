@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from transformers.integrations import is_fsdp_enabled
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 
 # An expert runs the same operations as the MLP that it copies; quantised kernels may round otherwise.
 MAX_RELATIVE_DIFFERENCE = 1e-2
+
+
+def whole_weights(module: nn.Module) -> AbstractContextManager[None]:
+    """Gather a module's parameters for reading within the context, where ZeRO-3 has partitioned them.
+
+    Every process has to enter it.
+    """
+    gathered: AbstractContextManager[None] = gather_params_ctx(list(module.parameters()), modifier_rank=None)
+    return gathered
 
 
 def is_quantised(module: nn.Module, family: FeedForwardFamily) -> bool:
@@ -53,7 +65,7 @@ def _whole_weight(name: str, linear: nn.Linear) -> torch.Tensor:
     if tuple(weight.shape) != (linear.out_features, linear.in_features):
         raise ValueError(
             f"{name} holds no whole weight (shape {tuple(weight.shape)}): create the adapter before the base model is "
-            "partitioned, or use ZeRO stage 2"
+            "sharded"
         )
     return weight
 
@@ -73,6 +85,11 @@ def _dequantised(name: str, linear: nn.Linear) -> torch.Tensor:
     if not weight.is_floating_point():
         raise refusal
     return weight.to(getattr(linear, "compute_dtype", None) or weight.dtype)
+
+
+def _weights_are_loaded() -> bool:
+    """With FSDP's cpu_ram_efficient_loading, the first process of a machine alone loads the base, for all of them."""
+    return not is_fsdp_enabled() or os.environ.get("LOCAL_RANK") == "0"
 
 
 def run_expert(
@@ -98,7 +115,7 @@ def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights:
         ValueError: if they differ, so that copies of the weights would not be copies of the MLP.
     """
     weight = weights[family.projections[0]]
-    if weight.is_meta:
+    if weight.is_meta or not _weights_are_loaded():
         return
     generator = torch.Generator().manual_seed(0)
     # With a gradient: bitsandbytes repacks weights in an inference.

@@ -19,6 +19,7 @@ from neuronmoe_plugins.tuner.feed_forward import (
     is_quantised,
     run_expert,
     weight_names,
+    whole_weights,
 )
 from neuronmoe_plugins.tuner.groups import allowed_experts, decide_groups, sum_of_real_tokens
 from neuronmoe_plugins.tuner.mixture import mix
@@ -53,7 +54,8 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.family = family
         self.layer_index = layer_index
         self.context = context
-        check_family_computes(base_layer, family, copy_weights(base_layer, family))
+        with whole_weights(base_layer):
+            check_family_computes(base_layer, family, copy_weights(base_layer, family))
         self.base_is_quantised = is_quantised(base_layer, family)
         self.weight_names = weight_names(base_layer, family)
         for name in self.weight_names:
@@ -82,18 +84,25 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.topk[adapter_name] = config.topk
         self.train_only_router[adapter_name] = config.train_only_router
         self.trains_classifier[adapter_name] = bool(config.classify_loss_coef)
-        base_weights = copy_weights(self.get_base_layer(), self.family)
-        if config.adapter_dtype is not None:
-            dtype = getattr(torch, config.adapter_dtype)
-            base_weights = {name: weight.to(dtype) for name, weight in base_weights.items()}
-        for name, weight in base_weights.items():
-            for prefix, count in (("moe_old_", plan.num_kept_experts), ("moe_", plan.num_new_experts)):
-                if count:
-                    stacked = weight.new_empty((count, *weight.shape))
-                    if config.init_moe_weights:
-                        stacked.copy_(weight.expand_as(stacked))
-                    self._parameters_of(f"{prefix}{name}")[adapter_name] = nn.Parameter(stacked)
-        self._add_router(adapter_name, plan, base_weights[self.family.projections[0]])
+        base_layer = self.get_base_layer()
+        with whole_weights(base_layer):
+            for name, weight in copy_weights(base_layer, self.family).items():
+                if config.adapter_dtype is not None:
+                    weight = weight.to(getattr(torch, config.adapter_dtype))
+                self._add_experts(adapter_name, plan, name, weight, config.init_moe_weights)
+                if name == self.family.projections[0]:
+                    self._add_router(adapter_name, plan, weight)
+
+    def _add_experts(
+        self, adapter_name: str, plan: LayerPlan, name: str, weight: torch.Tensor, init_moe_weights: bool
+    ) -> None:
+        """Stack one of the base MLP's weights for the kept and for the new experts."""
+        for prefix, count in (("moe_old_", plan.num_kept_experts), ("moe_", plan.num_new_experts)):
+            if count:
+                stacked = weight.new_empty((count, *weight.shape))
+                if init_moe_weights:
+                    stacked.copy_(weight.expand_as(stacked))
+                self._parameters_of(f"{prefix}{name}")[adapter_name] = nn.Parameter(stacked)
 
     def _add_router(self, adapter_name: str, plan: LayerPlan, weight: torch.Tensor) -> None:
         """Rows for the router, and the classifier, as a linear layer beside `weight` (out, hidden) would have them."""
@@ -133,8 +142,9 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(hidden_states, *args, **kwargs)
         plan, context = self.plans[adapter_name], self.context
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        router = self._router_weight(adapter_name)
-        router_logits = F.linear(tokens.to(router.dtype), router)
+        routers = self._routers(adapter_name)
+        # Called, not only read: whoever shards a model gathers a module's weights when it is called.
+        router_logits = torch.cat([router(tokens.to(router.weight.dtype)) for router in routers], dim=-1)
         group_logits, num_allowed = None, None
         if plan.num_groups:
             group_logits = self._group_logits(hidden_states, adapter_name)
@@ -143,7 +153,12 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         weights, selected_experts = route(router_logits, self.topk[adapter_name], num_allowed)
         if context.recording:
             context.layers[self.layer_index] = LayerRouting(
-                router_logits, selected_experts, group_logits, router.requires_grad, adapter_name, plan
+                router_logits,
+                selected_experts,
+                group_logits,
+                any(router.weight.requires_grad for router in routers),
+                adapter_name,
+                plan,
             )
         return mix(tokens, weights, selected_experts, self._experts(adapter_name)).view_as(hidden_states)
 
@@ -156,11 +171,10 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"moe runs one adapter at a time, but {active} are active: call set_adapter with one name")
         return active[0]
 
-    def _router_weight(self, adapter_name: str) -> torch.Tensor:
-        """(num_experts, hidden), kept rows first."""
+    def _routers(self, adapter_name: str) -> list[nn.Linear]:
+        """The kept rows of the router and the others, as far as there are any."""
         modules = (self.moe_old_router, self.moe_router)
-        rows = [cast(nn.Linear, module[adapter_name]).weight for module in modules if adapter_name in module]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        return [cast(nn.Linear, module[adapter_name]) for module in modules if adapter_name in module]
 
     def _group_logits(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """(batch, num_groups) float32, of the sum over each sequence's real tokens."""

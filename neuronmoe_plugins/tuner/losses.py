@@ -10,7 +10,10 @@ IGNORED = -100
 
 
 def load_balancing_loss(
-    router_logits: torch.Tensor, selected_experts: torch.Tensor, token_mask: torch.Tensor | None = None
+    router_logits: torch.Tensor,
+    selected_experts: torch.Tensor,
+    token_mask: torch.Tensor | None = None,
+    choice_shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Load-balancing loss of one layer, `E * sum_e f_e * P_e` (Switch Transformer, Fedus et al. 2022, eq. 4-6).
 
@@ -21,14 +24,24 @@ def load_balancing_loss(
         router_logits: (tokens, E).
         selected_experts: (tokens, topk) int64.
         token_mask: (tokens,) bool, True where the token is not padding; all tokens when not given.
+        choice_shares: (E,) f_e of a larger batch, of which these tokens are a part; their own when not given.
 
     Returns:
         Scalar, float32. 0 when the mask leaves no token.
     """
     probabilities = torch.softmax(router_logits.float(), dim=-1)
-    chosen = _chosen(selected_experts, router_logits.shape[-1])
-    balance = _masked_mean(chosen, token_mask) * _masked_mean(probabilities, token_mask)
+    if choice_shares is None:
+        choice_shares = _masked_mean(_chosen(selected_experts, router_logits.shape[-1]), token_mask)
+    balance = choice_shares.to(probabilities.device) * _masked_mean(probabilities, token_mask)
     return router_logits.shape[-1] * balance.sum()
+
+
+def count_choices(
+    selected_experts: torch.Tensor, num_experts: int, token_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(num_experts,) float32: how many tokens chose each expert, over all top-k choices; arguments as above."""
+    chosen = _chosen(selected_experts, num_experts)
+    return chosen.sum(dim=0) if token_mask is None else token_mask.to(chosen) @ chosen
 
 
 def sequence_load_balancing_loss(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from neuronmoe_plugins.tuner.balance import SharedBatch
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.inputs import MixtureInputs
 from neuronmoe_plugins.tuner.losses import (
@@ -42,8 +43,36 @@ class Term:
     share: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The labels of a batch.
+
+    Attributes:
+        labelled: (batch, sequence) bool.
+        total_items: Scalar, labels in all micro-batches and processes.
+        over_processes: Whether every process is in this forward with a part of the same batch.
+    """
+
+    labelled: torch.Tensor
+    total_items: torch.Tensor
+    over_processes: bool
+
+    @property
+    def items(self) -> torch.Tensor:
+        return self.labelled.sum()
+
+    @property
+    def share(self) -> torch.Tensor:
+        return self.items / self.total_items
+
+
 def mixture_terms(
-    config: MoeConfig, layers: Layers, inputs: MixtureInputs, labels: torch.Tensor, total_items: torch.Tensor
+    config: MoeConfig,
+    layers: Layers,
+    inputs: MixtureInputs,
+    labels: torch.Tensor,
+    total_items: torch.Tensor,
+    over_processes: bool = False,
 ) -> Iterator[Term]:
     """The losses whose coefficient is set.
 
@@ -53,15 +82,15 @@ def mixture_terms(
         inputs: What the batch says to the losses.
         labels: (batch, sequence) int64, -100 where there is none.
         total_items: Scalar, labels in all micro-batches and processes.
+        over_processes: Whether every process is in this call with a part of the same batch.
 
     Raises:
         ValueError: if a loss's input has an unfit form.
     """
-    items = (labels != IGNORED).sum()
-    share = items / total_items
+    batch = _Batch(labels != IGNORED, total_items, over_processes)
     if config.aux_loss_coef:
-        balance = _balance(config, inputs, labels)
-        yield Term("aux_loss", config.aux_loss_coef, _mean(layers, balance), items, share)
+        balance = _sequence_balance if config.aux_loss_per_sequence else _balance
+        yield balance(config, layers, inputs, batch)
     counts, totals = inputs.counts(), inputs.totals or {}
     for coefficient, total_name, loss in (
         ("lpr_loss_coef", "num_old_items_in_batch", partial(_lpr, config.lpr_double_softmax)),
@@ -71,20 +100,30 @@ def mixture_terms(
         value = getattr(config, coefficient)
         if not value:
             continue
-        mean, count = _mean(layers, partial(loss, inputs)), counts[total_name]
+        mean, count = _mean(map(partial(loss, inputs), layers.values())), counts[total_name]
         # Without a total, as if the items were spread like the labels.
-        part = count / totals[total_name].clamp(min=1) if total_name in totals else share
+        part = count / totals[total_name].clamp(min=1) if total_name in totals else batch.share
         yield Term(coefficient.removesuffix("_coef"), value, mean, count, part)
 
 
-def _balance(
-    config: MoeConfig, inputs: MixtureInputs, labels: torch.Tensor
-) -> Callable[[LayerRouting], torch.Tensor | None]:
-    mask = inputs.token_mask
-    if config.aux_loss_per_sequence:
-        weights = (labels != IGNORED).sum(dim=1)
-        return lambda r: sequence_load_balancing_loss(r.router_logits, r.selected_experts, mask, weights)
-    return lambda r: load_balancing_loss(r.router_logits, r.selected_experts, mask)
+def _sequence_balance(config: MoeConfig, layers: Layers, inputs: MixtureInputs, batch: _Batch) -> Term:
+    mask, weights = inputs.token_mask, batch.labelled.sum(dim=1)
+    losses = (sequence_load_balancing_loss(r.router_logits, r.selected_experts, mask, weights) for r in layers.values())
+    return Term("aux_loss", config.aux_loss_coef or 0.0, _mean(losses), batch.items, batch.share)
+
+
+def _balance(config: MoeConfig, layers: Layers, inputs: MixtureInputs, batch: _Batch) -> Term:
+    mask, items, share = inputs.token_mask, batch.items, batch.share
+    choice_shares: dict[int, torch.Tensor] = {}
+    if batch.over_processes:
+        shared = SharedBatch.count(layers, mask, items)
+        choice_shares, items = shared.choice_shares, shared.tokens
+        share = shared.tokens / shared.all_tokens * shared.all_items / batch.total_items
+    losses = (
+        load_balancing_loss(r.router_logits, r.selected_experts, mask, choice_shares.get(layer))
+        for layer, r in layers.items()
+    )
+    return Term("aux_loss", config.aux_loss_coef or 0.0, _mean(losses), items, share)
 
 
 def _lpr(double_softmax: bool, inputs: MixtureInputs, routing: LayerRouting) -> torch.Tensor | None:
@@ -107,7 +146,7 @@ def _sequential_add(inputs: MixtureInputs, routing: LayerRouting) -> torch.Tenso
     return sequential_add_loss(routing.router_logits, inputs.targets_in_layer(routing.plan), mask)
 
 
-def _mean(layers: Layers, loss_of_layer: Callable[[LayerRouting], torch.Tensor | None]) -> torch.Tensor:
+def _mean(loss_of_layers: Iterable[torch.Tensor | None]) -> torch.Tensor:
     """Mean over the mixture layers that have the loss; they may lie on several devices."""
-    losses = [loss for loss in map(loss_of_layer, layers.values()) if loss is not None]
+    losses = [loss for loss in loss_of_layers if loss is not None]
     return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()

@@ -44,7 +44,7 @@ def fix_groups(layer: MoeLayer, groups: Callable[[torch.Tensor], torch.Tensor]) 
 def dense_layer(layer: MoeLayer, hidden_states: torch.Tensor, mask: torch.Tensor, topk: int) -> torch.Tensor:
     """The layer's output, sequence by sequence and token by token, as the published code defines it."""
     plan = layer.plans["default"]
-    router = layer._router_weight("default")
+    router = torch.cat([router.weight for router in layer._routers("default")])
     experts = layer._experts("default")
     rows = []
     for states, real in zip(hidden_states, mask, strict=True):

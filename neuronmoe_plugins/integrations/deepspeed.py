@@ -1,0 +1,45 @@
+"""DeepSpeed ZeRO-3, which keeps a part of each parameter in every process: mixtures under it, and whole adapters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from neuronmoe_plugins.tuner.layer import MoeLayer
+
+
+def mark_leaf_modules(model: nn.Module) -> None:
+    """Let ZeRO-3 fetch the parameters of a mixture layer together, when its forward or backward begins.
+
+    They are no parameters of the modules inside the layer, whose hooks would fetch them; and which experts a process
+    needs depends on its tokens, but every process has to take part in every fetch.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    set_z3_leaf_modules(model, [MoeLayer])
+
+
+def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The frozen parameters of the model's mixtures, which a ZeRO-3 checkpoint of trained parameters lacks.
+
+    Every process has to call it.
+
+    Args:
+        model: The model, outside of DeepSpeed's engine.
+
+    Returns:
+        Name -> whole tensor in the CPU's memory; empty in all processes but the first.
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+
+    frozen: dict[str, torch.Tensor] = {}
+    for layer_name, layer in model.named_modules():
+        if not isinstance(layer, MoeLayer):
+            continue
+        for name, parameter in layer.named_parameters():
+            if parameter.requires_grad or not name.startswith("moe_"):
+                continue
+            with GatheredParameters([parameter]):
+                if torch.distributed.get_rank() == 0:
+                    frozen[f"{layer_name}.{name}"] = parameter.detach().to("cpu", copy=True)
+    return frozen

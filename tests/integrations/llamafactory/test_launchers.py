@@ -1,0 +1,169 @@
+"""Both stages in two processes, however they are started, against one process at the same global batch size.
+
+Layer 0 has more experts than a process's tokens can choose, so that in every step some get no token there.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from training_runs import losses, tools_environment
+
+from allocations import save_allocation
+from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+NUM_EXPERTS, CUTOFF_LEN, TOPK, STEPS = [36, 1, 1, 2], 16, 2, 20
+OVERRIDES = [
+    *("bf16=false", f"cutoff_len={CUTOFF_LEN}", "mix_strategy=interleave_under", f"max_steps={STEPS}"),
+    *("learning_rate=1.0e-3", "logging_steps=1", "disable_tqdm=true"),
+]
+STAGES = ("stage1", "stage2")
+# DeepSpeed reads the device from the machine; ZeRO-3 does not run where `use_cpu` is set.
+ON_CPU = "use_cpu=true"
+
+
+@pytest.fixture(scope="module")
+def recipe_in(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes the recipe of a launcher into a new folder."""
+
+    def write(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        save_allocation(folder / "allocation.yaml", NUM_EXPERTS, [9.0, 1.0, 1.0, 5.0])
+        data = (("el_even",), ("en_even",), data_dir)
+        write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), *data, folder))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def single(recipe_in: Callable[[str], Path]) -> Path:
+    folder = recipe_in("single")
+    for stage in STAGES:
+        run(["llamafactory-cli", "train", stage, "per_device_train_batch_size=2", ON_CPU], folder)
+    return folder
+
+
+def ddp(folder: Path) -> None:
+    for stage in STAGES:
+        run(["llamafactory-cli", "train", stage, ON_CPU], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+
+
+def zero3(folder: Path) -> None:
+    configuration = f"deepspeed={RECIPES / 'deepspeed' / 'zero3.json'}"
+    for stage in STAGES:
+        run(["llamafactory-cli", "train", stage, configuration], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+
+
+def fsdp(folder: Path) -> None:
+    configuration = yaml.safe_load((RECIPES / "accelerate" / "fsdp.yaml").read_text())
+    (folder / "fsdp.yaml").write_text(yaml.safe_dump(configuration | {"use_cpu": True, "mixed_precision": "no"}))
+    launch = ["accelerate", "launch", "--config_file", "fsdp.yaml", "--main_process_port", free_port()]
+    for stage in STAGES:
+        run([*launch, "-m", "llamafactory.launcher", stage, ON_CPU], folder)
+
+
+def two_nodes(folder: Path) -> None:
+    """Two machines of one process each, with ZeRO-2."""
+    nodes = {"NNODES": "2", "NPROC_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = ["sh", str(RECIPES / "multi-node.sh"), ".", *OVERRIDES, "per_device_train_batch_size=1", ON_CPU]
+    second = start(command, folder, **nodes, NODE_RANK="1")
+    first = start(command, folder, **nodes, NODE_RANK="0")
+    for process in (first, second):
+        finish(process)
+
+
+LAUNCHERS = {"ddp": ddp, "two nodes": two_nodes, "zero3": zero3, "fsdp": fsdp}
+
+
+@pytest.mark.parametrize("launch", LAUNCHERS.values(), ids=LAUNCHERS.keys())
+def test_two_processes_train_as_one(
+    launch: Callable[[Path], None], recipe_in: Callable[[str], Path], single: Path, tiny_model_dir: Path
+) -> None:
+    assert NUM_EXPERTS[0] - 1 > CUTOFF_LEN * TOPK, "every new expert could get a token"
+    folder = recipe_in(launch.__name__)
+    launch(folder)
+    for stage in STAGES:
+        one, two = losses(single / stage), losses(folder / stage)
+        assert len(one) == len(two) == STEPS
+        names = ("loss", "lm_loss", "grad_norm", "aux_loss" if stage == "stage1" else "lpr_loss")
+        for name in names:
+            assert [step[name] for step in two] == pytest.approx([step[name] for step in one], rel=1e-5), (stage, name)
+        same_routing(single / stage, folder / stage)
+        same_adapter(single / stage, folder / stage)
+    loads_outside(folder / "stage2", tiny_model_dir)
+
+
+def same_routing(folder: Path, other: Path) -> None:
+    """All processes' tokens are counted; a router's near tie may fall the other way in sums of another order."""
+    for step, expected in zip(losses(other), losses(folder), strict=True):
+        shares = {name for name in expected if "expert" in name}
+        assert shares
+        assert {name: step[name] for name in shares} == pytest.approx(
+            {name: expected[name] for name in shares}, abs=0.02
+        )
+    one, two = (json.loads((path / "routing.json").read_text())["layers"] for path in (folder, other))
+    for layer in one:
+        for tokens in one[layer].keys() & {"all", "old", "new"}:
+            assert one[layer][tokens]["tokens"] == two[layer][tokens]["tokens"]
+
+
+def same_adapter(folder: Path, other: Path) -> None:
+    expected, weights = (load_file(path / "adapter_model.safetensors") for path in (folder, other))
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        assert weight.dtype == expected[name].dtype
+        assert weight.allclose(expected[name], atol=1e-5), name
+
+
+def loads_outside(adapter: Path, base: Path) -> None:
+    """In a plain PEFT program, which refuses a file that lacks a tensor."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    parameters = {name.replace(".default", ""): value for name, value in model.named_parameters() if ".moe_" in name}
+    assert parameters.keys() == weights.keys()
+    assert all(value.equal(weights[name]) for name, value in parameters.items())
+
+
+def run(command: list[str], folder: Path, **environment: str) -> None:
+    """Run a command in which a stage's name stands for its YAML and what all runs have in common."""
+    overrides = [*OVERRIDES, "per_device_train_batch_size=1"]
+    words = [word for part in command for word in ([f"{part}.yaml", *overrides] if part in STAGES else [part])]
+    finish(start(words, folder, **environment))
+
+
+def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=tools_environment(**environment),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    try:
+        output, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 0, output[-4000:]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
