@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, field
 
 import torch
 
+from neuronmoe_plugins.tuner.counts import COUNT, RoutingCounter, RoutingCounts, read_counts, shares_for_logs
 from neuronmoe_plugins.tuner.routing import LayerRouting
 
 
+@dataclass
+class MetricSums:
+    """What training forwards added up, to be added up over processes too.
+
+    Attributes:
+        losses: Name -> (sum of values, number of values).
+        routing: How often the layers chose each expert.
+    """
+
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
+    routing: RoutingCounts = field(default_factory=RoutingCounts.none)
+
+    def named(self) -> dict[str, tuple[float, float]]:
+        """All of it as name -> (sum, number), to be saved; :meth:`RoutingMetrics.add` takes each of them back."""
+        return self.losses | self.routing.named()
+
+    def means(self) -> dict[str, float]:
+        """The means of the losses and the shares of :func:`shares_for_logs`; what has no item is left out."""
+        losses = {name: total / number for name, (total, number) in self.losses.items() if number}
+        return losses | shares_for_logs(self.routing)
+
+
 class RoutingMetrics:
-    """Sums of named values since the last `pop`; they stay on their device until then."""
+    """Sums since the last `pop`; they stay on their device until then."""
 
     def __init__(self) -> None:
         self._totals: dict[str, torch.Tensor] = {}
         self._weights: dict[str, torch.Tensor] = {}
+        self._routing = RoutingCounter()
 
     def add(self, name: str, total: torch.Tensor, weight: torch.Tensor) -> None:
         """Add a sum of values, `total` (scalar), that stands for `weight` (scalar) of them to the mean of `name`."""
@@ -25,25 +50,28 @@ class RoutingMetrics:
     def add_routing(
         self, layers: dict[int, LayerRouting], token_mask: torch.Tensor | None, old_language_mask: torch.Tensor | None
     ) -> None:
-        """Count, per layer, the tokens whose most probable expert is expert 0.
+        """Count the experts that each layer chose.
 
         Args:
             layers: Layer index -> routing of one forward pass over a number of tokens.
             token_mask: (tokens,) bool, real tokens; all when not given.
             old_language_mask: (tokens,) bool, real old-language tokens, which are counted apart as well.
         """
-        for layer_index, routing in layers.items():
-            on_base = routing.selected_experts[:, 0] == 0
-            mask = torch.ones_like(on_base) if token_mask is None else token_mask.to(on_base.device)
-            self.add(f"expert0_share/layer_{layer_index}", (on_base & mask).sum(), mask.sum())
-            if old_language_mask is not None:
-                mask = old_language_mask.to(on_base.device)
-                self.add(f"expert0_share_old/layer_{layer_index}", (on_base & mask).sum(), mask.sum())
+        self._routing.add(layers, token_mask, old_language_mask)
 
-    def pop(self) -> dict[str, tuple[float, float]]:
-        """Name -> (sum of values, number of values) since the last call."""
-        sums = {name: (total.item(), self._weights[name].item()) for name, total in self._totals.items()}
-        self._totals, self._weights = {}, {}
+    def pop(self) -> MetricSums:
+        """What was added since the last call."""
+        scalars = [*self._totals.values(), *self._weights.values()]
+        on_cpu = _to_cpu([*scalars, *self._routing.counts.values()])
+        numbers, tensors = [value.item() for value in on_cpu[: len(scalars)]], on_cpu[len(scalars) :]
+        pairs = zip(numbers[: len(self._totals)], numbers[len(self._totals) :], strict=True)
+        named = dict(zip(self._totals, pairs, strict=True))
+        counted = {name: pair for name, pair in named.items() if name.startswith(COUNT)}
+        losses = {name: pair for name, pair in named.items() if name not in counted}
+        sums = MetricSums(losses, RoutingCounts.from_named(counted))
+        for shapes, tensor in zip(self._routing.counts, tensors, strict=True):
+            sums.routing = read_counts(shapes, tensor) + sums.routing
+        self._totals, self._weights, self._routing = {}, {}, RoutingCounter()
         return sums
 
 
@@ -64,3 +92,12 @@ class RoutingShares(dict[int, torch.Tensor]):
             self._counts[layer_index] = self._counts[layer_index] + counts
             total = self._counts[layer_index].sum()
             self[layer_index] = self._counts[layer_index] / total.clamp(min=1)
+
+
+def _to_cpu(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring tensors, of any devices, to the CPU in one transfer, as float64, which holds counts exactly."""
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.flatten().double().to(tensors[0].device) for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -92,8 +92,11 @@ class MoeModel(BaseTuner):
         return model
 
     def pop_metric_sums(self) -> dict[str, tuple[float, float]]:
-        """As :meth:`pop_metrics`, as (sum of values, number of values), to be added up over processes."""
-        return self.objective.metrics.pop()
+        """As :meth:`pop_metrics`, as (sum of values, number of values) that `objective.metrics.add` takes back.
+
+        The routing comes as single counts with the number 0.
+        """
+        return self.objective.metrics.pop().named()
 
     def pop_metrics(self) -> dict[str, float]:
         """Means over the training forwards since the last call, of this process.
@@ -101,10 +104,11 @@ class MoeModel(BaseTuner):
         Returns:
             `lm_loss`, `aux_loss`, `lpr_loss`, `classify_loss` and `sequential_add_loss` (those in use, before their
             coefficients; nats per item, but for the balance loss, which has no unit), and per mixture layer
-            `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0) and
-            `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given).
+            `expert0_share/layer_{i}` (the share of tokens whose most probable expert is expert 0),
+            `expert0_share_old/layer_{i}` (the same over old-language tokens, where a mask was given) and
+            `expert_share/layer_{i}/expert_{e}` (the share of all top-k choices that are expert e).
         """
-        return {name: total / number for name, (total, number) in self.pop_metric_sums().items() if number}
+        return self.objective.metrics.pop().means()
 
     @contextmanager
     def routing_shares(self) -> Iterator[RoutingShares]:

@@ -1,0 +1,148 @@
+"""Follows the routing through a training run: values for every log, warnings, and at the end where the tokens went."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from llamafactory.extras import logging
+from llamafactory.train.callbacks import LogCallback
+from transformers import TrainerCallback
+
+from neuronmoe_plugins.integrations.llamafactory.routing_files import write_routing
+from neuronmoe_plugins.tuner import MoeLayer
+from neuronmoe_plugins.tuner.counts import LayerShapes, RoutingCounts
+from neuronmoe_plugins.tuner.metrics import MetricSums
+from neuronmoe_plugins.tuner.monitor import (
+    STARVED_SHARE,
+    STARVED_STEPS,
+    RecentRouting,
+    StarvationMonitor,
+    StarvedExpert,
+)
+
+LOSSES = ("lm_loss", "aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss")
+
+# What routing.json is measured over: this share of a run's steps, its last ones.
+REPORTED_SHARE = 0.1
+
+logger = logging.get_logger("llamafactory.neuronmoe")
+
+
+class RoutingLog(TrainerCallback):
+    """What a trainer's run has to say about its mixture.
+
+    Args:
+        trainer: The host's trainer of a `moe` model.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._shapes: LayerShapes = ()
+        self._start = self._last_step = 0
+        self._monitor = StarvationMonitor()
+        self._recent = RecentRouting(1)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start counting, after a resumption anew."""
+        self._shapes = mixture_shapes(self._trainer.model)
+        self._start = state.global_step
+        # Below it if sums of the steps before the resumption were kept for the next log.
+        self._last_step = getattr(self._trainer, "_globalstep_last_logged", state.global_step)
+        self._monitor = StarvationMonitor(self._last_step)
+        self._recent = RecentRouting(math.ceil(REPORTED_SHARE * state.max_steps), self._last_step)
+
+    def log_step(self) -> MetricSums:
+        """Take up the window since the last log and warn of experts without tokens.
+
+        Every process has to call this.
+
+        Returns:
+            What all processes added up in the window.
+        """
+        sums, step = reduced_sums(self._trainer, self._shapes), self._trainer.state.global_step
+        self._last_step = step
+        self._recent.add(step, sums.routing)
+        starved = self._monitor.add(step, sums.routing)
+        if starved and self._trainer.is_world_process_zero():
+            logger.warning(starvation_warning(starved, self._trainer.finetuning_args))
+        return sums
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up the steps after the last log, in every process."""
+        if state.global_step > self._last_step:
+            self.log_step()
+
+    def write(self) -> None:
+        """Write `routing.json` and its pictures, on the main process, if the training ran to its end.
+
+        A run that LLaMA Board stopped has none, and one that was already finished when it was resumed keeps its own.
+        """
+        trainer, recent = self._trainer, self._recent.counts()
+        callbacks = trainer.callback_handler.callbacks
+        aborted = any(callback.aborted for callback in callbacks if isinstance(callback, LogCallback))
+        finished = trainer.state.global_step > self._start and not aborted
+        if trainer.is_world_process_zero() and finished and recent.counts.choices.any():
+            write_routing(Path(trainer.args.output_dir), recent, trainer.model.active_peft_config)
+
+
+def reduced_sums(trainer: Any, shapes: LayerShapes) -> MetricSums:
+    """The tuner's metrics since the last log, added up over all processes; what there is, in the order of the log.
+
+    Every process has to call this. A process may lack a loss that another has, as where it got no old-language token:
+    what is added up is of a size that the model alone determines.
+
+    Args:
+        trainer: The host's trainer.
+        shapes: Those of all mixture layers.
+    """
+    local = trainer.model.base_model.objective.metrics.pop()
+    losses = torch.tensor([local.losses.get(name, (0.0, 0.0)) for name in LOSSES], dtype=torch.float64)
+    routing = RoutingCounts.none(shapes) + local.routing
+    sums = torch.cat([losses.flatten(), torch.from_numpy(routing.choices).double().flatten()])
+    reduced = trainer.accelerator.reduce(sums.to(trainer.accelerator.device), reduction="sum").cpu()
+    pairs = zip(LOSSES, reduced[: losses.numel()].view(-1, 2).tolist(), strict=True)
+    choices = reduced[losses.numel() :].view(routing.choices.shape).numpy().astype(routing.choices.dtype)
+    return MetricSums({name: (total, number) for name, (total, number) in pairs}, RoutingCounts(shapes, choices))
+
+
+def mixture_shapes(model: torch.nn.Module) -> LayerShapes:
+    """Layer index, topk and number of experts of each layer in which the active adapter has a mixture."""
+    shapes = []
+    for module in model.modules():
+        if isinstance(module, MoeLayer):
+            name = module.active_adapters[0]
+            num_experts = module.plans[name].num_experts
+            shapes.append((module.layer_index, min(module.topk[name], num_experts), num_experts))
+    return tuple(sorted(shapes))
+
+
+def starvation_warning(starved: list[StarvedExpert], finetuning_args: Any) -> str:
+    """One line that names the experts, how many tokens they had, and what can be done."""
+    named = ", ".join(f"layer {one.layer} expert {one.expert} ({_percentages(one)})" for one in starved)
+    found = (
+        f"experts that less than {STARVED_SHARE:.0%} of their layer's tokens used in the last {STARVED_STEPS} steps: "
+        f"{named}. "
+    )
+    balance, prior = (_value(getattr(finetuning_args, name)) for name in ("aux_loss_coef", "lpr_loss_coef"))
+    if finetuning_args.train_only_router or finetuning_args.lpr_loss_coef:
+        return found + (
+            "The language-prior loss draws old-language tokens away from all but expert 0, so this is no fault where "
+            f"most tokens are old; if new-language tokens should use these experts, lower lpr_loss_coef ({prior}) or "
+            f"train on more new-language text (aux_loss_coef: {balance})"
+        )
+    return found + (
+        "An expert without tokens learns nothing: spread them with a larger aux_loss_coef "
+        f"({balance}), or give these layers fewer experts"
+    )
+
+
+def _percentages(starved: StarvedExpert) -> str:
+    of_new = "" if starved.new_share is None else f", {starved.new_share:.1%} of those in new languages"
+    return f"{starved.share:.1%}{of_new}"
+
+
+def _value(coefficient: float | None) -> str:
+    return "not set" if coefficient is None else f"now {coefficient:g}"

@@ -1,0 +1,52 @@
+"""The heatmap of where tokens went: which panels it has, and what stands in their cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neuronmoe_plugins.figures import house_style, save_png, svg_text
+from neuronmoe_plugins.tuner.counts import KINDS, LayerShapes, RoutingCounts
+from neuronmoe_plugins.tuner.routing_figure import draw_routing
+
+
+def counts_of(shapes: LayerShapes, *kinds: str) -> RoutingCounts:
+    """Tokens of each kind; expert e of a layer has e + 1 of them as each of its choices."""
+    counts = RoutingCounts.none(shapes)
+    for kind in kinds:
+        for place, (_, topk, num_experts) in enumerate(shapes):
+            counts.choices[KINDS.index(kind), place, :topk, :num_experts] = range(1, num_experts + 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("topk", "kinds", "headings"),
+    [
+        (1, ("untagged",), ["all tokens"]),
+        (1, ("new", "old"), ["old languages", "new languages"]),
+        (1, ("new",), ["new languages"]),
+        (2, ("untagged",), ["all tokens\nall choices", "all tokens\nfirst choice"]),
+        (
+            2,
+            ("old", "new"),
+            [f"{kind} languages\n{what}" for what in ("all choices", "first choice") for kind in ("old", "new")],
+        ),
+    ],
+)
+def test_panels_tell_languages_and_choices_apart(topk: int, kinds: tuple[str, ...], headings: list[str]) -> None:
+    figure = draw_routing(counts_of(((0, topk, 3), (3, topk, 2)), *kinds), "Routing")
+    *panels, _bar = figure.axes
+    assert [axes.get_title() for axes in panels] == headings
+    for axes in panels:
+        assert [text.get_text() for text in axes.texts] == ["17", "33", "50", "33", "67"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["0", "3"]
+
+
+def test_many_experts_are_told_by_colour_alone(tmp_path: Path) -> None:
+    with house_style():
+        figure = draw_routing(counts_of(tuple((layer, 2, 24) for layer in range(28)), "old", "new"), "Routing")
+        save_png(figure, tmp_path / "routing.png")
+        assert "Routing" in svg_text(figure, "routing")
+    assert not figure.axes[0].texts
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(map(str, range(0, 24, 2)))
