@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,19 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.exists():
         shutil.rmtree(path)
     temporary.replace(path)
+
+
+@contextmanager
+def new_files(folder: Path, last: str) -> Iterator[Path]:
+    """Fill a temporary folder, whose files then replace those in `folder` each in one go, the one named `last` last."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    flush(partial)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+        path.replace(folder / path.name)
+    partial.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,3 +54,15 @@ def write_json(path: Path, value: object) -> None:
 def write_texts(path: Path, texts: Iterable[str]) -> None:
     """Write texts as JSON lines with the one field `text`."""
     write_text(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+
+
+def flush(folder: Path) -> None:
+    """Wait until all files below a folder are on the disk, so that what is written later says so truly."""
+    if os.name != "posix":  # where a file that is open for reading cannot be flushed
+        return
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

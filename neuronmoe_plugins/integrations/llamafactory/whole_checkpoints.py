@@ -1,0 +1,179 @@
+"""Which checkpoint folders are whole: written to the end by every process, and not cut short since.
+
+The hosts write a checkpoint straight into its final folder, each process its own files. A marker is there first,
+and gets the sizes of the files when all processes have written theirs. A folder without a marker, of another tool, is
+judged by the files that a resume reads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from neuronmoe_plugins.files import flush, write_json
+
+MARKER = "neuronmoe_checkpoint.json"
+# What a plain run resumes from; the hosts' constants for them are in a module that takes seconds to import.
+WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
+TRAINER_STATE, TRAINING_ARGUMENTS = "trainer_state.json", "training_args.bin"
+# DeepSpeed's file with the name of the folder that it has written.
+LATEST = "latest"
+# Written by `torch.save`, as zip archives.
+ARCHIVES = (".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is launched, which decides what it resumes from."""
+
+    num_processes: int = 1
+    engine: Literal["deepspeed", "fsdp"] | None = None
+
+
+def checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Step -> checkpoint folder, the last first; none where there is no such folder."""
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    folders = [path for path in output_dir.glob(f"{prefix}*") if path.is_dir()]
+    steps = {int(number): path for path in folders if (number := path.name.removeprefix(prefix)).isdecimal()}
+    return dict(sorted(steps.items(), reverse=True))
+
+
+def begin(folder: Path) -> None:
+    """Make the folder of a new checkpoint, which is not whole until :func:`mark_whole`; an old one's files go."""
+    write_json(folder / MARKER, {})
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
+
+
+def mark_whole(folder: Path, more: dict[str, Any]) -> None:
+    """Say that a checkpoint is whole, once all of it is on the disk.
+
+    Args:
+        folder: The checkpoint, to which every process has written its files.
+        more: What else the marker shall hold; see :func:`read_marker`.
+    """
+    flush(folder)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(_files_of_state(folder))}
+    write_json(folder / MARKER, {"files": sizes, **more})
+    flush(folder)
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What a whole checkpoint's marker holds; nothing where it is not marked as whole."""
+    file = folder / MARKER
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def defect(folder: Path, launch: Launch) -> str | None:
+    """Why a checkpoint is not whole, such as `optimizer.pt is missing`; None if it is."""
+    try:
+        marker = read_marker(folder)
+    except ValueError:
+        return f"{MARKER} is cut short"
+    if not marker:
+        reason = _missing(folder, launch) or _cut_short(folder)
+        return reason or ("it was not written to the end" if (folder / MARKER).exists() else None)
+    for name, size in marker["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
+    return None
+
+
+def unfit(folder: Path, launch: Launch) -> str | None:
+    """What a whole checkpoint lacks that a run so launched resumes from; None if nothing."""
+    return _first_without_match(folder, _engine_files(launch))
+
+
+def rotate(output_dir: Path, limit: int | None, kept: set[Path], launch: Launch) -> None:
+    """Delete the oldest whole checkpoints beyond `limit`; others neither count nor are touched.
+
+    Args:
+        output_dir: The run's folder.
+        limit: How many whole checkpoints shall remain; all if None or 0.
+        kept: Checkpoints that are never deleted: the one just written, and the best.
+        launch: How the run is launched.
+    """
+    if not limit or limit < 0:
+        return
+    paths = map(Path, sort_checkpoints(str(output_dir), use_mtime=True))
+    whole = [path for path in paths if defect(path, launch) is None]
+    deletable = [path for path in whole if path not in kept]
+    for path in deletable[: max(len(whole) - limit, 0)]:
+        shutil.rmtree(path)
+
+
+def _files_of_state(folder: Path) -> Iterator[Path]:
+    """What a resume may read: not the tokenizer, the model card and the like, which callbacks write again."""
+    for path in folder.rglob("*"):
+        is_state = path.suffix in (*ARCHIVES, ".safetensors") or path.name in (TRAINER_STATE, LATEST)
+        if path.is_file() and path.name != TRAINING_ARGUMENTS and (is_state or path.parent != folder):
+            yield path
+
+
+def _engine_files(launch: Launch) -> list[tuple[str, ...]]:
+    """What every resume of this kind reads: for each entry, a match of one of its patterns."""
+    if launch.engine == "deepspeed":
+        return [(LATEST,)]
+    if launch.engine == "fsdp":
+        state = ("pytorch_model_fsdp", "optimizer")
+        return [*((f"{name}.bin", f"{name}_0/.metadata") for name in state), (SCHEDULER,)]
+    return [(name,) for name in (WEIGHTS, OPTIMIZER, SCHEDULER)]
+
+
+def _random_states(launch: Launch) -> list[tuple[str, ...]]:
+    """Each process's; the number of processes may have been another one."""
+    if launch.num_processes == 1:
+        return [("rng_state.pth", "rng_state_0.pth")]
+    return [(f"rng_state_{index}.pth", "rng_state.pth") for index in range(launch.num_processes)]
+
+
+def _missing(folder: Path, launch: Launch) -> str | None:
+    """The first file that a resume reads and that is not there."""
+    needed = [*_engine_files(launch), *_random_states(launch), (TRAINER_STATE,)]
+    missing = _first_without_match(folder, needed)
+    return _missing_shard(folder, launch) if missing is None and launch.engine == "deepspeed" else missing
+
+
+def _missing_shard(folder: Path, launch: Launch) -> str | None:
+    """The first of DeepSpeed's files that is not there, in the folder that its `latest` names."""
+    tag = (folder / LATEST).read_text(encoding="utf-8").strip()
+    if not tag:
+        return f"{LATEST} is cut short"
+    needed = [f"{tag}/*model_states.pt"]
+    if any(folder.glob(f"{tag}/*optim_states.pt")):
+        needed += [f"{tag}/*zero_pp_rank_{index}_mp_rank_*optim_states.pt" for index in range(launch.num_processes)]
+    return _first_without_match(folder, [(pattern,) for pattern in needed])
+
+
+def _first_without_match(folder: Path, needed: list[tuple[str, ...]]) -> str | None:
+    missing = (names for names in needed if not any(any(folder.glob(name)) for name in names))
+    return next((f"{' or '.join(names)} is missing" for names in missing), None)
+
+
+def _cut_short(folder: Path) -> str | None:
+    """The first file of the state that ends too early to be read."""
+    for path in sorted(_files_of_state(folder)):
+        name = path.relative_to(folder)
+        try:
+            if path.suffix == ".safetensors":
+                safe_open(str(path), "pt")
+            elif path.suffix in ARCHIVES:
+                zipfile.ZipFile(path).close()
+            elif path.name == TRAINER_STATE:
+                json.loads(path.read_text(encoding="utf-8"))
+        except (SafetensorError, zipfile.BadZipFile, ValueError):
+            return f"{name} is cut short"
+    return None
