@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import wrapt
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 # What of a model's loading options concerns the place of the adapter.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -19,6 +20,8 @@ def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `transformers.trainer`."""
     wrapt.wrap_function_wrapper(module, "Trainer.get_batch_samples", _get_batch_samples)
     wrapt.wrap_function_wrapper(module, "Trainer.__init__", _init)
+    wrapt.wrap_function_wrapper(module, "Trainer.save_model", _save_model)
+    wrapt.wrap_function_wrapper(module, "Trainer._save", _save)
 
 
 def extend_adapter_loading(module: ModuleType) -> None:
@@ -35,15 +38,17 @@ def _get_batch_samples(
     them needs: every one is told.
     """
     batches, num_items = wrapped(*args, **kwargs)
-    if num_items is None or not batches or _objective(instance) is None:
+    objective = find_objective(instance.model)
+    if num_items is None or not batches or objective is None:
         return batches, num_items
     # Not at the top: the tuner imports peft, which may be what is importing transformers' trainer just now.
     from neuronmoe_plugins.tuner.inputs import count_items
 
     counts = [count_items(batch) for batch in batches]
+    objective.over_processes = instance.args.average_tokens_across_devices and instance.args.world_size > 1
     for name in counts[0]:
         total = torch.stack([count[name] for count in counts]).sum().to(instance.args.device)
-        if instance.args.average_tokens_across_devices and instance.args.world_size > 1:
+        if objective.over_processes:
             total = instance.accelerator.gather(total).sum()
         for batch in batches:
             batch[name] = total
@@ -53,27 +58,78 @@ def _get_batch_samples(
 def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stand in for the constructor: whatever a subclass's `compute_loss` does, the mixture's losses are part of it."""
     wrapped(*args, **kwargs)
-    if _objective(instance) is not None:
-        instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
+    if find_objective(instance.model) is None:
+        return
+    instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
+    if is_deepspeed_zero3_enabled():
+        from neuronmoe_plugins.integrations.deepspeed import mark_leaf_modules
+
+        mark_leaf_modules(instance.model)
+
+
+def _save_model(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `Trainer.save_model`, which under ZeRO-3 collects the trained parameters of a PEFT model alone."""
+    if not is_deepspeed_zero3_enabled() or find_objective(instance.model) is None:
+        wrapped(*args, **kwargs)
+        return
+    from neuronmoe_plugins.integrations.deepspeed import gather_frozen
+
+    instance.moe_frozen = gather_frozen(instance.model)
+    try:
+        wrapped(*args, **kwargs)
+    finally:
+        del instance.moe_frozen
+
+
+def _save(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `Trainer._save(output_dir, state_dict)`, which only the first process calls."""
+    arguments = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    frozen = vars(instance).get("moe_frozen")
+    if frozen and arguments.get("state_dict"):
+        arguments["state_dict"] = {**arguments["state_dict"], **frozen}
+    wrapped(**arguments)
 
 
 def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Stand in for `compute_loss(model, inputs, return_outputs, num_items_in_batch)`.
 
-    Some trainers compute the LM loss from the logits and leave the model's own, with all that was added to it, unused.
+    Some trainers compute the LM loss from the logits and leave the model's own, with all that was added to it, unused;
+    a loss function of the user's and label smoothing even take the labels away from the model.
     """
-    result = wrapped(*args, **kwargs)
     trainer = getattr(wrapped, "__self__", instance)
-    objective = _objective(trainer)
+    objective = find_objective(trainer.model)
+    if objective is not None and trainer.model.training:
+        _keep_labels(trainer, args[1] if len(args) > 1 else kwargs["inputs"])
+    result = wrapped(*args, **kwargs)
+    over_processes = trainer.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
+    scale = trainer.accelerator.num_processes if over_processes else 1
+    if isinstance(result, tuple):
+        return with_mixture_losses(result[0], objective, scale), *result[1:]
+    return with_mixture_losses(result, objective, scale)
+
+
+def with_mixture_losses(loss: torch.Tensor, objective: Any, scale: float = 1) -> torch.Tensor:
+    """A trainer's loss with what the last training forward added to the model's own, unless it holds that already.
+
+    Args:
+        loss: Scalar that the trainer is about to differentiate.
+        objective: The model's :class:`~neuronmoe_plugins.tuner.objective.Objective`, or None.
+        scale: What the trainer multiplies its loss by, such as the number of processes.
+    """
     added = None if objective is None else objective.added
     if added is None or not added.requires_grad:
-        return result
+        return loss
     objective.added = None
-    loss, *outputs = result if isinstance(result, tuple) else (result,)
-    if not _depends_on(loss, added):
-        over_processes = trainer.args.average_tokens_across_devices and kwargs.get("num_items_in_batch") is not None
-        loss = loss + added * (trainer.accelerator.num_processes if over_processes else 1)
-    return (loss, *outputs) if isinstance(result, tuple) else loss
+    return loss if _depends_on(loss, added) else loss + (added * scale).to(loss.device)
+
+
+def _keep_labels(trainer: Any, inputs: dict[str, Any]) -> None:
+    """Give the labels to the mixture's losses where the trainer is about to take them away from the model."""
+    takes_them = trainer.label_smoother is not None or trainer.compute_loss_func is not None
+    if takes_them and inputs.get("labels") is not None:
+        from neuronmoe_plugins.tuner.inputs import MIXTURE_LABELS
+
+        inputs[MIXTURE_LABELS] = inputs["labels"]
 
 
 def _depends_on(loss: torch.Tensor, part: torch.Tensor) -> bool:
@@ -89,9 +145,9 @@ def _depends_on(loss: torch.Tensor, part: torch.Tensor) -> bool:
     return False
 
 
-def _objective(trainer: Any) -> Any:
-    """The mixture's objective in the trainer's model, if there is one."""
-    return next((o for m in trainer.model.modules() if (o := vars(m).get("moe_objective"))), None)
+def find_objective(model: torch.nn.Module) -> Any:
+    """The mixture's objective in a model, if there is one."""
+    return next((o for m in model.modules() if (o := vars(m).get("moe_objective"))), None)
 
 
 def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -23,6 +23,8 @@ TOTALS = {
 }
 # The same for `labels`. Trainers' own `num_items_in_batch` counts all labels or, in later versions, all but the first.
 LABELS_TOTAL = "num_labels_in_batch"
+# The labels, from a trainer that gives the model no `labels`, and adds the mixture's losses to a loss of its own.
+MIXTURE_LABELS = "mixture_labels"
 
 
 @dataclass
@@ -48,7 +50,8 @@ class MixtureInputs:
     @classmethod
     def take(cls, batch: dict[str, Any]) -> dict[str, Any]:
         """Remove the mixture's inputs from a model call's keyword arguments, and return them."""
-        return {name: batch.pop(name) for name in (*TOTALS, *TOTALS.values(), LABELS_TOTAL) if name in batch}
+        names = (*TOTALS, *TOTALS.values(), LABELS_TOTAL, MIXTURE_LABELS)
+        return {name: batch.pop(name) for name in names if name in batch}
 
     @classmethod
     def read(cls, given: Mapping[str, Any], attention_mask: Any) -> MixtureInputs:

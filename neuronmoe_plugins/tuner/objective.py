@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, MoeConfig
 from neuronmoe_plugins.tuner.groups import CACHE_ATTRIBUTE, groups_of_cache
-from neuronmoe_plugins.tuner.inputs import LABELS_TOTAL, MixtureInputs
+from neuronmoe_plugins.tuner.inputs import LABELS_TOTAL, MIXTURE_LABELS, MixtureInputs
 from neuronmoe_plugins.tuner.losses import IGNORED
 from neuronmoe_plugins.tuner.metrics import RoutingMetrics, RoutingShares
 from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting
@@ -24,13 +24,16 @@ class Objective:
     In training, `outputs.loss` becomes `lm + sum of share * coefficient * loss` over the mixture's losses, each a mean
     over the mixture layers. `share` is this micro-batch's part of the items that the loss is a mean of, labelled tokens
     for the balance loss; see `neuronmoe_plugins.tuner.inputs`. Hooks reach every way in which PEFT and its hosts call
-    the model.
+    the model. A model that gets no labels returns no loss: who computes one then passes them as `mixture_labels`, and
+    adds `added` itself.
 
     Attributes:
         context: Shared with the mixture layers.
         metrics: Means for logs.
         shares: Routing shares under measurement, if any.
         added: What the last training forward added to the loss, a scalar with its graph; None if nothing.
+        over_processes: Whether all processes of the default group run each training forward together, on parts of one
+            batch, and add up their losses; set by who trains so. The balance loss then is that of the whole batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,6 +41,7 @@ class Objective:
         self.metrics = RoutingMetrics()
         self.shares: RoutingShares | None = None
         self.added: torch.Tensor | None = None
+        self.over_processes = False
         self._signature = inspect.signature(model.forward)
         self._given: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = [
@@ -96,21 +100,25 @@ class Objective:
         arguments: dict[str, Any],
         outputs: Any,
     ) -> None:
-        _check_losses_possible(config, layers, outputs, inputs)
+        self.added = None
         loss, labels = getattr(outputs, "loss", None), arguments.get("labels")
         if loss is None or labels is None:
+            labels = self._given.get(MIXTURE_LABELS)
+        _check_losses_possible(config, layers, labels, inputs)
+        if labels is None:
             return
         items = (labels != IGNORED).sum()
         total_items = self._given.get(LABELS_TOTAL, arguments.get("num_items_in_batch"))
         total_items = items if total_items is None else total_items
-        self.metrics.add("lm_loss", loss * total_items, items)
+        device = labels.device if loss is None else loss.device
+        if loss is not None:
+            self.metrics.add("lm_loss", loss * total_items, items)
         self.metrics.add_routing(layers, inputs.token_mask, inputs.old_tokens)
-        self.added = None
-        for term in mixture_terms(config, layers, inputs, labels, total_items):
+        for term in mixture_terms(config, layers, inputs, labels, total_items, self.over_processes):
             self.metrics.add(term.name, term.value * term.items, term.items)
-            part = (term.share * term.coefficient * term.value).to(loss.device)
+            part = (term.share * term.coefficient * term.value).to(device)
             self.added = part if self.added is None else self.added + part
-        if self.added is not None:
+        if self.added is not None and loss is not None:
             outputs.loss = loss + self.added
 
 
@@ -121,17 +129,16 @@ def _configs(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_losses_possible(
-    config: MoeConfig, layers: dict[int, LayerRouting], outputs: Any, inputs: MixtureInputs
+    config: MoeConfig, layers: dict[int, LayerRouting], labels: torch.Tensor | None, inputs: MixtureInputs
 ) -> None:
     """Refuse to train with a loss that was asked for but would be skipped or have no gradient."""
     wanted = [name for name in LOSS_COEFFICIENTS if getattr(config, name)]
     if not wanted:
         return
     names = " and ".join(wanted)
-    if getattr(outputs, "loss", None) is None:
+    if labels is None:
         raise ValueError(
-            f"{names} is set, but the model returned no loss to add to: pass labels (and no label smoothing or custom "
-            "loss function, which take them away from the model), or set the coefficient to 0"
+            f"{names} is set, but the model returned no loss to add to: pass labels, or set the coefficient to 0"
         )
     if any(r.router_trainable and not r.router_logits.requires_grad for r in layers.values()):
         raise ValueError(

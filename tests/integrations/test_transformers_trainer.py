@@ -36,7 +36,14 @@ def examples() -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def make_trainer(folder: Path, batch_size: int, accumulation: int, **options: float) -> Trainer:
+def make_trainer(
+    folder: Path,
+    batch_size: int,
+    accumulation: int,
+    label_smoothing: float = 0.0,
+    loss_function: Any = None,
+    **options: float,
+) -> Trainer:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
     base = LlamaForCausalLM(LlamaConfig(vocab_size=61, num_hidden_layers=2, initializer_range=0.3, **sizes))
@@ -55,11 +62,12 @@ def make_trainer(folder: Path, batch_size: int, accumulation: int, **options: fl
         disable_tqdm=True,
         seed=0,
         max_grad_norm=0.0,
+        label_smoothing_factor=label_smoothing,
     )
-    return Trainer(model=model, args=arguments, train_dataset=examples())
+    return Trainer(model=model, args=arguments, train_dataset=examples(), compute_loss_func=loss_function)
 
 
-def train(folder: Path, batch_size: int, accumulation: int, **options: float) -> tuple[float, dict[str, float]]:
+def train(folder: Path, batch_size: int, accumulation: int, **options: Any) -> tuple[float, dict[str, float]]:
     """One step over all four sequences: the logged loss and the tuner's metrics."""
     trainer = make_trainer(folder, batch_size, accumulation, **options)
     trainer.train()
@@ -126,3 +134,19 @@ def test_a_trainer_with_a_loss_of_its_own_adds_them_too(tmp_path: Path) -> None:
         losses.append(own.state.log_history[0]["loss"])
     aux_loss = own.model.base_model.pop_metrics()["aux_loss"]
     assert losses[1] == pytest.approx(losses[0] + 0.5 * aux_loss, abs=2e-4)
+
+
+def half_the_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """A loss function of the user's, for which the trainer keeps the labels from the model."""
+    logits, targets = outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return 0.5 * torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("own_loss", [{"label_smoothing": 0.2}, {"loss_function": half_the_loss}])
+def test_the_losses_are_added_where_the_model_gets_no_labels(own_loss: dict[str, Any], tmp_path: Path) -> None:
+    alone, metrics = train(tmp_path, batch_size=2, accumulation=2, **own_loss)
+    assert not any(name.endswith("_loss") for name in metrics)
+    for coefficient in COEFFICIENTS:
+        loss, metrics = train(tmp_path, batch_size=2, accumulation=2, **own_loss, **{coefficient: 0.5})
+        added = 0.5 * metrics[coefficient.removesuffix("_coef")]
+        assert loss == pytest.approx(alone + added, abs=2e-4), coefficient

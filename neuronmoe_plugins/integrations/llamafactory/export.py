@@ -1,0 +1,141 @@
+"""`llamafactory-cli export` of a mixture: its adapter and how to load it, since it has no merged checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import wrapt
+from accelerate import init_empty_weights
+from llamafactory.extras import logging
+from llamafactory.hparams import get_infer_args, read_args
+from peft import get_peft_model, load_peft_weights
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import new_directory, write_text
+from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location, load_or_make_config
+from neuronmoe_plugins.integrations.llamafactory.model_card import model_card
+from neuronmoe_plugins.tuner.checkpoint import from_file
+from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+
+logger = logging.get_logger("llamafactory.neuronmoe")
+
+# Options of the host's export that need a merged checkpoint, and what to do without one.
+NEEDS_MERGED = {
+    "export_quantization_bit": "a mixture cannot be merged, and so not quantised as one model: remove the key",
+    "export_hub_model_id": "the export of a mixture is not pushed: remove the key, and upload export_dir yourself",
+    "export_legacy_format": "adapters of mixtures are written as safetensors alone: remove the key",
+}
+
+
+def extend_tuner(module: ModuleType) -> None:
+    """Let `llamafactory.train.tuner` export mixtures."""
+    wrapt.wrap_function_wrapper(module, "export_model", _export_model)
+
+
+def export_adapter(model_args: Any, data_args: Any, finetuning_args: Any) -> Path:
+    """Write the adapter in this package's format, the tokenizer, and a model card into `export_dir`.
+
+    The experts keep the dtype that they were saved in, unless `infer_dtype` names another. Of the base model only the
+    configuration is read.
+
+    Args:
+        model_args: The host's model arguments.
+        data_args: The host's data arguments, whose template may change the tokenizer.
+        finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if there is something in the folder already, an option needs a merged checkpoint, or the adapter does
+            not fit the base model.
+    """
+    folder = check_export(model_args)
+    from llamafactory.model.loader import load_config
+
+    base = _without_weights(load_config(model_args))
+    num_layers = base.config.get_text_config().num_hidden_layers
+    config = load_or_make_config(model_args, finetuning_args, num_layers)
+    config.inference_mode = True
+    config.base_model_name_or_path = model_args.model_name_or_path
+    tensors = _load_tensors(model_args)
+    from_file(tensors, get_peft_model(base, config, low_cpu_mem_usage=True), "default")  # raises if it does not fit
+    size = sum(tensor.numel() for tensor in tensors.values())
+    with new_directory(folder) as partial:
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(partial))
+        _save_tokenizer(model_args, data_args, partial)
+        write_text(partial / "README.md", model_card(model_args, data_args, config, num_layers, size))
+    return folder
+
+
+def check_export(model_args: Any) -> Path:
+    """The folder of `export_dir`, which has to be new or empty; raises UserError as :func:`export_adapter`."""
+    if model_args.export_dir is None:
+        raise UserError("export needs a folder to write into: set export_dir")
+    for key, remedy in NEEDS_MERGED.items():
+        if getattr(model_args, key):
+            raise UserError(f"{key}: {remedy}")
+    folder = Path(model_args.export_dir).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"export_dir: {model_args.export_dir} is not empty: name a new folder, or remove it")
+    return folder
+
+
+def _export_model(wrapped: Callable[..., None], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `export_model(args)`."""
+    given = read_args(*args, **kwargs)
+    if not _asks_for_moe(given):
+        wrapped(*args, **kwargs)
+        return
+    model_args, data_args, finetuning_args, _ = get_infer_args(given)
+    folder = export_adapter(model_args, data_args, finetuning_args)
+    logger.info_rank0(
+        "A mixture of experts cannot be merged into its base model: wrote the adapter and the tokenizer to "
+        f"{folder}, and how to load them to {folder / 'README.md'}"
+    )
+
+
+def _asks_for_moe(given: dict[str, Any] | list[str]) -> bool:
+    if isinstance(given, dict):
+        return given.get("finetuning_type") == "moe"
+    words = [part for word in given for part in word.split("=", 1)]
+    return any(key in ("--finetuning_type", "--finetuning-type") and value == "moe" for key, value in pairwise(words))
+
+
+def _load_tensors(model_args: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors in this package's format, in the dtype that is asked for."""
+    path = model_args.adapter_name_or_path[-1]
+    tensors = load_peft_weights(path, device="cpu", **adapter_location(model_args))
+    if is_published(tensors):
+        tensors = tensors_from_published(tensors)
+    dtype = None if model_args.infer_dtype == "auto" else getattr(torch, model_args.infer_dtype)
+    return {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The base model on the meta device, of the class that the host would load."""
+    takes_images = type(config) in AutoModelForImageTextToText._model_mapping
+    with init_empty_weights():
+        return (AutoModelForImageTextToText if takes_images else AutoModelForCausalLM).from_config(config)
+
+
+def _save_tokenizer(model_args: Any, data_args: Any, folder: Path) -> None:
+    """As the host exports it: changed by the template, padding on the left."""
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.model import load_tokenizer
+
+    modules = load_tokenizer(model_args)
+    tokenizer = modules["tokenizer"]
+    get_template_and_fix_tokenizer(tokenizer, data_args)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    tokenizer.save_pretrained(folder)
+    if modules["processor"] is not None:
+        modules["processor"].save_pretrained(folder)

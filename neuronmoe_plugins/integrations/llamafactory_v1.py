@@ -1,0 +1,182 @@
+"""LLaMA-Factory's v1 (`USE_V1=1`): `peft_config: {name: moe, ...}`, and the balance loss in its SFT trainer.
+
+The keys are those of `finetuning_type: moe` in v0. v1 reads conversations, no plain text, and no tags of languages, so
+that it trains stage 1 alone.
+
+Not in the folder `llamafactory`, whose import is that of v0's arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import wrapt
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+    from neuronmoe_plugins.tuner.metrics import MetricSums
+
+# Arguments of v0 that need to know which data set a token comes from.
+NEEDS_TAGS = (
+    *("lpr_loss_coef", "lpr_double_softmax", "generate_lang_mask", "original_languages"),
+    *("classify_loss_coef", "sequential_add_loss_coef", "sequential_add_mask"),
+)
+
+
+def extend_arguments(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.v1.config.arg_parser`: refuse before anything is loaded."""
+    wrapt.wrap_function_wrapper(module, "get_args", _get_args)
+
+
+def register(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.v1.plugins.model_plugins.peft`."""
+    module.PeftPlugin("moe").register()(get_moe_model)
+
+
+def extend_trainer(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.v1.trainers.sft_trainer`, which computes its loss from the logits."""
+    wrapt.wrap_function_wrapper(module, "SFTTrainer.compute_loss", _compute_loss)
+
+
+def extend_logs(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.v1.utils.callbacks.trainer_callback`."""
+    wrapt.wrap_function_wrapper(module, "CallbackHandler.on_log", _on_log)
+
+
+def get_moe_model(model: Any, config: Mapping[str, Any], is_train: bool = False) -> torch.nn.Module:
+    """The plugin: put a mixture into a model.
+
+    Args:
+        model: A causal language model.
+        config: The YAML's `peft_config`.
+        is_train: Whether it will be trained; otherwise it needs an adapter.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from neuronmoe_plugins.integrations.llamafactory.adapter import init_moe_adapter
+
+    arguments, paths = read_config(config)
+    if not is_train and not paths:
+        raise UserError("peft_config: a mixture is served with its adapter: set adapter_name_or_path")
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        raise UserError(f"peft_config: moe makes mixtures of causal language models, not of a {type(model).__name__}")
+    names = ("adapter_folder", "cache_dir", "model_revision", "hf_hub_token", "offload_folder")
+    location = SimpleNamespace(adapter_name_or_path=paths, **dict.fromkeys(names))
+    mixture = init_moe_adapter(model, location, arguments, is_train)
+    return mixture if is_train else mixture.requires_grad_(False).eval()
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list[str]]:
+    """Read a `peft_config`; `num_experts` stands for `moe_num_experts` or, as a list, `ada_moe_num_experts_list`.
+
+    Returns:
+        The arguments, and the adapter of `adapter_name_or_path` if there is one.
+
+    Raises:
+        UserError: on an unknown key, with the nearest name, and on one that v1 has no data for.
+    """
+    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+    from neuronmoe_plugins.integrations.llamafactory.combinations import check_training
+
+    given = {key: value for key, value in config.items() if key != "name"}
+    tagged = [key for key in NEEDS_TAGS if given.get(key)]
+    if tagged:
+        raise UserError(
+            f"peft_config: {', '.join(tagged)}: LLaMA-Factory's v1 has no tags that tell the language of a token: "
+            "train this stage without USE_V1, with finetuning_type: moe"
+        )
+    inherited = inspect.signature(MoeFinetuningArguments.__mro__[1]).parameters
+    known = {*inspect.signature(MoeFinetuningArguments).parameters} - {*inherited}
+    known |= {"num_experts", "adapter_name_or_path"}
+    for key in given:
+        if key not in known:
+            raise UserError(f"peft_config: unknown key {key}{did_you_mean(key, known)}")
+    paths = given.pop("adapter_name_or_path", None) or []
+    paths = paths if isinstance(paths, list) else [paths]
+    if len(paths) > 1:
+        raise UserError("peft_config: moe takes one adapter in adapter_name_or_path, not several")
+    experts = given.pop("num_experts", None)
+    if experts is not None:
+        key = "moe_num_experts" if isinstance(experts, int) else "ada_moe_num_experts_list"
+        if key in given:
+            raise UserError(f"peft_config: num_experts and {key} say the same: give one of them")
+        given[key] = experts
+    check_training(given | {"adapter_name_or_path": paths})
+    return MoeFinetuningArguments(finetuning_type="moe", **given), paths
+
+
+def check_run(model_args: Any, training_args: Any) -> None:
+    """Refuse settings of v1 that would fail, or train something else, with a mixture.
+
+    Raises:
+        UserError: naming the key.
+    """
+    read_config(model_args.peft_config)
+    distributed = training_args.dist_config or {}
+    remedy = "train without USE_V1, with finetuning_type: moe"
+    if distributed.get("name") == "fsdp2" or distributed.get("cp_size", 1) > 1:
+        raise UserError(f"dist_config: {dict(distributed)} does not train mixtures in v1: {remedy}")
+    if distributed.get("name") == "deepspeed" and _zero_stage(distributed.get("config_file")) == 3:
+        raise UserError(
+            f"dist_config: {distributed['config_file']}: mixtures need ZeRO stage 2 or less in v1: {remedy}"
+        )
+    if (model_args.init_config or {}).get("name") == "init_on_meta":
+        raise UserError("init_config: init_on_meta leaves experts nothing to copy: remove it")
+    if (model_args.kernel_config or {}).get("name") == "liger_kernel":
+        raise UserError(f"kernel_config: v1 cannot put liger_kernel into a PEFT model: remove it, or {remedy}")
+
+
+def _zero_stage(file: str | None) -> int | None:
+    """The stage in a DeepSpeed configuration; v1 itself complains if there is none to read."""
+    if file is None or not Path(file).is_file():
+        return None
+    stage: int | None = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage")
+    return stage
+
+
+def _get_args(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `get_args(args)`."""
+    model_args, data_args, training_args, sample_args = wrapped(*args, **kwargs)
+    if (model_args.peft_config or {}).get("name") == "moe":
+        check_run(model_args, training_args)
+    return model_args, data_args, training_args, sample_args
+
+
+def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `compute_loss(batch)`, which the trainer scales by the batch's share of the labels."""
+    from neuronmoe_plugins.integrations.transformers import find_objective, with_mixture_losses
+
+    return with_mixture_losses(wrapped(*args, **kwargs), find_objective(instance.model))
+
+
+def _on_log(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `on_log(args, state, logs)`, which every process calls: add the mixture's losses."""
+    from neuronmoe_plugins.integrations.transformers import find_objective
+
+    objective = None if instance.trainer is None else find_objective(instance.trainer.model)
+    if objective is not None:
+        logs = inspect.signature(wrapped).bind(*args, **kwargs).arguments["logs"]
+        logs |= _over_processes(objective.metrics.pop())
+    wrapped(*args, **kwargs)
+
+
+def _over_processes(sums: MetricSums) -> dict[str, float]:
+    """What this process added up -> means over all of them."""
+    from llamafactory.v1.accelerator.helper import ReduceOp
+    from llamafactory.v1.accelerator.interface import DistributedInterface
+
+    losses = {name: pair for name, pair in sums.losses.items() if pair[1]}
+    totals, numbers = (
+        DistributedInterface().all_reduce([pair[i] for pair in losses.values()], op=ReduceOp.SUM) for i in (0, 1)
+    )
+    return {name: total / number for name, total, number in zip(losses, totals, numbers, strict=True)}
