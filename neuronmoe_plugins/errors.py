@@ -7,3 +7,8 @@ class UserError(ValueError):
     The command line prints the message on one line and exits with code 2. It is a `ValueError`, so that programs that
     call the library directly need not know it.
     """
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without its line breaks, as other libraries' messages may have them."""
+    return " ".join(str(error).split())

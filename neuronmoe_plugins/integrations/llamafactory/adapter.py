@@ -53,7 +53,7 @@ def init_moe_adapter(
     num_layers = model.config.get_text_config().num_hidden_layers
     config = load_or_make_config(model_args, finetuning_args, num_layers)
     if model_args.adapter_name_or_path:
-        path, location = model_args.adapter_name_or_path[-1], _adapter_location(model_args)
+        path, location = model_args.adapter_name_or_path[-1], adapter_location(model_args)
         mixture: torch.nn.Module
         if drops_classifiers(finetuning_args):
             config.inference_mode = not is_trainable
@@ -97,7 +97,7 @@ def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments
     try:
         if not model_args.adapter_name_or_path:
             return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)
-        config = _load_config(model_args)
+        config = load_adapter_config(model_args)
         apply_experts(config, finetuning_args, model_args.adapter_name_or_path[-1], num_layers)
         for name, value in training.items():
             setattr(config, name, value)
@@ -140,7 +140,7 @@ def _load_without_classifiers(
     return mixture
 
 
-def _adapter_location(model_args: Any) -> dict[str, Any]:
+def adapter_location(model_args: Any) -> dict[str, Any]:
     """Where the host looks for adapters."""
     return {
         "subfolder": model_args.adapter_folder,
@@ -150,10 +150,15 @@ def _adapter_location(model_args: Any) -> dict[str, Any]:
     }
 
 
-def _load_config(model_args: Any) -> MoeConfig:
+def load_adapter_config(model_args: Any) -> MoeConfig:
+    """The configuration in `adapter_name_or_path`, as it was saved.
+
+    Raises:
+        UserError: if there is none, or it is that of another kind of adapter.
+    """
     path = model_args.adapter_name_or_path[-1]
     try:
-        config = MoeConfig.from_pretrained(path, **_adapter_location(model_args))
+        config = MoeConfig.from_pretrained(path, **adapter_location(model_args))
     except (ValueError, OSError) as error:
         raise UserError(f"adapter_name_or_path: no adapter in {path} ({error}); train stage 1 first") from error
     if not isinstance(config, MoeConfig):

@@ -10,6 +10,8 @@ from llamafactory.hparams.data_args import DataArguments
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.argument_values import check_moe_arguments
+from neuronmoe_plugins.integrations.llamafactory.language_codes import check_code
 
 
 @dataclass
@@ -17,8 +19,8 @@ class MoeFinetuningArguments(FinetuningArguments):
     """LLaMA-Factory's fine-tuning arguments and those of `moe`, under the names of the published code.
 
     Raises:
-        UserError: on a list that is not of integers, on two expert counts at once, and on an argument of `moe` given
-            with another `finetuning_type`.
+        UserError: on a value that cannot be, on two expert counts at once, and on an argument of `moe` given with
+            another `finetuning_type`.
     """
 
     finetuning_type: Literal["lora", "oft", "freeze", "full", "moe"] = field(
@@ -31,7 +33,10 @@ class MoeFinetuningArguments(FinetuningArguments):
     )
     moe_num_experts: int | None = field(
         default=None,
-        metadata={"help": "[moe] Experts in every layer, the base MLP included. 2 when no count is given."},
+        metadata={
+            "help": "[moe] Experts in every layer, the base MLP included. A new adapter needs this or "
+            "ada_moe_num_experts_list."
+        },
     )
     ada_moe_num_experts_list: str | None = field(
         default=None,
@@ -98,6 +103,14 @@ class MoeFinetuningArguments(FinetuningArguments):
             "help": "[moe] Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
         },
     )
+    moe_every_k_layers: int = field(
+        default=1,
+        metadata={"help": "[moe] Of the published code: nothing but 1; name the layers in layers_to_moe instead."},
+    )
+    save_all_params: bool = field(
+        default=False,
+        metadata={"help": "[moe] Of the published code: nothing but false; the base model stays frozen and unsaved."},
+    )
 
     def __post_init__(self) -> None:
         method = self.finetuning_type
@@ -110,12 +123,12 @@ class MoeFinetuningArguments(FinetuningArguments):
         given = given_moe_arguments(self)
         if method != "moe" and given:
             raise UserError(f"{', '.join(given)}: only valid with finetuning_type: moe, not {method}")
-        if self.moe_num_experts is not None and self.ada_moe_num_experts_list is not None:
-            raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")
         self.expert_list: list[int] | None = _integers("ada_moe_num_experts_list", self.ada_moe_num_experts_list)
         self.old_expert_list: list[int] | None = _integers("old_moe_num_experts_list", self.old_moe_num_experts_list)
         self.group_counts: int | list[int] | None = _one_or_more("group_nums", self.group_nums)
         self.moe_layers: list[int] | None = _integers("layers_to_moe", self.layers_to_moe)
+        if method == "moe":
+            check_moe_arguments(self)
 
 
 @dataclass
@@ -146,13 +159,15 @@ class MoeDataArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.old_languages: list[str] | None = _words(self.original_languages)
+        for language in self.old_languages or []:
+            check_code("original_languages", language)
         if self.old_languages is not None and not self.generate_lang_mask:
             raise UserError("original_languages has no effect without generate_lang_mask: true")
 
 
 def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[str]:
     """Names of the arguments added here that differ from their defaults."""
-    return [f.name for f in _added_fields(type(arguments)) if getattr(arguments, f.name) != f.default]
+    return [f.name for f in added_fields(type(arguments)) if getattr(arguments, f.name) != f.default]
 
 
 def replace_argument_classes(parser: ModuleType) -> None:
@@ -163,7 +178,7 @@ def replace_argument_classes(parser: ModuleType) -> None:
         classes[:] = [replacements.get(argument_class, argument_class) for argument_class in classes]
 
 
-def _added_fields(argument_class: type) -> list[Field[Any]]:
+def added_fields(argument_class: type) -> list[Field[Any]]:
     """Fields that a class above adds to its host's class."""
     if not issubclass(argument_class, MoeFinetuningArguments | MoeDataArguments):
         return []

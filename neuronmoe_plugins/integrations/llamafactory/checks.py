@@ -2,24 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from neuronmoe_plugins.errors import UserError
+from llamafactory.hparams.model_args import ModelArguments
+from transformers import HfArgumentParser
+
+from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
     MoeFinetuningArguments,
     given_moe_arguments,
 )
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP, LANGUAGE
+from neuronmoe_plugins.integrations.llamafactory.combinations import check_inference, check_task, check_training
+from neuronmoe_plugins.integrations.llamafactory.dataset_files import check_datasets
+from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP
+from neuronmoe_plugins.integrations.llamafactory.experts import OLD_EXPERTS
+from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given, is_moe, read_given
+from neuronmoe_plugins.integrations.llamafactory.host_arguments import check_host_arguments
+from neuronmoe_plugins.integrations.llamafactory.languages import check_languages
 from neuronmoe_plugins.integrations.llamafactory.tokenized_data import check_saved_tags
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
-GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
+
+@dataclass
+class MoeRun:
+    """A `moe` run as the user asked for it.
+
+    Attributes:
+        given: The arguments that the user gave.
+        model_args: The host's model arguments.
+        data_args: Data arguments.
+        finetuning_args: Fine-tuning arguments.
+        notes: What the log should say of it.
+        warnings: What the log should warn of.
+    """
+
+    given: Given
+    model_args: Any
+    data_args: MoeDataArguments
+    finetuning_args: MoeFinetuningArguments
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains."""
+        return bool(self.given.get("do_train"))
+
+
+def check_train_command(given: Given | list[str], classes: list[type]) -> MoeRun | None:
+    """Check the arguments of `train`, before the host makes anything of them.
+
+    Args:
+        given: What the host's `read_args` returns.
+        classes: The dataclasses that the command's arguments are parsed into.
+
+    Returns:
+        The run; None if it is not a `moe` one.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    run = _read_run(given, classes)
+    if run is None:
+        return None
+    check_task(run.given)
+    if not run.trains:
+        check_inference(run.given)
+    _check_run(run)
+    return run
+
+
+def check_inference_command(given: Given | list[str], classes: list[type]) -> MoeRun | None:
+    """As :func:`check_train_command`, for the commands that only use a model."""
+    run = _read_run(given, classes)
+    if run is None:
+        return None
+    check_inference(run.given)
+    _check_run(run)
+    stage = run.finetuning_args.stage
+    if run.model_args.export_dir is None and stage != "sft":
+        raise UserError(f"stage: {stage} does not chat: remove the key, which is for training")
+    return run
 
 
 def check_method(model_args: Any, data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
-    """Refuse combinations of `moe` with what it cannot run with, in training and inference.
+    """Refuse arguments of `moe` with another method, and what `moe` cannot run with.
 
     Raises:
         UserError: naming the keys.
@@ -33,68 +103,55 @@ def check_method(model_args: Any, data_args: MoeDataArguments, finetuning_args: 
         return
     if finetuning_args.stage not in ("pt", "sft"):
         raise UserError(f"finetuning_type: moe trains with stage: pt or sft, not {finetuning_args.stage}")
-    for arguments, name in (
-        (model_args, "use_unsloth"),
-        (model_args, "use_kt"),
-        (model_args, "mixture_of_depths"),
-        (finetuning_args, "use_mca"),
-        (finetuning_args, "use_hyper_parallel"),
-    ):
-        if getattr(arguments, name):
-            raise UserError(f"finetuning_type: moe does not work with {name}: remove it")
+    if finetuning_args.use_mca:
+        raise UserError("finetuning_type: moe does not work with USE_MCA")
     if len(model_args.adapter_name_or_path or []) > 1:
         raise UserError("finetuning_type: moe takes one adapter in adapter_name_or_path, not several")
 
 
-def check_training(
-    model_args: Any, data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments, given: set[str]
-) -> None:
-    """Refuse a training run that would end in an error, or in losses that do nothing, after the data is read.
-
-    Args:
-        model_args: The host's model arguments.
-        data_args: Data arguments.
-        finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
-        given: Names of the arguments that the user gave.
-
-    Raises:
-        UserError: naming the keys.
-    """
-    if finetuning_args.train_only_router and not model_args.adapter_name_or_path:
-        raise UserError("train_only_router trains an existing adapter: set adapter_name_or_path to that of stage 1")
-    _check_losses(data_args, finetuning_args)
-    _check_checkpointing(model_args, finetuning_args, given)
-    if data_args.generate_lang_mask:
-        _check_languages(data_args, finetuning_args)
-    check_saved_tags(data_args)
-    config, num_layers = _check_experts(model_args, finetuning_args)
-    _check_packing(data_args, config)
-    if data_args.sequential_add_mask:
-        _check_groups(data_args, config, num_layers)
+def _read_run(given: Given | list[str], classes: list[type]) -> MoeRun | None:
+    written = read_given(given, classes)
+    if not is_moe(written):
+        return None
+    check_host_arguments(written)
+    if not written.get("model_name_or_path"):
+        raise UserError("model_name_or_path is missing: name the folder or the hub name of the base model")
+    if isinstance(written.get("adapter_name_or_path"), list):
+        raise UserError("adapter_name_or_path must be one folder or hub name, not a list")
+    kinds: list[Any] = [ModelArguments, MoeDataArguments, MoeFinetuningArguments]
+    try:
+        return MoeRun(written, *HfArgumentParser(kinds).parse_dict(written, allow_extra_keys=True))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
 
 
-def _check_losses(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
-    """A loss needs the tags that it reads, and what changes a loss needs the loss."""
-    if finetuning_args.lpr_loss_coef and not data_args.generate_lang_mask:
-        raise UserError("lpr_loss_coef needs to know which tokens are in an old language: set generate_lang_mask: true")
-    group_losses = [name for name in GROUP_LOSSES if getattr(finetuning_args, name)]
-    if group_losses and not data_args.sequential_add_mask:
-        raise UserError(
-            f"{' and '.join(group_losses)}: the language group of each token is missing: set sequential_add_mask: true"
-        )
-    if data_args.sequential_add_mask and not group_losses:
-        raise UserError(f"sequential_add_mask has no effect without {' or '.join(GROUP_LOSSES)}")
-    if finetuning_args.aux_loss_per_sequence and not finetuning_args.aux_loss_coef:
-        raise UserError("aux_loss_per_sequence has no effect without aux_loss_coef")
+def _check_run(run: MoeRun) -> None:
+    check_method(run.model_args, run.data_args, run.finetuning_args)
+    if run.trains:
+        check_training(run.given)
+        _check_checkpointing(run)
+        check_datasets(run.data_args)
+        if run.data_args.generate_lang_mask:
+            notes, warnings = check_languages(run.data_args, run.finetuning_args)
+            run.notes += notes
+            run.warnings += warnings
+        check_saved_tags(run.data_args)
+    config, num_layers = _check_experts(run)
+    if run.trains:
+        _check_packing(run.data_args, config)
+        if run.data_args.sequential_add_mask:
+            _check_groups(run.data_args, config, num_layers)
 
 
-def _check_checkpointing(model_args: Any, finetuning_args: MoeFinetuningArguments, given: set[str]) -> None:
+def _check_checkpointing(run: MoeRun) -> None:
     """Router logits recorded under reentrant checkpointing have no gradient."""
-    if model_args.disable_gradient_checkpointing:
+    if run.model_args.disable_gradient_checkpointing:
         return
-    losses = [name for name in LOSS_COEFFICIENTS if getattr(finetuning_args, name)]
+    losses = [name for name in LOSS_COEFFICIENTS if getattr(run.finetuning_args, name)]
     for key in ("use_reentrant_gc", "use_unsloth_gc"):
-        if losses and key in given and getattr(model_args, key):
+        if losses and run.given.get(key):
             raise UserError(
                 f"{key}: true runs the forward without gradients, so {' and '.join(losses)} would have none; "
                 f"set {key}: false"
@@ -107,17 +164,6 @@ def _check_packing(data_args: MoeDataArguments, config: MoeConfig) -> None:
         raise UserError(
             "group_nums does not work with neat_packing, which packs conversations of several groups into one sequence "
             "whose padding the classifiers cannot see: set packing: false"
-        )
-
-
-def _check_languages(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments) -> None:
-    """Every data set has a language, and the language-prior loss some old one."""
-    training = LANGUAGE.of_datasets(data_args.dataset or [], data_args)
-    LANGUAGE.of_datasets(data_args.eval_dataset or [], data_args)
-    if finetuning_args.lpr_loss_coef and not any(training.values()):
-        raise UserError(
-            f"lpr_loss_coef has nothing to act on: none of the data sets {', '.join(training)} is in an old language; "
-            'add one with "language": "old" in dataset_info.json, or name its code in original_languages'
         )
 
 
@@ -145,21 +191,57 @@ def _check_groups(data_args: MoeDataArguments, config: MoeConfig, num_layers: in
             )
 
 
-def _check_experts(model_args: Any, finetuning_args: MoeFinetuningArguments) -> tuple[MoeConfig, int]:
-    """The expert counts must fit the model's layers, and an adapter that is loaded.
+def _check_experts(run: MoeRun) -> tuple[MoeConfig, int]:
+    """The expert counts must fit the model's layers, and an adapter that is loaded, which must be one of the model.
 
     Returns:
-        The configuration of the adapter that will be trained, and the model's number of layers.
+        The configuration of the adapter that will be used, and the model's number of layers.
     """
-    from llamafactory.model.loader import load_config
+    # Not at the top: these import more of the host, whose arguments are being imported when this module is.
+    from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config, load_or_make_config
+    from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_adapter_fits
+    from neuronmoe_plugins.integrations.llamafactory.base_model import empty_base_model, load_base_config
 
-    from neuronmoe_plugins.integrations.llamafactory.adapter import load_or_make_config
+    arguments = run.finetuning_args
+    base_config = load_base_config(run.model_args)
+    num_layers = base_config.get_text_config().num_hidden_layers
+    config = load_or_make_config(run.model_args, arguments, num_layers)
+    _check_plans(config, arguments, num_layers)
+    if not run.trains:
+        _check_old_experts(arguments, config, load_adapter_config(run.model_args), num_layers)
+    base = empty_base_model(run.model_args, base_config)
+    if base is not None and run.model_args.adapter_name_or_path:
+        run.warnings += check_adapter_fits(run.model_args, base_config, base)
+    return config, num_layers
 
-    num_layers = load_config(model_args).get_text_config().num_hidden_layers
-    config = load_or_make_config(model_args, finetuning_args, num_layers)
-    key = "layers_to_moe, moe_num_experts" if finetuning_args.expert_list is None else "ada_moe_num_experts_list"
+
+def _check_old_experts(arguments: MoeFinetuningArguments, config: MoeConfig, saved: MoeConfig, num_layers: int) -> None:
+    """Without training, older experts matter to classifiers alone."""
+    if arguments.old_expert_list is None:
+        return
+    counts, before = ([plan.num_experts for plan in c.layer_plans(num_layers).values()] for c in (config, saved))
+    if counts != before:
+        raise UserError(f"{OLD_EXPERTS} would extend the adapter by experts that learn nothing: set do_train: true")
+    if not config.group_nums:
+        raise UserError(
+            f"{OLD_EXPERTS} has no effect without training, since the adapter has no classifiers: remove it"
+        )
+
+
+def _check_plans(config: MoeConfig, arguments: MoeFinetuningArguments, num_layers: int) -> None:
+    key = "layers_to_moe, moe_num_experts" if arguments.expert_list is None else "ada_moe_num_experts_list"
     try:
-        config.layer_plans(num_layers)
+        plans = config.layer_plans(num_layers)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
-    return config, num_layers
+    most = max(plan.num_experts for plan in plans.values())
+    if arguments.topk is not None and arguments.topk > most:
+        raise UserError(f"topk is {arguments.topk}, but no layer has more than {most} experts")
+    counts, layers = arguments.expert_list, arguments.moe_layers
+    if counts is not None and layers is not None and len(counts) == num_layers > len(layers):
+        ignored = [layer for layer, count in enumerate(counts) if count > 1 and layer not in layers]
+        if ignored:
+            raise UserError(
+                f"ada_moe_num_experts_list gives experts to layers {ignored}, which layers_to_moe {layers} leaves out: "
+                "remove layers_to_moe"
+            )

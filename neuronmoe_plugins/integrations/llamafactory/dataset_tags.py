@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.language_codes import TAGS, check_tag, twin
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments
@@ -53,6 +54,16 @@ class TokenTag:
         Raises:
             UserError: naming the file and the data set that has no tag or a wrong one.
         """
+        numbers = {}
+        for name, tag in self.tags_of(names, data_args).items():
+            try:
+                numbers[name] = self.read(tag, data_args)
+            except UserError as error:
+                raise UserError(f"{_info_file(data_args)}: {name}: {error}") from None
+        return numbers
+
+    def tags_of(self, names: list[str], data_args: MoeDataArguments) -> dict[str, object]:
+        """As :meth:`of_datasets`, with what the entry says instead of the number."""
         from llamafactory.data.parser import get_dataset_list
 
         if data_args.dataset_dir == "ONLINE":
@@ -61,20 +72,14 @@ class TokenTag:
                 "name a folder with one, where hf_hub_url tells what to download"
             )
         entries = dict(zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True))
-        where = Path(str(data_args.dataset_dir)) / "dataset_info.json"
-        untagged = [name for name, entry in entries.items() if getattr(entry, self.key, None) is None]
+        tags = {name: getattr(entry, self.key, None) for name, entry in entries.items()}
+        untagged = [name for name, tag in tags.items() if tag is None]
         if untagged:
             raise UserError(
-                f'{where}: {self.argument} needs a "{self.key}" ({self.form}) in every data set, but '
+                f'{_info_file(data_args)}: {self.argument} needs a "{self.key}" ({self.form}) in every data set, but '
                 f"{', '.join(untagged)} has none"
             )
-        numbers = {}
-        for name, entry in entries.items():
-            try:
-                numbers[name] = self.read(getattr(entry, self.key), data_args)
-            except UserError as error:
-                raise UserError(f"{where}: {name}: {error}") from None
-        return numbers
+        return tags
 
 
 def extend_data_parser(module: ModuleType) -> None:
@@ -95,16 +100,24 @@ def is_old_language(tag: object, data_args: MoeDataArguments) -> int:
         data_args: Data arguments; `original_languages` lists the codes of old languages.
 
     Raises:
-        UserError: on a tag that is none of these, or a code without `original_languages`.
+        UserError: on a tag that is none of these, a code without `original_languages`, or one that is written there
+            another way.
     """
-    if tag in ("old", "new"):
-        return int(tag == "old")
-    if not isinstance(tag, str) or not tag:
+    if not isinstance(tag, str):
         raise UserError(f'"language" must be "old", "new" or a language code; got {tag!r}')
+    check_tag(tag)
+    if tag in TAGS:
+        return int(tag == "old")
     if data_args.old_languages is None:
         raise UserError(
             f'"language": "{tag}" is neither "old" nor "new": name the old languages in the YAML, such as '
             "original_languages: en,es,zh"
+        )
+    similar = twin(tag, data_args.old_languages)
+    if tag not in data_args.old_languages and similar is not None:
+        raise UserError(
+            f'"language": "{tag}" would count as new, but original_languages has {similar}: write both alike, or tag '
+            'the data set "new"'
         )
     return int(tag in data_args.old_languages)
 
@@ -129,6 +142,10 @@ def language_group(tag: object, _data_args: MoeDataArguments) -> int:
 LANGUAGE = TokenTag("old_language_mask", "generate_lang_mask", "language", '"old", "new" or a code', 0, is_old_language)
 GROUP = TokenTag("group_tags", "sequential_add_mask", "group_tag", '"g0", "g1" or 0, 1', -100, language_group)
 TOKEN_TAGS = (LANGUAGE, GROUP)
+
+
+def _info_file(data_args: MoeDataArguments) -> Path:
+    return Path(str(data_args.dataset_dir)) / "dataset_info.json"
 
 
 def _join_with_tags(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Hooks on LLaMA-Factory's trainers: the collator that pads the token tags, and losses and routing in every log."""
+"""Hooks on LLaMA-Factory's trainers: the collator that pads the token tags, and what a run logs about the mixture."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
 import wrapt
 from llamafactory.train.callbacks import LogCallback
+from transformers import PrinterCallback, ProgressCallback
 
+from neuronmoe_plugins.integrations.llamafactory.routing_log import LOSSES, RoutingLog
+from neuronmoe_plugins.integrations.llamafactory.saving import ResumedLogs, extend_saving
+from neuronmoe_plugins.integrations.llamafactory.start_table import log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
-from neuronmoe_plugins.tuner import MoeLayer
 
 # The trainer of each stage's module.
 TRAINERS = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer"}
 
-LOSSES = ("lm_loss", "aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss")
+# Values in every log but the console's, where one for each expert would be too many to read.
+EXPERT_SHARES = "expert_share/"
 
 
 def extend_trainer(module: ModuleType) -> None:
@@ -24,21 +27,8 @@ def extend_trainer(module: ModuleType) -> None:
     name = TRAINERS[module.__name__]
     wrapt.wrap_function_wrapper(module, f"{name}.__init__", _init)
     wrapt.wrap_function_wrapper(module, f"{name}.log", _log)
-
-
-def mean_metrics(trainer: Any) -> dict[str, float]:
-    """The tuner's metrics since the last log, as means over the tokens of all processes.
-
-    Every process has to call this; the names are in the order of the log.
-    """
-    layers = sorted(m.layer_index for m in trainer.model.modules() if isinstance(m, MoeLayer))
-    names = [*LOSSES]
-    names += [f"{share}/layer_{layer}" for share in ("expert0_share", "expert0_share_old") for layer in layers]
-    local = trainer.model.base_model.pop_metric_sums()
-    sums = torch.tensor([local.get(name, (0, 0)) for name in names], dtype=torch.float64)
-    sums = sums.to(trainer.accelerator.device)
-    totals = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-    return {name: total / number for name, (total, number) in zip(names, totals, strict=True) if number}
+    wrapt.wrap_function_wrapper(module, f"{name}.save_state", _save_state)
+    extend_saving(module, name)
 
 
 def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -48,17 +38,32 @@ def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kw
         return
     kwargs["data_collator"] = TokenTagCollator(kwargs["data_collator"])
     wrapped(*args, **kwargs)
-    for callback in kwargs.get("callbacks") or []:
+    for callback in instance.callback_handler.callbacks:
         if isinstance(callback, LogCallback):
             _extend_trainer_log(callback, instance)
+        elif isinstance(callback, PrinterCallback | ProgressCallback):
+            _shorten_console(callback)
+    if instance.args.do_train:
+        # First: it restores what the other one goes on from.
+        instance.add_callback(ResumedLogs(instance))
+        instance.moe_routing_log = RoutingLog(instance)
+        instance.add_callback(instance.moe_routing_log)
+        log_start_table(instance)
 
 
 def _log(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stand in for `Trainer.log(logs, ...)`, which every process calls at every logging step."""
     logs = args[0] if args else kwargs["logs"]
     if instance.finetuning_args.finetuning_type == "moe" and "loss" in logs:
-        logs.update(mean_metrics(instance))
+        logs.update(instance.moe_routing_log.log_step().means())
     wrapped(*args, **kwargs)
+
+
+def _save_state(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `save_state()`, which the host calls when a finished training's model is saved."""
+    wrapped(*args, **kwargs)
+    if instance.finetuning_args.finetuning_type == "moe":
+        instance.moe_routing_log.write()
 
 
 def _extend_trainer_log(callback: LogCallback, trainer: Any) -> None:
@@ -76,5 +81,17 @@ def _extend_trainer_log(callback: LogCallback, trainer: Any) -> None:
     callback._write_log = write_with_metrics
 
 
+def _shorten_console(callback: PrinterCallback | ProgressCallback) -> None:
+    """Keep the experts' shares out of what a callback prints."""
+    on_log = callback.on_log
+
+    def on_short_log(args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> Any:
+        long = [name for name in logs if name.startswith(EXPERT_SHARES)]
+        shown = {name: value for name, value in logs.items() if name not in long} if long else logs
+        return on_log(args, state, control, logs=shown, **kwargs)
+
+    callback.on_log = on_short_log  # type: ignore[method-assign,assignment]
+
+
 def _is_metric(name: str) -> bool:
-    return name in LOSSES or name.startswith("expert0_share")
+    return name in LOSSES or name.startswith(("expert0_share", EXPERT_SHARES))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import stage1_arguments
+from training_runs import stage1_arguments, train
 
 if find_spec("llamafactory") is None:  # the extra `train` is not installed
     collect_ignore_glob = ["test_*.py"]
@@ -57,6 +57,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def moe_args(tiny_model_dir: Path, data_dir: Path, tmp_path: Path) -> dict[str, Any]:
     """Arguments of a short stage 1 run in float32."""
     return stage1_arguments(tiny_model_dir, data_dir, tmp_path / "output")
+
+
+@pytest.fixture(scope="session")
+def stage1_adapter(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 whose experts have moved far from the base MLP, so that it generates another text."""
+    folder = tmp_path_factory.mktemp("adapter") / "stage1"
+    train(stage1_arguments(tiny_model_dir, data_dir, folder), folder, learning_rate=0.05, max_steps=8)
+    return folder
 
 
 def _entry(file_name: str, **more: Any) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from neuronmoe_plugins.errors import UserError
+from training_runs import refusal, save_adapter
 
 STAGE2 = {"train_only_router": True, "lpr_loss_coef": 0.1, "generate_lang_mask": True, "dataset": "en_even,el_even"}
 
@@ -23,12 +23,8 @@ def parse(args: dict[str, Any]) -> tuple[Any, ...]:
 
 @pytest.fixture
 def adapter_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    """A saved configuration; the parser reads no weights."""
-    from neuronmoe_plugins.tuner import MoeConfig
-
-    folder = tmp_path / "stage1"
-    MoeConfig(task_type="CAUSAL_LM", num_experts=[3, 1, 1, 2], topk=1, aux_loss_coef=0.01).save_pretrained(folder)
-    return folder
+    """An untrained adapter."""
+    return Path(save_adapter(tmp_path / "stage1", tiny_model_dir, num_experts=[3, 1, 1, 2], topk=1, aux_loss_coef=0.01))
 
 
 def test_a_list_or_a_string_of_experts(moe_args: dict[str, Any]) -> None:
@@ -101,7 +97,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "no experts": ({"ada_moe_num_experts_list": "1,1,1,1"}, "1 in every layer"),
     "two counts": ({"moe_num_experts": 2}, "moe_num_experts and ada_moe_num_experts_list"),
     "unknown layer": (
-        {"ada_moe_num_experts_list": None, "layers_to_moe": "0,9"},
+        {"ada_moe_num_experts_list": None, "moe_num_experts": 2, "layers_to_moe": "0,9"},
         r"layers \[9\], but the model has layers 0..3",
     ),
     "negative coefficient": ({"aux_loss_coef": -1.0}, "aux_loss_coef must not be negative"),
@@ -131,25 +127,16 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_named(moe_args: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        parse(moe_args | overrides)
-    assert "\n" not in str(error.value)
-
-
-def test_quantisation_is_refused_by_the_host(moe_args: dict[str, Any], adapter_dir: Path) -> None:
-    with pytest.raises(ValueError, match="Quantization is only compatible"):
-        parse(moe_args | {"quantization_bit": 4, "adapter_name_or_path": str(adapter_dir)})
+    assert re.search(message, refusal(moe_args | overrides))
 
 
 def test_adapter_with_other_experts(moe_args: dict[str, Any], adapter_dir: Path) -> None:
     args = moe_args | {"adapter_name_or_path": str(adapter_dir), "ada_moe_num_experts_list": "2,2,2,2"}
-    with pytest.raises(
-        UserError, match=r"ada_moe_num_experts_list is \[2, 2, 2, 2\], but the adapter .* \[3, 1, 1, 2\]"
-    ):
-        parse(args)
+    message = r"ada_moe_num_experts_list is \[2, 2, 2, 2\], but the adapter .* \[3, 1, 1, 2\]"
+    assert re.search(message, refusal(args))
 
 
 def test_adapter_of_another_method(moe_args: dict[str, Any], adapter_dir: Path) -> None:
     (adapter_dir / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    with pytest.raises(UserError, match=r"holds a .*LORA adapter, not a MOE one"):
-        parse(moe_args | {"adapter_name_or_path": str(adapter_dir)})
+    message = refusal(moe_args | {"adapter_name_or_path": str(adapter_dir)})
+    assert re.search("holds a .*LORA adapter, not a MOE one", message)

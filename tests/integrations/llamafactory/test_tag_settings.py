@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from received_batches import TAGS
+from training_runs import save_adapter
 
 from neuronmoe_plugins.errors import UserError
 
@@ -102,10 +103,8 @@ def test_data_sets_that_no_file_describes(moe_args: dict[str, Any]) -> None:
         parse(moe_args | TEXTS | {"dataset_dir": "ONLINE"})
 
 
-def test_classifiers_of_packed_conversations(moe_args: dict[str, Any], tmp_path: Path) -> None:
-    from neuronmoe_plugins.tuner import MoeConfig
-
-    MoeConfig(task_type="CAUSAL_LM", num_experts=[3, 1, 1, 2]).save_pretrained(tmp_path / "old")
+def test_classifiers_of_packed_conversations(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "old", tiny_model_dir, num_experts=[3, 1, 1, 2])
     classifiers = {"group_nums": "2,0,0,2", "old_moe_num_experts_list": "3,1,1,2", "ada_moe_num_experts_list": None}
     loss = {"classify_loss_coef": 0.1, "sequential_add_mask": True, "train_only_router": True}
     args = moe_args | CHAT | classifiers | loss | {"adapter_name_or_path": str(tmp_path / "old")}

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def stage1_arguments(model: Path, data_dir: Path, output: Path) -> dict[str, Any]:
     """Arguments of a short stage 1 run in float32."""
@@ -35,10 +37,9 @@ def stage1_arguments(model: Path, data_dir: Path, output: Path) -> dict[str, Any
 
 def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
     """Run it from another folder, and return what it printed."""
-    tools = Path(sys.executable).parent
     result = subprocess.run(
-        [tools / "llamafactory-cli", "train", str(yaml), *overrides],
-        env=os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"} | environment,
+        ["llamafactory-cli", "train", str(yaml), *overrides],
+        env=tools_environment(**environment),
         cwd=yaml.parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,13 +50,58 @@ def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
     return result.stdout
 
 
-def train(args: dict[str, Any], output: Path, **overrides: Any) -> list[dict[str, float]]:
+def tools_environment(**environment: str) -> dict[str, str]:
+    """The environment in which the commands beside this Python are found, and DeepSpeed compiles nothing."""
+    tools, no_compiler = Path(sys.executable).parent, Path(__file__).parent / "no_compiler"
+    return os.environ | {
+        "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(no_compiler), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **environment,
+    }
+
+
+def save_adapter(folder: Path, base: Path, **fields: Any) -> str:
+    """Save an untrained adapter of the base model with these fields of MoeConfig; returns the folder's name."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from neuronmoe_plugins.tuner import MoeConfig
+
+    config = MoeConfig(task_type="CAUSAL_LM", **fields)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return str(folder)
+
+
+def refusal(args: dict[str, Any] | list[str] | None) -> str:
+    """The line with which a training run is refused, before anything is loaded or written."""
+    from llamafactory.train import tuner
+    from transformers import AutoTokenizer, PreTrainedModel
+
+    from neuronmoe_plugins.errors import UserError
+
+    def load(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("something is loaded")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", load)
+        patch.setattr(PreTrainedModel, "from_pretrained", load)
+        with pytest.raises(UserError) as error:
+            tuner.run_exp(args)
+    line = str(error.value)
+    assert "\n" not in line
+    assert not isinstance(args, dict) or not Path(args.get("output_dir", "nowhere")).exists()
+    return line
+
+
+def train(
+    args: dict[str, Any], output: Path, callbacks: list[Any] | None = None, **overrides: Any
+) -> list[dict[str, float]]:
     """Run LLaMA-Factory's training in this process and return the logged steps."""
     from accelerate.state import AcceleratorState
     from llamafactory.train.tuner import run_exp
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    run_exp(args | {"output_dir": str(output)} | overrides)
+    run_exp(args | {"output_dir": str(output)} | overrides, callbacks)
     return losses(output)
 
 

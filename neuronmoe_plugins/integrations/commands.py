@@ -1,0 +1,127 @@
+"""How LLaMA-Factory's commands end on bad input: one line on standard error and exit code 2, as `neuronmoe` does.
+
+Only exceptions that nobody caught are concerned, and only in the host's own commands: a program that calls the host
+gets the exception. It imports nothing heavy, since torchrun's own process uses it, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType, TracebackType
+from typing import Any
+
+import wrapt
+
+from neuronmoe_plugins.errors import UserError, one_line
+
+COMMAND = "llamafactory-cli"
+EXIT_CODE = 2
+# Names a folder in which workers leave a file for every error that they have reported.
+REPORTS = "NEURONMOE_REPORTED_ERRORS"
+
+_installed = False
+
+
+def extend_launcher(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.launcher`, which starts torchrun by `subprocess.run`."""
+    end_in_one_line()
+    module.subprocess = _WorkersSubprocess(module.subprocess)  # type: ignore[attr-defined]
+
+
+def extend_torchrun(_module: ModuleType) -> None:
+    """Post-import hook of `torch.distributed.run`, which the agent of the workers runs."""
+    end_in_one_line()
+
+
+def end_in_one_line() -> None:
+    """Let bad input that nobody caught end the process in one line and exit code 2; the rest stays as it is."""
+    global _installed
+    if not _installed:
+        _installed = True
+        sys.excepthook = _excepthook(sys.excepthook)
+
+
+def _excepthook(previous: Callable[..., Any]) -> Callable[..., None]:
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, UserError) and _is_of_command(traceback):
+            _report(f"{COMMAND}: error: {one_line(error)}\n")
+        elif not (kind.__name__ == "ChildFailedError" and _workers_reported(os.environ.get(REPORTS))):
+            previous(kind, error, traceback)
+            return
+        # The interpreter exits with the code of a SystemExit from here, after its usual clean-up.
+        raise SystemExit(EXIT_CODE)
+
+    return hook
+
+
+def _is_of_command(traceback: TracebackType | None) -> bool:
+    """Whether the exception went through one of the host's launchers, which also workers run."""
+    while traceback is not None:
+        path = Path(traceback.tb_frame.f_code.co_filename)
+        if path.name == "launcher.py" and "llamafactory" in path.parts:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _report(line: str) -> None:
+    """Write a line, unless another worker of this node has written the same."""
+    folder = _reports_folder()
+    if folder is not None and folder.is_dir():
+        try:
+            (folder / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            return
+    sys.stderr.write(line)
+
+
+def _reports_folder() -> Path | None:
+    """The folder that the node's workers share: the launcher's, or else torchrun's own."""
+    if REPORTS in os.environ:
+        return Path(os.environ[REPORTS])
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(error_file).parents[1] if error_file else None
+
+
+def _workers_reported(folder: str | None) -> bool:
+    return folder is not None and any(Path(folder).iterdir())
+
+
+class _WorkersSubprocess(wrapt.ObjectProxy):  # type: ignore[misc]
+    """The module `subprocess` for the launcher: bad input ends the command before there are workers, or with theirs."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `subprocess.run`, which the launcher calls with `env` and `check`."""
+        _check_arguments()
+        with TemporaryDirectory(prefix="neuronmoe_") as folder:
+            kwargs["env"] = {**(kwargs.get("env") or os.environ), REPORTS: folder}
+            try:
+                return self.__wrapped__.run(*args, **kwargs)
+            except subprocess.CalledProcessError:
+                if _workers_reported(folder):
+                    raise SystemExit(EXIT_CODE) from None
+                raise
+
+
+def _check_arguments() -> None:
+    """Check the arguments of a `moe` run once, as every worker would; others do not pay for the imports."""
+    if not _mentions_moe(sys.argv[1:]):
+        return
+    from llamafactory.hparams import parser
+
+    from neuronmoe_plugins.integrations.llamafactory.parser import check_training_arguments
+
+    check_training_arguments(parser, parser.read_args())
+
+
+def _mentions_moe(words: list[str]) -> bool:
+    """Whether a configuration file or the words after it may ask for `moe`."""
+    config = Path(words[0]) if words else Path()
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    return any("moe" in part for part in (text, *words))

@@ -1,0 +1,126 @@
+"""Whether an adapter is one of the base model, by the headers of their files, before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft import inject_adapter_in_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
+from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
+from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+
+# Of a weight, whatever its dtype: bfloat16 rounds to 0.4 %.
+SAME = 0.02
+ROWS = 8
+
+
+def check_adapter_fits(model_args: Any, config: PretrainedConfig, base: PreTrainedModel) -> list[str]:
+    """Refuse an adapter whose tensors are not those that its configuration has in the base model, or of another base.
+
+    An adapter on the hub whose weights are not on this machine yet is looked at when it is loaded.
+
+    Args:
+        model_args: The host's model arguments, with `adapter_name_or_path`.
+        config: The base model's configuration.
+        base: The base model on the meta device; the adapter is put into it.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: naming the adapter, and the tensors or models that do not fit.
+    """
+    path = model_args.adapter_name_or_path[-1]
+    adapter = load_adapter_config(model_args)
+    weights = _weights_file(model_args)
+    inject_adapter_in_model(adapter, base, "default", low_cpu_mem_usage=True)
+    if weights is not None:
+        tensors = _header(weights)
+        try:
+            from_file(tensors_from_published(tensors) if is_published(tensors) else tensors, base, "default")
+        except UserError as error:
+            raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
+    return _check_named_base(model_args, config, base, adapter.base_model_name_or_path)
+
+
+def _weights_file(model_args: Any) -> Path | None:
+    """The adapter's weights if they are on this machine as safetensors."""
+    path, folder = model_args.adapter_name_or_path[-1], Path(model_args.adapter_folder or "")
+    file = _local_file(path, str(folder / SAFETENSORS_WEIGHTS_NAME), model_args)
+    if file is None and Path(path).is_dir() and not (path / folder / WEIGHTS_NAME).is_file():
+        raise UserError(f"adapter_name_or_path: {path / folder} has no {SAFETENSORS_WEIGHTS_NAME}: train it to its end")
+    return file
+
+
+def _local_file(name: str, file: str, model_args: Any) -> Path | None:
+    """A file of a model or adapter, in a folder or the hub's cache; None if it is not on this machine."""
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    try:
+        found = try_to_load_from_cache(name, file, model_args.cache_dir, model_args.model_revision)
+    except HFValidationError:  # a path that is not there is no hub name either
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _header(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, on the meta device."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"adapter_name_or_path: {file} cannot be read: {one_line(error)}") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _check_named_base(model_args: Any, config: PretrainedConfig, base: PreTrainedModel, named: str | None) -> list[str]:
+    """Compare the base model with the one that the adapter names, as far as that is on this machine."""
+    used = model_args.model_name_or_path
+    if not named or _is_same_place(named, used):
+        return []
+    what = f"the adapter in {model_args.adapter_name_or_path[-1]} is one of {named}"
+    try:
+        other = AutoConfig.from_pretrained(named, cache_dir=model_args.cache_dir, local_files_only=True)
+    except (OSError, ValueError):
+        return [f"{what}, which is not on this machine: make sure that {used} is the same model"]
+    if other.model_type != config.model_type:
+        raise UserError(
+            f"model_name_or_path: {what}, a {other.model_type} model, but {used} is a {config.model_type} one"
+        )
+    name, layer = next(mixture_layers(base, "default"))
+    weight = f"{name}.{layer.family.projections[-1]}.weight"
+    expected, found = (_first_rows(model, weight, model_args) for model in (named, used))
+    if expected is None or found is None or expected.shape != found.shape:
+        return [f"{what}: make sure that {used} is the same model"]
+    if (expected - found).norm() > SAME * expected.norm():
+        raise UserError(
+            f"model_name_or_path: {what}, but {used} has other weights (in {weight}): name the adapter's base"
+        )
+    return []
+
+
+def _first_rows(model: str, weight: str, model_args: Any) -> torch.Tensor | None:
+    """Some rows of a weight in float32, from a model's files; None if they are not there, or quantised."""
+    index = _local_file(model, SAFE_WEIGHTS_INDEX_NAME, model_args)
+    shards = {} if index is None else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    file = _local_file(model, shards.get(weight, SAFE_WEIGHTS_NAME), model_args)
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as tensors:
+        rows = tensors.get_slice(weight)[:ROWS] if weight in tensors.keys() else None  # noqa: SIM118
+    return rows.float() if rows is not None and rows.is_floating_point() else None
+
+
+def _is_same_place(one: str, two: str) -> bool:
+    return one == two or (Path(one).exists() and Path(two).exists() and Path(one).samefile(two))

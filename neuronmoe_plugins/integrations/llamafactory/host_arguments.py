@@ -1,0 +1,105 @@
+"""What `finetuning_type: moe` does with the host's own fine-tuning arguments, and with some of its model arguments.
+
+Every field of LLaMA-Factory's FinetuningArguments is in one of the tables below, so that none is without
+effect and without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuronmoe_plugins.errors import UserError
+
+WORKS = frozenset(
+    (
+        *("stage", "finetuning_type", "pure_bf16", "disable_shuffling", "early_stopping_steps", "plot_loss"),
+        *("use_swanlab", "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_api_key"),
+        *("swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"),
+    )
+)
+WORKS_IN_SFT = frozenset(
+    (
+        *("compute_accuracy", "include_effective_tokens_per_second", "use_dft_loss"),
+        *("use_asft_loss", "asft_alpha", "use_eaft_loss", "eaft_alpha"),
+        *("ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
+    )
+)
+# Of other methods and stages, and of optimizers and back ends that are refused.
+WITHOUT_EFFECT = frozenset(
+    (
+        *("additional_target", "lora_alpha", "lora_dropout", "lora_rank", "lora_target", "loraplus_lr_ratio"),
+        *("loraplus_lr_embedding", "use_rslora", "use_dora", "pissa_init", "pissa_iter", "pissa_convert"),
+        *("create_new_adapter", "module_dropout", "oft_rank", "oft_block_size", "oft_target"),
+        *("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
+        *("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"),
+        *("pref_beta", "pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "ld_alpha"),
+        *("kto_chosen_weight", "kto_rejected_weight", "simpo_gamma"),
+        *("ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target", "ppo_whiten_rewards"),
+        *("reward_model", "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type"),
+        *("galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type"),
+        *("galore_layerwise", "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj"),
+        *("apollo_proj_type", "apollo_scale_type", "apollo_layerwise", "apollo_scale_front"),
+        *("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio"),
+        *("badam_mask_mode", "badam_verbose", "hyper_parallel_args"),
+    )
+)
+# Argument -> why it cannot work.
+REFUSED = {
+    "use_galore": "it projects the gradients of linear layers, which the experts are not",
+    "use_apollo": "it projects the gradients of linear layers, which the experts are not",
+    "use_badam": "it would train the base model block by block",
+    "use_adam_mini": "it takes one step size for all experts of a layer",
+    "use_muon": "it would train the routers alone with Muon, and the experts with AdamW",
+    "use_llama_pro": "it trains blocks of the base model",
+    "use_mca": "it has models of its own",
+    "use_hyper_parallel": "it has a training loop of its own",
+}
+REFUSED_OF_MODEL = {
+    "use_unsloth": "it has models of its own",
+    "use_kt": "it has models of its own",
+    "mixture_of_depths": "it has models of its own",
+    "train_from_scratch": "the random base model would stay as it is, and would not be saved",
+    "quantization_bit": "load the base model unquantised, or one that is saved in 4 bits by bitsandbytes",
+}
+WITHOUT_EFFECT_OF_MODEL = frozenset(
+    (
+        *("moe_aux_loss_coef", "quantization_method", "quantization_type", "double_quantization"),
+        *("quantization_device_map", "kt_weight_path", "kt_expert_checkpoint_path", "kt_use_lora_experts"),
+        *("kt_lora_expert_num", "kt_lora_expert_intermediate_size"),
+        *("vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config"),
+        *("sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend"),
+    )
+)
+HINTS = {"moe_aux_loss_coef": " (did you mean aux_loss_coef?)"}
+# Of the trainer's arguments.
+REFUSED_OF_TRAINER = {"use_liger_kernel": "it would replace the mixtures' forward: set enable_liger_kernel instead"}
+
+
+def check_host_arguments(given: dict[str, Any]) -> None:
+    """Refuse what the host offers and `moe` cannot do, and what would have no effect.
+
+    Args:
+        given: The arguments that the user gave. One that is switched off (false or null) says nothing.
+
+    Raises:
+        UserError: naming the arguments.
+    """
+    switched_on = {name: value for name, value in given.items() if value is not None and value is not False}
+    for name, reason in (REFUSED | REFUSED_OF_MODEL | REFUSED_OF_TRAINER).items():
+        if name in switched_on:
+            raise UserError(f"finetuning_type: moe does not work with {name}: {reason}")
+    if switched_on.get("infer_backend", "huggingface") != "huggingface":
+        raise UserError(f"infer_backend: {given['infer_backend']} knows no mixtures: set infer_backend: huggingface")
+    unused = [name for name in switched_on if name in WITHOUT_EFFECT | WITHOUT_EFFECT_OF_MODEL]
+    if unused:
+        names = ", ".join(name + HINTS.get(name, "") for name in unused)
+        raise UserError(f"no effect with finetuning_type: moe: {names}; remove {'it' if len(unused) == 1 else 'them'}")
+    _check_stage(switched_on)
+
+
+def _check_stage(switched_on: dict[str, Any]) -> None:
+    if switched_on.get("stage") != "pt":
+        return
+    unused = [name for name in switched_on if name in WORKS_IN_SFT]
+    if unused:
+        raise UserError(f"no effect with stage: pt: {', '.join(unused)}; remove, or set stage: sft")
