@@ -30,7 +30,7 @@ def recorded_choices(model: PeftModel) -> Iterator[dict[int, list[list[int]]]]:
     choices: dict[int, list[list[int]]] = {}
 
     def record(layer: MoeLayer, args: tuple[torch.Tensor, ...]) -> None:
-        rows = layer._router_weight("default") @ args[0].detach().flatten(0, 1).T
+        rows = layer.moe_router["default"].weight @ args[0].detach().flatten(0, 1).T
         topk = min(layer.topk["default"], len(rows))
         choices[layer.layer_index] = [
             sorted(range(len(rows)), key=row.__getitem__)[::-1][:topk] for row in rows.T.tolist()

@@ -74,10 +74,12 @@ def test_the_share_of_new_language_tokens_is_told() -> None:
     assert starved == StarvedExpert(7, 1, pytest.approx(50 * 20 / 220_000), pytest.approx(0.05))
 
 
-def test_with_as_many_choices_as_experts_nobody_starves() -> None:
-    counts = RoutingCounts.none(((0, 2, 2), (1, 2, 3)))
+def test_tokens_use_an_expert_by_any_of_their_choices() -> None:
+    """Of two choices each: the share of the tokens is twice that of the choices. With two experts nobody starves."""
+    counts = RoutingCounts.none(((0, 2, 2), (1, 2, 3), (2, 2, 3)))
     counts.choices[0, 0, :, :2] = [[10_000, 0], [0, 10_000]]
     counts.choices[0, 1] = [[10_000, 0, 0], [0, 9_950, 50]]
+    counts.choices[0, 2] = [[10_000, 0, 0], [0, 9_850, 150]]
     assert named(StarvationMonitor(), 200, counts) == [(1, 2)]
 
 
