@@ -71,8 +71,6 @@ WITHOUT_EFFECT_OF_MODEL = frozenset(
     )
 )
 HINTS = {"moe_aux_loss_coef": " (did you mean aux_loss_coef?)"}
-# Of the trainer's arguments.
-REFUSED_OF_TRAINER = {"use_liger_kernel": "it would replace the mixtures' forward: set enable_liger_kernel instead"}
 
 
 def check_host_arguments(given: dict[str, Any]) -> None:
@@ -85,7 +83,7 @@ def check_host_arguments(given: dict[str, Any]) -> None:
         UserError: naming the arguments.
     """
     switched_on = {name: value for name, value in given.items() if value is not None and value is not False}
-    for name, reason in (REFUSED | REFUSED_OF_MODEL | REFUSED_OF_TRAINER).items():
+    for name, reason in (REFUSED | REFUSED_OF_MODEL).items():
         if name in switched_on:
             raise UserError(f"finetuning_type: moe does not work with {name}: {reason}")
     if switched_on.get("infer_backend", "huggingface") != "huggingface":

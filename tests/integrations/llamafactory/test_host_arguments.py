@@ -28,7 +28,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
 BAD_INPUT |= {
     f"refused {name}": ({name: True}, f"moe does not work with {name}: .*")
     for name in (
-        *("use_unsloth", "use_kt", "use_mca", "use_hyper_parallel", "use_liger_kernel"),
+        *("use_unsloth", "use_kt", "use_mca", "use_hyper_parallel"),
         *("train_from_scratch", "use_llama_pro", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
     )
 }
