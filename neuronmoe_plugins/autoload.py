@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from types import ModuleType
 
-import wrapt
+from neuronmoe_plugins.unfinished_imports import run_after_import
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,16 @@ _registered = False
 
 
 def register_hooks() -> None:
-    """Register the hooks once per process; modules that are already imported are hooked at once."""
+    """Register the hooks once per process; modules that are already imported are hooked at once.
+
+    The import of one may be what imports torch, and so this package: it is hooked as soon as it is complete.
+    """
     global _registered
     if _registered:
         return
     _registered = True
     for module_name, target in HOOKS.items():
-        wrapt.register_post_import_hook(_guarded(module_name, target), module_name)
+        run_after_import(_guarded(module_name, target), module_name)
 
 
 def _guarded(module_name: str, target: str) -> Callable[[ModuleType], None]:

@@ -48,7 +48,7 @@ def test_what_is_switched_off_says_nothing(moe_args: dict[str, Any]) -> None:
 
 
 def test_every_argument_of_the_host_is_in_one_table() -> None:
-    from llamafactory.hparams import FinetuningArguments, ModelArguments, TrainingArguments
+    from llamafactory.hparams import FinetuningArguments, ModelArguments
 
     from neuronmoe_plugins.integrations.llamafactory import host_arguments as tables
 
@@ -57,4 +57,3 @@ def test_every_argument_of_the_host_is_in_one_table() -> None:
     assert sorted(named) == sorted(f.name for f in fields(FinetuningArguments))
     of_model = {*tables.REFUSED_OF_MODEL, *tables.WITHOUT_EFFECT_OF_MODEL}
     assert of_model <= {f.name for f in fields(ModelArguments)}
-    assert set(tables.REFUSED_OF_TRAINER) <= {f.name for f in fields(TrainingArguments)}
