@@ -98,7 +98,8 @@ def test_two_processes_train_as_one(
             # A step without an old-language token logs no language-prior loss.
             expected, found = ([step.get(name, 0.0) for step in steps] for steps in (one, two))
             assert any(expected)
-            assert found == pytest.approx(expected, rel=1e-5), (stage, name)
+            # A mean over few tokens: one that is routed otherwise in an earlier layer moves it more.
+            assert found == pytest.approx(expected, rel=1e-4 if name == "lpr_loss" else 1e-5), (stage, name)
         # A token whose choice is a near tie may move to another expert, which the gradient feels more than the losses.
         assert [step["grad_norm"] for step in two] == pytest.approx([step["grad_norm"] for step in one], rel=1e-3)
         same_routing(single / stage, folder / stage)
