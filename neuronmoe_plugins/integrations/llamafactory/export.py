@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_text
 from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location, load_or_make_config
+from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.model_card import model_card
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
@@ -92,7 +92,7 @@ def check_export(model_args: Any) -> Path:
 def _export_model(wrapped: Callable[..., None], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stand in for `export_model(args)`."""
     given = read_args(*args, **kwargs)
-    if not _asks_for_moe(given):
+    if not is_moe(given):
         wrapped(*args, **kwargs)
         return
     model_args, data_args, finetuning_args, _ = get_infer_args(given)
@@ -101,13 +101,6 @@ def _export_model(wrapped: Callable[..., None], instance: None, args: tuple[Any,
         "A mixture of experts cannot be merged into its base model: wrote the adapter and the tokenizer to "
         f"{folder}, and how to load them to {folder / 'README.md'}"
     )
-
-
-def _asks_for_moe(given: dict[str, Any] | list[str]) -> bool:
-    if isinstance(given, dict):
-        return given.get("finetuning_type") == "moe"
-    words = [part for word in given for part in word.split("=", 1)]
-    return any(key in ("--finetuning_type", "--finetuning-type") and value == "moe" for key, value in pairwise(words))
 
 
 def _load_tensors(model_args: Any) -> dict[str, torch.Tensor]:
