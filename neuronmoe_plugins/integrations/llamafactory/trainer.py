@@ -63,6 +63,8 @@ def _save_state(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ..
     """Stand in for `save_state()`, which the host calls when a finished training's model is saved."""
     wrapped(*args, **kwargs)
     if instance.finetuning_args.finetuning_type == "moe":
+        # Gloo's threads need Python to let go of what they gathered: a process that ends while they wait for it aborts.
+        instance.accelerator.wait_for_everyone()
         instance.moe_routing_log.write()
 
 

