@@ -26,6 +26,8 @@ HOOKS: dict[str, str] = {
     "liger_kernel.transformers.swiglu": "neuronmoe_plugins.integrations.liger:name_activations",
     "liger_kernel.transformers.geglu": "neuronmoe_plugins.integrations.liger:name_activations",
     "liger_kernel.transformers.monkey_patch": "neuronmoe_plugins.integrations.liger:extend_patches",
+    "lm_eval._cli.harness": "neuronmoe_plugins.integrations.lm_eval:extend_command",
+    "lm_eval.api.task": "neuronmoe_plugins.integrations.lm_eval:name_tasks",
     "llamafactory.extras.constants": "neuronmoe_plugins.integrations.llamaboard:offer_moe",
     "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory.parser:extend_parser",
     "llamafactory.data.parser": "neuronmoe_plugins.integrations.llamafactory.dataset_tags:extend_data_parser",

@@ -1,6 +1,6 @@
-"""How LLaMA-Factory's commands end on bad input: one line on standard error and exit code 2, as `neuronmoe` does.
+"""How the hosts' commands end on bad input: one line on standard error and exit code 2, as `neuronmoe` does.
 
-Only exceptions that nobody caught are concerned, and only in the host's own commands: a program that calls the host
+Only exceptions that nobody caught are concerned, and only in a host's own commands: a program that calls the host
 gets the exception. It imports nothing heavy, since torchrun's own process uses it, too.
 """
 
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, TracebackType
@@ -20,10 +21,14 @@ import wrapt
 
 from neuronmoe_plugins.errors import UserError, one_line
 
-COMMAND = "llamafactory-cli"
+# Command -> where its code lies: the name of a folder, and how the path below it begins.
+COMMANDS = {"llamafactory-cli": ("llamafactory", "launcher.py"), "lm_eval": ("lm_eval", "_cli")}
 EXIT_CODE = 2
 # Names a folder in which workers leave a file for every error that they have reported.
 REPORTS = "NEURONMOE_REPORTED_ERRORS"
+
+# Command -> what says of an error of the host itself which bad input it means, if any.
+explanations: dict[str, Callable[[BaseException], str | None]] = {}
 
 _installed = False
 
@@ -49,8 +54,10 @@ def end_in_one_line() -> None:
 
 def _excepthook(previous: Callable[..., Any]) -> Callable[..., None]:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if isinstance(error, UserError) and _is_of_command(traceback):
-            _report(f"{COMMAND}: error: {one_line(error)}\n")
+        command = _command(traceback)
+        message = None if command is None else _bad_input(command, error)
+        if message is not None:
+            _report(f"{command}: error: {message}\n")
         elif not (kind.__name__ == "ChildFailedError" and _workers_reported(os.environ.get(REPORTS))):
             previous(kind, error, traceback)
             return
@@ -60,14 +67,23 @@ def _excepthook(previous: Callable[..., Any]) -> Callable[..., None]:
     return hook
 
 
-def _is_of_command(traceback: TracebackType | None) -> bool:
-    """Whether the exception went through one of the host's launchers, which also workers run."""
+def _bad_input(command: str, error: BaseException) -> str | None:
+    """The line that says what is wrong with the user's input, or None if something else is wrong."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    explain = explanations.get(command)
+    return None if explain is None else explain(error)
+
+
+def _command(traceback: TracebackType | None) -> str | None:
+    """The host's command that the exception went through, which workers run, too."""
     while traceback is not None:
-        path = Path(traceback.tb_frame.f_code.co_filename)
-        if path.name == "launcher.py" and "llamafactory" in path.parts:
-            return True
+        parts = Path(traceback.tb_frame.f_code.co_filename).parts
+        for command, place in COMMANDS.items():
+            if place in pairwise(parts):
+                return command
         traceback = traceback.tb_next
-    return False
+    return None
 
 
 def _report(line: str) -> None:
