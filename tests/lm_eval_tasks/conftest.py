@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stand_ins import write_all
 
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
 Row = dict[str, Any]
@@ -47,6 +48,38 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def subjects(generate: ModuleType) -> list[str]:
+    """The names of MMLU's subjects."""
+    return [subject.name for subject in generate.read_subjects()]
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory, subjects: list[str], datasets_cache: Path) -> Path:
+    """A folder in which lm-eval finds a small stand-in for every data set of the groups `neuronmoe_*`."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_all(folder, subjects)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `moe` adapter on the tiny model whose experts are far from the base's."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = peft.get_peft_config({"peft_type": "MOE", "task_type": "CAUSAL_LM", "num_experts": [3, 1, 1, 2]})
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,23 +14,6 @@ import pytest
 SUBJECT_NAMES_EL = {"sociology": "Κοινωνιολογία", "public_relations": "Δημόσιες σχέσεις"}
 
 
-@pytest.fixture
-def adapter_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """A `moe` adapter on the tiny model whose experts are far from the base's."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = peft.get_peft_config({"peft_type": "MOE", "task_type": "CAUSAL_LM", "num_experts": [3, 1, 1, 2]})
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
 def run_lm_eval(include_path: Path, model_args: str, tasks: str, output: Path, cache: Path) -> dict[str, Any]:
     """Run the real command in its own process; returns the results file."""
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model_args, "--device", "cpu"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lm_eval
@@ -13,7 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from stand_ins import ARC_ROWS, BELEBELE_ROWS, HELLASWAG_ROWS, OKAPI_ROWS, arc_rows, mmlu_rows, write_all
+from stand_ins import ARC_ROWS, BELEBELE_ROWS, HELLASWAG_ROWS, OKAPI_ROWS, arc_rows, mmlu_rows
 
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
 # Of each group: ARC, HellaSwag, MMLU, Belebele.
@@ -44,18 +43,6 @@ class FixedLikelihoods(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module")
-def subjects(generate: ModuleType) -> list[str]:
-    return [subject.name for subject in generate.read_subjects()]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, subjects: list[str], datasets_cache: Path) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    write_all(folder, subjects)
-    return folder
 
 
 @pytest.fixture(scope="module")
