@@ -42,7 +42,7 @@ def test_every_subject_has_its_own_name_in_the_language(generate: ModuleType, co
 @pytest.mark.parametrize("code", ["el", "tr"])
 def test_lm_eval_lists_all_tasks_and_groups(code: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="lm_eval"):
-        manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
+        manager = TaskManager(include_path=str(TASKS_DIR / f"mmlu_{code}"), include_defaults=False)
     # lm-eval logs an unreadable YAML at level DEBUG ("Skip ...") and a repeated name at WARNING.
     assert not [record for record in caplog.records if "kip" in record.message or record.levelno >= logging.WARNING]
     subjects = [name for name in manager.all_subtasks if name.startswith("mmlu_") and name.endswith(f"_{code}")]
