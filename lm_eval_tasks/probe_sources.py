@@ -166,9 +166,9 @@ def _translate(country: Country, translation: gettext.NullTranslations) -> Count
 
 
 def _can_be_asked(country: Country) -> bool:
-    """Whether both names are there and neither is part of the other."""
+    """Whether neither name is part of the other; a missing one, which is empty, is part of any."""
     name, capital = country.name.casefold(), country.capital.casefold()
-    return bool(name and capital) and name not in capital and capital not in name
+    return name not in capital and capital not in name
 
 
 def _choose(country: str, countries: Mapping[str, object], continents: Mapping[str, str]) -> list[str]:

@@ -32,7 +32,7 @@ def load_questions(probe: str, probes_dir: str | None = None, **_: Any) -> dict[
         Split `test`: `question`, `choices` (texts) and `answer` (index of the right choice).
 
     Raises:
-        UserError: if the file is missing or is not one of `fetch_probes.py`.
+        UserError: if the file is missing or is not one of `fetch_probes.py`, or if the folder is no string.
     """
     path = find_data(f"{probe}.jsonl", probes_dir)
     questions = list(read_json_lines(path))
@@ -58,11 +58,12 @@ def load_text(
         Split `test`: `text`, one document per row, none of them blank.
 
     Raises:
-        UserError: if the file is missing, is not UTF-8 or has no text.
+        UserError: if the file is missing, is not UTF-8 or has no text, or if a path is no string.
     """
     if text_file is None:
         path = find_data(f"udhr_{probe_language}.txt", probes_dir)
     else:
+        text_file = require_text(text_file, "text_file in --metadata")
         path = Path(text_file.replace("{language}", probe_language)).expanduser()
     if path.suffix == ".jsonl":
         documents = [text for text in read_text_fields(path) if text.strip()]
@@ -115,10 +116,11 @@ def score_choices(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
 
 
 def find_data(name: str, probes_dir: str | None) -> Path:
-    """The path of a file that `fetch_probes.py` writes; raises `UserError` if it is missing."""
-    path = (Path(probes_dir).expanduser() if probes_dir else DATA) / name
+    """The path of a file that `fetch_probes.py` writes; raises `UserError` if it is missing or the folder no string."""
+    folder = DATA if probes_dir is None else Path(require_text(probes_dir, "probes_dir in --metadata")).expanduser()
+    path = folder / name
     if not path.is_file():
-        option = f" --output {probes_dir}" if probes_dir else ""
+        option = "" if probes_dir is None else f" --output {probes_dir}"
         raise UserError(f"{path} is missing: run `{FETCH}{option}`")
     return path
 

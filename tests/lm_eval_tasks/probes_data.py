@@ -19,7 +19,7 @@ TEXT_TASKS = tuple(f"bits_per_byte_{code}" for code in TEXT_LANGUAGES)
 # Right answer, and the log-likelihood of every choice, whose text is as many times its letter as its length.
 # Whether the most likely one is right, and the most likely one per character: yes no, no yes, yes yes, yes no, no no.
 CASES: list[tuple[int, list[tuple[str, float]]]] = [
-    (0, [("aaa", -3.0), ("bbbbbbbbbb", -5.0), ("cccc", -8.0)]),
+    (0, [("ααα", -3.0), ("bbbbbbbbbb", -5.0), ("cccc", -8.0)]),
     (1, [("dd", -2.0), ("eeeeeeee", -3.0), ("ff", -7.0), ("g", -9.0)]),
     (4, [("h", -6.0), ("i", -7.0), ("j", -8.0), ("k", -9.0), ("l", -1.0)]),
     (2, [("mmmmmmmmmm", -5.0), ("n", -9.0), ("ooo", -4.0)]),

@@ -67,7 +67,7 @@ def test_examples_are_other_questions_with_their_answers(probes_dir: Path) -> No
     (probes_dir / "capitals_el.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
     model = FixedLikelihoods()
     evaluate(model, probes_dir, ["capitals_el"], num_fewshot=1, bootstrap_iters=0)
-    assert model.asked[0] == (GOLDEN_ONE_SHOT, " aaa")
+    assert model.asked[0] == (GOLDEN_ONE_SHOT, " ααα")
 
 
 def test_accuracies_are_those_of_lm_eval(probes_dir: Path) -> None:

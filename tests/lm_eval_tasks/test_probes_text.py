@@ -115,6 +115,12 @@ def test_bad_text_is_refused(tmp_path: Path, name: str, content: bytes | None, m
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["text_file", "probes_dir"])
+def test_path_that_is_no_string_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=f"^{key} in --metadata is list, not text$"):
+        load_documents(**{key: ["a.txt"]})
+
+
 def load_task(name: str) -> Callable[[Path], object]:
     return lambda folder: probe_tasks(probes_dir=str(folder)).load([name])
 
