@@ -60,9 +60,9 @@ def test_documents_are_paragraphs_joined_to_2000_bytes(tmp_path: Path) -> None:
 
 
 def test_lines_of_json_are_documents(tmp_path: Path) -> None:
-    texts = ["α\n\nβ ", "  ", PARAGRAPHS[2], "b"]
+    texts = ["α\n\nβ ", "  ", PARAGRAPHS[2], "[1, 2]"]
     write_json_lines(tmp_path / "x.jsonl", [{"text": text, "id": 1} for text in texts])
-    assert load_documents(text_file=str(tmp_path / "x.jsonl")) == [texts[0], texts[2], "b"]
+    assert load_documents(text_file=str(tmp_path / "x.jsonl")) == [texts[0], texts[2], "[1, 2]"]
 
 
 def test_default_is_the_declaration(tmp_path: Path) -> None:
