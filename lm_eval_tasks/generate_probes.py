@@ -71,7 +71,7 @@ metric_list:
     aggregation: mean
     higher_is_better: true
   - metric: chance
-    aggregation: mean
+    aggregation: !function statistics.fmean  # lm-eval would give its own mean a standard error
     higher_is_better: null
 metadata:
   version: 1.0

@@ -51,6 +51,7 @@ def test_scores_are_exact_for_every_task(probes_dir: Path) -> None:
         assert scores["acc_norm,none"] == pytest.approx(ACC_NORM, abs=1e-12), task
         assert scores["chance,none"] == pytest.approx(CHANCE, abs=1e-12), task
         assert scores["acc_stderr,none"] == pytest.approx(math.sqrt(ACC * (1 - ACC) / 4), abs=1e-12), task
+        assert scores["chance_stderr,none"] == "N/A", task
 
 
 def test_prompts_are_in_the_language(probes_dir: Path) -> None:
