@@ -71,9 +71,11 @@ def test_command_takes_the_data_and_a_text_by_metadata(tiny_model_dir: Path, tmp
 
 def test_command_names_what_is_missing(tiny_model_dir: Path, tmp_path: Path) -> None:
     done = run_lm_eval(tiny_model_dir, "capitals_el", "--metadata", json.dumps({"probes_dir": str(tmp_path)}))
-    assert done.returncode != 0
+    assert done.returncode == 2
     command = f"python lm_eval_tasks/fetch_probes.py --output {tmp_path}"
-    assert f"{tmp_path / 'capitals_el.jsonl'} is missing: run `{command}`" in done.stderr
+    expected = f"lm_eval: error: {tmp_path / 'capitals_el.jsonl'} is missing: run `{command}`"
+    assert done.stderr.splitlines()[-1] == expected
+    assert "Traceback" not in done.stderr
 
 
 def evaluate(model_dir: Path, probes_dir: Path, batch_size: int) -> dict[str, list[float]]:
