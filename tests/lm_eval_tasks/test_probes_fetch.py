@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import fetch_probes
+import pytest
 from fetch_probes import Source, fetch_all
-from neuronmoe_plugins.demo import packages
-from neuronmoe_plugins.errors import UserError
 from probe_sources import CAPITAL_LANGUAGES, read_capitals, read_exams
 from probes_data import TASKS_DIR
+
+from neuronmoe_plugins.demo import packages
+from neuronmoe_plugins.errors import UserError
 
 SCRIPT = TASKS_DIR / "fetch_probes.py"
 

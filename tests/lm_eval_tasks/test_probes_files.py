@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 
+import generate_probes
 import pytest
 from lm_eval.tasks import TaskManager
-
-import generate_probes
 from probes_data import QUESTION_TASKS, TASKS_DIR, TEXT_TASKS
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import lm_eval
 import pytest
-
 from probes_data import ACC, ACC_NORM, CASES, CHANCE, QUESTION_TASKS, FixedLikelihoods, probe_tasks, write_probes
 
 GOLDEN_PROMPTS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import lm_eval
 import pytest
+from probes_data import QUESTION_TASKS, probe_tasks, write_json_lines, write_probes
 
 from neuronmoe_plugins.errors import UserError
-from probes_data import QUESTION_TASKS, probe_tasks, write_json_lines, write_probes
 
 # One token per byte. Joined are the first two; the third, of 2,600 bytes, is longer than a document and than the
 # context; the fourth would fit beside it no more; and the last ends exactly at 2,000 bytes.
