@@ -38,7 +38,7 @@ def check_items(first: Items, other: Items, task: str, first_path: object, other
                 hint = " (other examples, chat template or wording)" if what == "prompt" else ""
                 raise UserError(
                     f"{task}: item {number} has another {what}{hint} in {first_path} than in {other_path}; evaluate "
-                    "both models in the same way"
+                    "both in the same way"
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuronmoe_plugins.comparison.bootstrap import Bootstrap, Test, paired_test, standard_error
@@ -11,7 +12,7 @@ from neuronmoe_plugins.comparison.evidence import Evidence, Samples, Untested, s
 from neuronmoe_plugins.comparison.experts import count_experts
 from neuronmoe_plugins.comparison.layout import metric_of
 from neuronmoe_plugins.comparison.measures import Measure, select_measures
-from neuronmoe_plugins.comparison.results import Results, read_results
+from neuronmoe_plugins.comparison.results import Results, Score, read_results
 from neuronmoe_plugins.comparison.table import Cell, Comparison, Difference, Model, Row, Verdict
 from neuronmoe_plugins.errors import UserError
 
@@ -64,45 +65,56 @@ def compare_results(files: Sequence[Results], bootstrap: Bootstrap) -> list[Row]
     return [_row(measure, runs, bootstrap) for measure in measures]
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What one run says of a measure."""
+
+    results: Results
+    score: Score
+    evidence: Evidence | Untested
+
+
 def _row(measure: Measure, runs: Sequence[Samples], bootstrap: Bootstrap) -> Row:
     having = [run.results for run in runs if measure.task in run.results.tasks]
     for other in having[1:]:
         check_settings(having[0], other, measure.task, measure.key)
     direction = having[0].direction(measure.task, metric_of(measure.key))
-    has_baseline = having[0] is runs[0].results
-    cells = [
-        _cell(measure, run, runs[0] if has_baseline and run is not runs[0] else None, direction, bootstrap)
-        if measure.task in run.results.tasks
-        else None
-        for run in runs
-    ]
+    readings = [_read(measure, run, compared=len(runs) > 1) for run in runs]
+    cells: list[Cell | None] = []
+    for reading in readings:
+        difference = None
+        if reading and readings[0] and reading is not readings[0]:
+            tested = _test(readings[0].evidence, reading.evidence, bootstrap)
+            difference = _difference(reading.score.value - readings[0].score.value, tested, direction)
+        cells.append(_cell(measure, reading, difference, bootstrap) if reading else None)
     return Row(measure, direction, having[0].tasks[measure.task].shots, tuple(cells))
 
 
-def _cell(measure: Measure, run: Samples, baseline: Samples | None, direction: bool | None, how: Bootstrap) -> Cell:
-    """A model's cell, with its difference to the baseline if there is one."""
-    evidence = run.evidence(measure)
+def _read(measure: Measure, run: Samples, compared: bool) -> _Reading | None:
+    """None if the run lacks the task. Samples, which can be large, are only read for a test or a missing error."""
+    if measure.task not in run.results.tasks:
+        return None
     score = run.results.tasks[measure.task].scores[measure.key]
-    stderr = score.stderr
+    evidence = run.evidence(measure) if compared or score.stderr is None else Untested.ALONE
+    return _Reading(run.results, score, evidence)
+
+
+def _cell(measure: Measure, reading: _Reading, difference: Difference | None, bootstrap: Bootstrap) -> Cell:
+    evidence, results, stderr = reading.evidence, reading.results, reading.score.stderr
     if stderr is None and isinstance(evidence, Evidence):
         strata = strata_of([evidence])
-        stderr = None if isinstance(strata, Untested) else standard_error(strata[1], strata[0], how)
-    difference = None
-    if baseline is not None:
-        first = baseline.results.tasks[measure.task].scores[measure.key]
-        tested = _test(baseline.evidence(measure), evidence, how)
-        difference = _difference(score.value - first.value, tested, direction)
+        stderr = None if isinstance(strata, Untested) else standard_error(strata[1], strata[0], bootstrap)
     return Cell(
-        value=score.value,
+        value=reading.score.value,
         stderr=stderr,
-        stderr_is_resampled=score.stderr is None and stderr is not None,
-        items=sum(run.results.tasks[leaf].items for leaf in run.results.leaves(measure.task)),
+        stderr_is_resampled=stderr is not None and reading.score.stderr is None,
+        items=sum(results.tasks[leaf].items for leaf in results.leaves(measure.task)),
         untested=evidence if isinstance(evidence, Untested) else None,
         difference=difference,
     )
 
 
-def _test(first: Evidence | Untested, other: Evidence | Untested, how: Bootstrap) -> Test | Untested:
+def _test(first: Evidence | Untested, other: Evidence | Untested, bootstrap: Bootstrap) -> Test | Untested:
     if isinstance(first, Untested):
         return first
     if isinstance(other, Untested):
@@ -110,7 +122,7 @@ def _test(first: Evidence | Untested, other: Evidence | Untested, how: Bootstrap
     strata = strata_of([first, other])
     if isinstance(strata, Untested):
         return strata
-    return paired_test(strata[1], strata[0], how) or Untested.UNDEFINED
+    return paired_test(strata[1], strata[0], bootstrap) or Untested.UNDEFINED
 
 
 def _difference(value: float, tested: Test | Untested, direction: bool | None) -> Difference:

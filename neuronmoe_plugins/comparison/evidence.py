@@ -25,6 +25,7 @@ from neuronmoe_plugins.errors import UserError
 class Untested(str, Enum):
     """Why a difference cannot be tested, and what to do."""
 
+    ALONE = "there is no other model to compare with"
     NO_SAMPLES = "there are no samples: rerun lm_eval with --log_samples"
     RENAMED = "a results file was renamed, and its samples are found by the date in its name: give it back"
     AGGREGATION = "the value is neither a mean over items nor a ratio of sums"

@@ -105,13 +105,13 @@ def read_samples(path: Path, task: str, items_hash: str | None) -> dict[str, Ite
 
 def _parse(place: str, text: str) -> _Line:
     try:
-        record = json.loads(text)
+        record = json.loads(text.rstrip("\n"))
         metrics = {metric: record[metric] for metric in record["metrics"]}
         line = _Line(int(record["doc_id"]), tuple(str(record[name]) for name in HASHES), str(record["filter"]), metrics)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: the line is damaged ({one_line(error)})") from error
-    except (KeyError, TypeError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else "is no record"
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: the line is damaged ({error.msg}, character {error.pos + 1})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
         raise UserError(f"{place}: not a sample of lm-eval: it {what}") from error
     for metric, value in metrics.items():
         if any(isinstance(number, float) and not math.isfinite(number) for number in _parts(value)):

@@ -46,11 +46,16 @@ def cell_lines(row: Row, cell: Cell | None) -> list[Line]:
 
 
 def _difference_texts(difference: Difference, scale: int, digits: int) -> list[str]:
-    shown = f"{scale * difference.value:+.{digits}f}"
+    shown = _signed(scale * difference.value, digits)
     if difference.test is None:
         return [f"{shown} {difference.verdict.value}"]
-    low, high = (f"{scale * end:+.{digits}f}" for end in (difference.test.low, difference.test.high))
+    low, high = (_signed(scale * end, digits) for end in (difference.test.low, difference.test.high))
     return [f"{MARKS[difference.verdict]} {shown}  {p_text(difference.test.p_value)}", f"[{low}, {high}]"]
+
+
+def _signed(number: float, digits: int) -> str:
+    """With a sign; what rounds to nothing is +0."""
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
 def p_text(p_value: float) -> str:
@@ -70,8 +75,25 @@ def metric_text(row: Row) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """The lines under the tables: what the marks mean, what was not tested and why, and what to be careful with."""
-    return [*_legend(comparison), *_untested(comparison), *_resampled(comparison), *_few_items(comparison)]
+    """The lines under the tables: what the numbers and marks mean, what was not tested, what to be careful with."""
+    return [
+        *_units(comparison),
+        *_legend(comparison),
+        *_untested(comparison),
+        *_resampled(comparison),
+        *_few_items(comparison),
+    ]
+
+
+def _units(comparison: Comparison) -> Iterator[str]:
+    """What the paper's table shows, and with how many examples each benchmark was evaluated."""
+    shots: dict[str, set[str]] = defaultdict(set)
+    for row in comparison.paper_rows:
+        if row.measure.column:
+            shots[row.measure.column.benchmark].add("mixed" if row.shots is None else str(row.shots))
+    if shots:
+        counts = ", ".join(f"{benchmark} {' or '.join(sorted(found))}" for benchmark, found in shots.items())
+        yield f"Accuracy in % ± standard error, of ARC and HellaSwag acc_norm; differences in points. Shots: {counts}."
 
 
 def _differences(comparison: Comparison) -> Iterator[tuple[Row, int, Difference]]:

@@ -49,11 +49,12 @@ def adapter_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     from transformers import AutoModelForCausalLM
 
     config = peft.get_peft_config({"peft_type": "MOE", "task_type": "CAUSAL_LM", "num_experts": [3, 1, 1, 2]})
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn(parameter.shape)
     folder = tmp_path_factory.mktemp("training") / "stage2"
     model.save_pretrained(folder)
     return folder
