@@ -17,7 +17,7 @@ BENCHMARKS = {
     "MMLU": ("acc", ("mmlu", "mmlu_el", "mmlu_tr", "m_mmlu_hu")),
 }
 # Metrics, beside those that start with "acc", that are shares of items: shown in per cent, differences in points.
-SHARES = frozenset({"em", "exact_match", "f1"})
+SHARES = frozenset({"chance", "em", "exact_match", "f1"})
 
 
 @dataclass(frozen=True)

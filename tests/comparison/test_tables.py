@@ -148,16 +148,6 @@ def test_one_item_is_not_tested_and_few_are_warned_of(tmp_path: Path) -> None:
     assert "Intervals from fewer than 30 items are too narrow: few (3)." in found
 
 
-def test_a_group_of_tasks_with_unlike_functions_is_not_tested(tmp_path: Path) -> None:
-    tasks = {"one": {"acc": [0, 1]}, "two": {"acc": [1, 1, 0]}}
-    for name in "ab":
-        save_run(tmp_path / name, tasks, {"both": {"acc": 0.77}}, {"both": ["one", "two"]})
-    comparison = compare([tmp_path / "a", tmp_path / "b"])
-    (row,) = comparison.rows
-    assert row.measure.task == "both" and row.cells[1] is not None and row.cells[1].difference is not None
-    assert row.cells[1].difference.verdict is Verdict.UNTESTED
-
-
 def test_renamed_results_are_shown_but_not_tested(tmp_path: Path) -> None:
     paths = [save_run(tmp_path / name, {"own": {"acc": [0, 1, 1]}}) for name in "ab"]
     renamed = paths[1].rename(paths[1].with_name("dense.json"))
