@@ -153,17 +153,19 @@ def test_equal_models_are_told_apart_as_rarely_as_promised() -> None:
 
 
 def test_what_cancels_exactly_is_a_tie_also_between_strata() -> None:
-    third = 1 / 3
     strata = [
-        means([0, 0, 0], [1, 0, 0], weight=third),
-        means([1, 0, 0], [0, 0, 0], weight=third),
-        means([0.1, 0.2, 0.7], [0.1, 0.2, 0.7], weight=third),
+        means([1, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1, 0], weight=7 / 13),
+        means([0, 1, 0], [0, 1, 1], weight=3 / 13),
+        means([1, 0, 0], [1, 1, 0], weight=3 / 13),
     ]
-    found = paired_test(strata, MEAN, Bootstrap(4000))
-    gained, lost = np.random.default_rng(42).multinomial(3, [third, 2 * third], size=(2, 200_000))[..., 0]
-    expected = 2 * min((gained <= lost).mean(), (gained >= lost).mean())
+    found = paired_test(strata, MEAN, Bootstrap(20_000))
+    # In thirteenths, a resample loses as often as it draws one item, and gains as often as it draws either of two.
+    binomials = [scipy.stats.binom.pmf(np.arange(8), size, 1 / size) for size in (3, 3, 7)]
+    shares = np.einsum("i,j,k->ijk", *binomials)
+    gain, more, loss = np.indices(shares.shape)
+    expected = 2 * min(shares[gain + more <= loss].sum(), shares[gain + more >= loss].sum())
     assert found is not None
-    assert found.p_value == pytest.approx(min(1, expected), abs=0.03)
+    assert found.p_value == pytest.approx(expected, abs=0.02)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
