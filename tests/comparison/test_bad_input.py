@@ -170,7 +170,8 @@ def test_settings_are_checked_between_files_after_the_first_too(first: Path, tmp
     tasks = {**TASKS, "new": {"acc": [1, 1]}}
     second, third = (save_run(tmp_path / name, tasks) for name in ("second", "third"))
     change(third, lambda content: content["n-shot"].update(new=3))
-    assert message(first, second, third).startswith(f"new: shots: 0 in {second}, 3 in {third}; ")
+    for paths in ((first, second, third), (second, second, third)):
+        assert message(*paths).startswith(f"new: shots: 0 in {second}, 3 in {third}; ")
 
 
 def test_metric_must_be_the_same(first: Path, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuronmoe_plugins.comparison import Comparison, Verdict, compare
+from neuronmoe_plugins.comparison import Cell, Comparison, Difference, Row, Test, Verdict, compare
 from neuronmoe_plugins.comparison.display import print_comparison
 from neuronmoe_plugins.comparison.experts import count_experts
 from neuronmoe_plugins.comparison.layout import COLUMNS
 from neuronmoe_plugins.comparison.markdown import markdown
-from neuronmoe_plugins.comparison.text import notes, p_text
+from neuronmoe_plugins.comparison.measures import Measure
+from neuronmoe_plugins.comparison.text import cell_lines, notes, p_text
 from runs import save_run
 
 # Task and metric as the paper's columns have them.
@@ -191,6 +192,13 @@ def test_models_of_other_tasks_are_spread_over_tables_too(tmp_path: Path) -> Non
 def test_names_are_no_markup(tmp_path: Path) -> None:
     path = save_run(tmp_path, {"own": {"acc": [0, 1]}, "arc_el": {"acc_norm": [0, 1]}})
     assert show(compare([path], ["[red]x[/red]"])).count("[red]x[/red]") == 2
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    difference = Difference(-1e-9, Verdict.NOISE, Test(-1e-9, 0.0, 1.0), None)
+    cell = Cell(0.5, None, False, 40, None, difference)
+    row = Row(Measure("own", "acc,none"), True, 0, (cell,))
+    assert [line.text for line in cell_lines(row, cell)] == ["50.00", "≈ +0.00  p 1.000", "[+0.00, +0.00]"]
 
 
 def test_small_p_values_are_bounded() -> None:
