@@ -149,6 +149,13 @@ def test_one_item_is_not_tested_and_few_are_warned_of(tmp_path: Path) -> None:
     assert "Intervals from fewer than 30 items are too narrow: few (3)." in found
 
 
+def test_tasks_are_shown_in_the_highest_group_that_has_values(tmp_path: Path) -> None:
+    groups = {"all": ["top"], "top": ["middle", "one"], "middle": ["two"]}
+    reported: dict[str, dict[str, float]] = {"all": {}, "top": {"acc": 0.5}, "middle": {}}
+    path = save_run(tmp_path, {"one": {"acc": [1]}, "two": {"acc": [0]}, "three": {"acc": [1]}}, reported, groups)
+    assert sorted(row.measure.task for row in compare([path]).rows) == ["three", "top"]
+
+
 def test_renamed_results_are_shown_but_not_tested(tmp_path: Path) -> None:
     paths = [save_run(tmp_path / name, {"own": {"acc": [0, 1, 1]}}) for name in "ab"]
     renamed = paths[1].rename(paths[1].with_name("dense.json"))
