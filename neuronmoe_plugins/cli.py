@@ -206,6 +206,37 @@ def convert(
 
 
 @app.command()
+def compare(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="lm-eval's results files, or folders with one each.")
+    ],
+    name: Annotated[list[str] | None, typer.Option(help="What to call a model; once for each, in order.")] = None,
+    resamples: Annotated[int, typer.Option(help="Of the items, per test.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 42,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
+    json: Annotated[Path | None, typer.Option(help="Also write all numbers into this file.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """Show evaluated models in the layout of the paper, and test each one's differences to the first."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.comparison import Bootstrap
+    from neuronmoe_plugins.comparison import compare as compare_results
+    from neuronmoe_plugins.comparison.display import print_comparison
+    from neuronmoe_plugins.comparison.markdown import markdown as as_markdown
+    from neuronmoe_plugins.comparison.record import as_record
+    from neuronmoe_plugins.files import write_json
+
+    comparison = compare_results(results, name or (), Bootstrap(resamples, seed, confidence))
+    if json is not None:
+        write_json(json, as_record(comparison))
+    if markdown:
+        typer.echo(as_markdown(comparison))
+    else:
+        print_comparison(Console(), comparison)
+
+
+@app.command()
 def doctor() -> None:
     """Show which hosts are installed, supported and extended, and what to do about those that are not."""
     from rich.console import Console

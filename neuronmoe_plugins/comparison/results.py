@@ -1,0 +1,203 @@
+"""What a results file of lm-eval says about a model and its tasks (the format of lm-eval 0.4.13)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from neuronmoe_plugins.comparison.layout import metric_of
+from neuronmoe_plugins.errors import UserError, one_line
+
+# How lm-eval writes the end of a run into the names of its files.
+DATE = r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?"
+RESULTS_NAME = re.compile(rf".+_(?P<date>{DATE})\.json")
+WANTED = "give a results_*.json that lm_eval --output_path wrote, or the folder that it made"
+STDERR = "_stderr"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value of one metric and its standard error, both in the metric's own unit; None where lm-eval gives none."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task or group of tasks.
+
+    Attributes:
+        name: lm-eval's.
+        scores: Metric and filter, such as `acc,none`, to the score. Empty for a group that only collects tasks.
+        children: A group's tasks and groups, by name; empty for a task.
+        shots: Examples in each prompt; None for a group whose tasks differ.
+        version: That of the task's definition.
+        items: How many were evaluated.
+        higher_is_better: Metric to whether it is; None where lm-eval does not say.
+        aggregations: Metric to the name of the function, or its source, that makes one value of the items'.
+        items_hash: lm-eval's hash of the items and prompts; None unless the run logged samples.
+    """
+
+    name: str
+    scores: Mapping[str, Score]
+    children: tuple[str, ...]
+    shots: int | None
+    version: str
+    items: int
+    higher_is_better: Mapping[str, bool | None]
+    aggregations: Mapping[str, str]
+    items_hash: str | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results file.
+
+    Attributes:
+        path: The file.
+        date: The date in its name, which its samples files have too; None if it was renamed.
+        model_name: lm-eval's: the adapter if there is one, else the model.
+        model_args: What `--model_args` said, by key.
+        limit: What `--limit` said.
+        tasks: All tasks and groups by name, in lm-eval's order.
+    """
+
+    path: Path
+    date: str | None
+    model_name: str
+    model_args: Mapping[str, str]
+    limit: float | None
+    tasks: Mapping[str, Task]
+
+    def leaves(self, name: str) -> tuple[str, ...]:
+        """The tasks that a task or group consists of, each once: itself, or all that are below it."""
+        children = self.tasks[name].children
+        found = [leaf for child in children for leaf in self.leaves(child)]
+        return tuple(dict.fromkeys(found)) if children else (name,)
+
+    def direction(self, name: str, metric: str) -> bool | None:
+        """Whether higher is better; None if lm-eval does not say, or the tasks of a group differ."""
+        given = {self.tasks[leaf].higher_is_better.get(metric) for leaf in self.leaves(name)} - {None}
+        return given.pop() if len(given) == 1 else None
+
+    def descendants(self, name: str) -> set[str]:
+        """All tasks and groups below a group."""
+        children = self.tasks[name].children
+        return set(children).union(*(self.descendants(child) for child in children))
+
+
+def find_results_file(path: Path) -> Path:
+    """The file itself, or the only results file in or below a folder.
+
+    Raises:
+        UserError: if there is none, or more than one.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.rglob("*.json") if RESULTS_NAME.fullmatch(file.name))
+    if not found:
+        raise UserError(f"{path} has no results file; {WANTED}")
+    if len(found) > 1:
+        names = ", ".join(str(file.relative_to(path)) for file in found)
+        raise UserError(f"{path} has {len(found)} results files, name one of them: {names}")
+    return found[0]
+
+
+def read_results(path: Path) -> Results:
+    """Read a results file, or the only one in a folder.
+
+    Raises:
+        UserError: if it is missing, not JSON or not by lm-eval, or has a value that is not a finite number.
+    """
+    file = find_results_file(path)
+    content = _read_json(file)
+    try:
+        return _parse(file, content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is not a results file of lm-eval ({_what(error)}); {WANTED}") from error
+
+
+def _what(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {WANTED}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({one_line(error)}); {WANTED}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a results file of lm-eval; {WANTED}")
+    return content
+
+
+def _parse(path: Path, content: dict[str, Any]) -> Results:
+    children: dict[str, list[str]] = content["group_subtasks"]
+    below = {child for names in children.values() for child in names}
+    if missing := sorted(below - content["results"].keys()):
+        raise UserError(f"{path} has no results of {missing[0]}, though it belongs to a group there")
+    named = RESULTS_NAME.fullmatch(path.name)
+    return Results(
+        path=path,
+        date=named["date"] if named else None,
+        model_name=str(content.get("model_name") or content["config"]["model"]),
+        model_args=_model_args(content["config"].get("model_args")),
+        limit=content["config"].get("limit"),
+        tasks={name: _task(path, content, name) for name in content["results"]},
+    )
+
+
+def _task(path: Path, content: dict[str, Any], name: str) -> Task:
+    result = content["results"][name]
+    children = tuple(content["group_subtasks"].get(name, ()))
+    counts = content["n-samples"].get(name, {})
+    metrics = content["configs"].get(name, {}).get("metric_list") or []
+    return Task(
+        name=name,
+        scores=_scores(path, name, result),
+        children=children,
+        shots=content["n-shot"].get(name),
+        version=str(content["versions"].get(name)),
+        items=int(counts.get("effective", result.get("sample_len", 0))),
+        higher_is_better=content["higher_is_better"].get(name) or {},
+        aggregations={entry["metric"]: str(entry["aggregation"]) for entry in metrics if "aggregation" in entry},
+        items_hash=content.get("task_hashes", {}).get(name),
+    )
+
+
+def _scores(path: Path, name: str, result: Mapping[str, Any]) -> dict[str, Score]:
+    """The entries `metric,filter` with their `metric_stderr,filter`; all others describe the task."""
+    scores = {}
+    for key, value in result.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith(STDERR) or not _is_number(value):
+            continue
+        if not math.isfinite(value):
+            raise UserError(f"{path}: {metric_of(key)} of {name} is {value}, not a finite number")
+        stderr = result.get(f"{metric}{STDERR},{filter_name}")
+        scores[key] = Score(value, stderr if _is_number(stderr) and math.isfinite(stderr) else None)
+    return scores
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _model_args(given: object) -> dict[str, str]:
+    """`--model_args` by key; lm-eval's command records a mapping, its Python interface also `a=1,b=2`."""
+    if isinstance(given, dict):
+        return {str(key): str(value) for key, value in given.items()}
+    pairs = (part.partition("=") for part in str(given or "").split(","))
+    return {key.strip(): value for key, _, value in pairs}
