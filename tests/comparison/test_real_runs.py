@@ -199,6 +199,11 @@ def test_command_prints_and_writes_the_same_numbers(runs: Runs, tmp_path: Path) 
     assert (arc["benchmark"], arc["language"], arc["metric"], arc["shots"]) == ("ARC", "EL", "acc_norm,none", 0)
     dense, mixture = arc["cells"]
     assert dense["difference"] is None and dense["items"] == 45 and dense["stderr_from"] == "lm-eval"
+    (bits,) = (row for row in record["rows"] if row["task"] == "bits_per_byte_el")
+    assert [cell["stderr_from"] for cell in bits["cells"]] == ["resamples"] * 2
+    (genus,) = (row for row in record["rows"] if row["task"] == "genus")
+    assert [cell["stderr_from"] for cell in genus["cells"]] == [None] * 2
+    assert genus["cells"][1]["difference"]["untested"].startswith("the value is neither a mean")
     difference = mixture["difference"]
     expected = compare([runs["base"], runs["mixture"]], bootstrap=Bootstrap(500, 7, 0.9))
     cell = pair(expected, "arc_el")[1]
