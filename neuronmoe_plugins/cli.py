@@ -160,6 +160,63 @@ def allocate(
 
 
 @app.command()
+def specialise(
+    model: Annotated[str, typer.Option(help="Folder or hub name of the base model.")],
+    adapter: Annotated[str, typer.Option(help="Folder or hub name of its moe adapter.")],
+    corpus: Annotated[list[str], typer.Option(help="LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.")],
+    output: Annotated[Path, typer.Option(help="Folder for specialisation.parquet, .json and the pictures.")],
+    threshold: Annotated[float, typer.Option(help="Average precision from which a neuron is specific.")] = 0.9,
+    missing: Annotated[str, typer.Option(help="Sentences without a token at an expert: drop, or zero.")] = "drop",
+    min_sentences: Annotated[int, typer.Option(help="With fewer at an expert, it is not measured.")] = 10,
+    compare: Annotated[str | None, typer.Option(help="base: also analyse the model without and with it.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sentences per language.", show_default="500")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the texts.", show_default="text")] = None,
+    split_sentences: Annotated[bool, typer.Option("--split-sentences", help="Split texts into sentences.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Longer sentences are cut.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Sentences per forward pass.")] = 16,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default="42")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="As in cpu, cuda:0, or auto for all.")] = None,
+    memory_limit: Annotated[float | None, typer.Option(help="Gigabytes of activations kept in memory.")] = None,
+) -> None:
+    """Find what each expert of an extended model specialises in: language-specific neurons, and routing."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+    from neuronmoe_plugins.specialisation import SpecialiseOptions
+    from neuronmoe_plugins.specialisation import specialise as measure_experts
+    from neuronmoe_plugins.specialisation.display import print_specialisation
+
+    if compare not in (None, "base"):
+        raise UserError(f"unknown --compare {compare!r}; there is: base")
+    options = SpecialiseOptions(
+        model=model,
+        adapter=adapter,
+        output=output,
+        corpora=parse_corpus_specs(corpus),
+        threshold=threshold,
+        missing=missing,
+        min_sentences=min_sentences,
+        samples=samples,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        text_field=text_field,
+        split_sentences=split_sentences,
+        dtype=dtype,
+        device=device,
+        memory_limit=memory_limit,
+    )
+    console = Console()
+    print_specialisation(console, measure_experts(options, progress=True))
+    if compare is not None:
+        from neuronmoe_plugins.specialisation.drift import drift_table, measure_drift
+
+        console.print(drift_table(measure_drift(options.analysis(), progress=True)))
+    typer.echo(f"Wrote {output}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with analysis/, or an analysis itself.")],
     output: Annotated[

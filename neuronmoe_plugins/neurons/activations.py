@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.batches import PaddingSide, batches_by_length, padded
@@ -20,6 +22,20 @@ from neuronmoe_plugins.neurons.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Observer(Protocol):
+    """Sees what passes through a model while it is hooked up."""
+
+    @property
+    def pooled(self) -> Mapping[ModuleKey, Tensor]:
+        """What the last batch gave, float32 (batch, units)."""
+
+    def start_batch(self, attention_mask: Tensor) -> None:
+        """Take the mask (batch, tokens) of the batch that comes next."""
+
+    def finish_batch(self) -> None:
+        """Check that everything was seen."""
 
 
 def collect_activations(
@@ -34,12 +50,37 @@ def collect_activations(
 ) -> None:
     """Run every sentence that `store` does not have yet, and store what each place gives for it.
 
+    Args:
+        model: A causal language model.
+        token_ids: As in :func:`observe_sentences`, and all that follows.
+        places: What to pool and how.
+        store: As there.
+        batch_size: As there.
+        padding_side: As there.
+        processes: As there.
+        progress: As there.
+    """
+    observe_sentences(model, token_ids, recording(places), store, batch_size, padding_side, processes, progress)
+
+
+def observe_sentences(
+    model: PreTrainedModel,
+    token_ids: Sequence[Sequence[int]],
+    observing: AbstractContextManager[Observer],
+    store: Store,
+    batch_size: int,
+    padding_side: PaddingSide = "right",
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> None:
+    """Run every sentence that `store` does not have yet, and store what an observer pools.
+
     Several processes share the batches, not the sentences, so that each batch is computed as one process would.
 
     Args:
         model: A causal language model on its devices; it is run in evaluation mode, without gradients.
         token_ids: One non-empty list of token ids per sentence; every given token counts, a BOS included.
-        places: What to pool and how.
+        observing: Hooks the observer up.
         store: Gets the pooled values; what was added is kept also if this is interrupted.
         batch_size: Sentences per forward pass; sentences of like length share a pass, the longest come first.
         padding_side: Where shorter sentences are padded; masked, it does not change the result.
@@ -57,15 +98,15 @@ def collect_activations(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), recording(places) as recorder:
+        with torch.inference_mode(), observing as observer:
             console = Console(stderr=True)
             for number in track(todo, "Collecting activations", console=console, disable=not progress):
                 sentences = batches[number]
                 batch = padded([token_ids[row] for row in sentences], padding_side, device)
-                recorder.start_batch(batch["attention_mask"])
+                observer.start_batch(batch["attention_mask"])
                 forward(**batch)
-                recorder.finish_batch(places)
-                store.add(number, sentences, recorder.pooled)
+                observer.finish_batch()
+                store.add(number, sentences, observer.pooled)
     finally:
         store.close()
         model.train(was_training)

@@ -91,10 +91,10 @@ def measure(
         **{key: (place, pooling.sum_of_directions) for key, place in inputs.items()},
     }
     units = {key: place.units for key, (place, _) in everything.items()}
-    limit = _memory_limit(options.memory_limit, model.device, processes)
-    store = processes.first_first(lambda: _open_store(folder, units, len(sentences.token_ids), limit, processes))
+    limit = memory_limit(options.memory_limit, model.device, processes)
+    store = processes.first_first(lambda: open_store(folder, units, len(sentences.token_ids), limit, processes))
     padding_side, batch_size = sentences.padding_side, options.batch_size
-    with _out_of_memory_is_an_error(options):
+    with out_of_memory_is_an_error(options):
         collect_activations(
             model, sentences.token_ids, everything, store, batch_size, padding_side, processes, progress
         )
@@ -117,7 +117,7 @@ def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:
 
 
 @contextmanager
-def _out_of_memory_is_an_error(options: AnalyzeOptions) -> Iterator[None]:
+def out_of_memory_is_an_error(options: AnalyzeOptions) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -135,7 +135,7 @@ def _find_places(
     return find_projections(model, components)
 
 
-def _memory_limit(asked: float | None, device: torch.device, processes: Processes) -> float:
+def memory_limit(asked: float | None, device: torch.device, processes: Processes) -> float:
     """Bytes that may stay in memory: by default none on a CPU, whose page cache keeps the file, half of a free GPU."""
     if processes.world_size > 1:
         if asked:
@@ -146,7 +146,7 @@ def _memory_limit(asked: float | None, device: torch.device, processes: Processe
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
 
 
-def _open_store(
+def open_store(
     folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, limit: float, processes: Processes
 ) -> Store:
     needed = 4 * num_sentences * sum(units.values())

@@ -18,11 +18,15 @@ from neuronmoe_plugins.neurons.pooling import Pooling, RealTokens
 class Recorder:
     """Pools the values of each place over the real tokens of the batch at hand.
 
+    Args:
+        places: All of them.
+
     Attributes:
         pooled: What the last batch gave, float32 (batch, units) on the device of each place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Iterable[ModuleKey]) -> None:
+        self._places = places
         self.pooled: dict[ModuleKey, Tensor] = {}
         self._tokens: dict[torch.device, RealTokens] = {}
         self._replaying: nn.Module | None = None
@@ -32,9 +36,9 @@ class Recorder:
         self._tokens = {attention_mask.device: RealTokens.of(attention_mask)}
         self.pooled = {}
 
-    def finish_batch(self, places: Iterable[ModuleKey]) -> None:
+    def finish_batch(self) -> None:
         """Raise `UserError` if a place recorded nothing, as attention layers that borrow the keys of others."""
-        for layer, name in places:
+        for layer, name in self._places:
             if (layer, name) not in self.pooled:
                 raise UserError(f"layer {layer} {name} has no part in a forward pass; choose other --components")
 
@@ -77,7 +81,7 @@ class Recorder:
 @contextmanager
 def recording(places: Mapping[ModuleKey, tuple[Place, Pooling]]) -> Iterator[Recorder]:
     """Hook all places; the hooks are gone when the block ends."""
-    recorder = Recorder()
+    recorder = Recorder(places)
     with ExitStack() as hooks:
         for mixture in {place.mixture for place, _ in places.values() if place.mixture is not None}:
             hooks.callback(mixture.register_forward_pre_hook(_replay_hook(recorder), with_kwargs=True).remove)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
@@ -99,13 +100,14 @@ def run_expert(
     act_fn: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Run one expert in its own dtype on hidden states (tokens, hidden); `weights` by :func:`weight_names`."""
-
-    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, weights[name], weights.get(f"{name}_bias"))
-
     dtype = weights[family.projections[0]].dtype
-    output: torch.Tensor = family.forward(hidden_states.to(dtype), linear, act_fn)
+    output: torch.Tensor = family.forward(hidden_states.to(dtype), partial(apply_projection, weights), act_fn)
     return output
+
+
+def apply_projection(weights: Mapping[str, torch.Tensor], name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Apply one projection of an expert, (tokens, in) to (tokens, out); `weights` by :func:`weight_names`."""
+    return F.linear(inputs.to(weights[name].dtype), weights[name], weights.get(f"{name}_bias"))
 
 
 def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights: Mapping[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -11,9 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.feed_forward import (
+    apply_projection,
     check_family_computes,
     copy_weights,
     is_quantised,
@@ -142,25 +143,59 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             return self.base_layer(hidden_states, *args, **kwargs)
         plan, context = self.plans[adapter_name], self.context
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        routers = self._routers(adapter_name)
-        # Called, not only read: whoever shards a model gathers a module's weights when it is called.
-        router_logits = torch.cat([router(tokens.to(router.weight.dtype)) for router in routers], dim=-1)
-        group_logits, num_allowed = None, None
-        if plan.num_groups:
-            group_logits = self._group_logits(hidden_states, adapter_name)
-            groups = decide_groups(group_logits, context, self.layer_index, adapter_name)
-            num_allowed = allowed_experts(groups, plan).repeat_interleave(len(tokens) // len(groups))
-        weights, selected_experts = route(router_logits, self.topk[adapter_name], num_allowed)
+        router_logits, group_logits, weights, selected_experts = self._route(hidden_states, adapter_name)
         if context.recording:
             context.layers[self.layer_index] = LayerRouting(
                 router_logits,
                 selected_experts,
                 group_logits,
-                any(router.weight.requires_grad for router in routers),
+                any(router.weight.requires_grad for router in self._routers(adapter_name)),
                 adapter_name,
                 plan,
             )
         return mix(tokens, weights, selected_experts, self._experts(adapter_name)).view_as(hidden_states)
+
+    def route_tokens(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """What the active adapter's router makes of the layer's input, within a forward pass of the model.
+
+        Args:
+            hidden_states: (batch, sequence, hidden).
+
+        Returns:
+            The router's logits (tokens, num_experts), and what :func:`route` makes of them: weights (tokens, topk) and
+            expert indices (tokens, topk). None if no adapter with a mixture here is active.
+        """
+        adapter_name = self._active_mixture()
+        if adapter_name is None:
+            return None
+        router_logits, _, weights, selected_experts = self._route(hidden_states, adapter_name)
+        return router_logits, weights, selected_experts
+
+    def expert_projections(self) -> list[Projection]:
+        """The linear layers of the active adapter's experts, the base first; each casts to its expert's dtype."""
+        base_layer, adapter_name = self.get_base_layer(), cast(str, self._active_mixture())
+
+        def of_base(name: str, inputs: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = getattr(base_layer, name)(inputs)
+            return output
+
+        return [of_base, *(partial(apply_projection, weights) for weights in self._expert_weights(adapter_name))]
+
+    def _route(
+        self, hidden_states: torch.Tensor, adapter_name: str
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """The router's logits, the group classifier's if there is one, and what :func:`route` makes of both."""
+        plan = self.plans[adapter_name]
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        # Called, not only read: whoever shards a model gathers a module's weights when it is called.
+        routers = self._routers(adapter_name)
+        router_logits = torch.cat([router(tokens.to(router.weight.dtype)) for router in routers], dim=-1)
+        group_logits, num_allowed = None, None
+        if plan.num_groups:
+            group_logits = self._group_logits(hidden_states, adapter_name)
+            groups = decide_groups(group_logits, self.context, self.layer_index, adapter_name)
+            num_allowed = allowed_experts(groups, plan).repeat_interleave(len(tokens) // len(groups))
+        return router_logits, group_logits, *route(router_logits, self.topk[adapter_name], num_allowed)
 
     def _active_mixture(self) -> str | None:
         """The active adapter that has a mixture in this layer."""
@@ -185,15 +220,19 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         """All experts, the base first, as functions of hidden states (tokens, hidden)."""
         act_fn = getattr(self.get_base_layer(), self.family.activation)
         experts: list[Callable[[torch.Tensor], torch.Tensor]] = [self._run_base]
+        for weights in self._expert_weights(adapter_name):
+            experts.append(partial(run_expert, weights=weights, family=self.family, act_fn=act_fn))
+        return experts
+
+    def _expert_weights(self, adapter_name: str) -> Iterator[dict[str, torch.Tensor]]:
+        """The tensors of each expert but the base, by :func:`weight_names`."""
         for prefix in ("moe_old_", "moe_"):
             stacks = [self._parameters_of(f"{prefix}{name}") for name in self.weight_names]
             if adapter_name not in stacks[0]:
                 continue
             # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
             for tensors in zip(*(stack[adapter_name].unbind(0) for stack in stacks), strict=True):
-                weights = dict(zip(self.weight_names, tensors, strict=True))
-                experts.append(partial(run_expert, weights=weights, family=self.family, act_fn=act_fn))
-        return experts
+                yield dict(zip(self.weight_names, tensors, strict=True))
 
     def _run_base(self, tokens: torch.Tensor) -> torch.Tensor:
         # Quantised kernels need not work without rows.

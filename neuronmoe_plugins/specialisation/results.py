@@ -1,0 +1,175 @@
+"""What a specialisation is: counts per expert, routing per language, and a table of every neuron's scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.neurons.arrays import ScoreArray
+
+SCORES = "specialisation.parquet"
+# Written last: it names the table that belongs to it.
+RECORD = "specialisation.json"
+FORMAT = 1
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("expert", pa.string()),
+        ("projection", pa.string()),
+        ("unit", pa.int32()),
+        ("language", pa.string()),
+        ("average_precision", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """One expert and one language: a row of the paper's Tables 4 and 10.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        expert: `base`, `expert_0` and so on.
+        language: Whose neurons are counted.
+        neurons: Outputs of the expert's projections; for Llama-3.2-3B 8192 + 8192 + 3072.
+        high_ap: How many of them have an average precision of at least the threshold; None if not measured.
+        sentences: Sentences of the language with a token at the expert.
+        other_sentences: The same of all other languages.
+    """
+
+    layer: int
+    expert: str
+    language: str
+    neurons: int
+    high_ap: int | None
+    sentences: int
+    other_sentences: int
+
+    @property
+    def ratio(self) -> float | None:
+        """Share of the expert's neurons that are specific to the language, 0..1; None if not measured."""
+        return None if self.high_ap is None else self.high_ap / self.neurons
+
+
+@dataclass(frozen=True)
+class LanguageRouting:
+    """Where one layer sends one language's tokens.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        language: Whose tokens.
+        tokens: How many.
+        expert_tokens: How many of them chose each expert, the base first; top-k choices per token.
+        mean_weights: Mean router weight of an expert over the tokens that chose it; None where none did.
+        entropy: Of the router's probabilities over all experts, mean over the tokens, in nats.
+        pairs: How often two experts were chosen together, by their indices `i,j`, i < j.
+    """
+
+    layer: int
+    language: str
+    tokens: int
+    expert_tokens: Sequence[int]
+    mean_weights: Sequence[float | None]
+    entropy: float
+    pairs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """All that was measured, and how.
+
+    Attributes:
+        settings: Model, adapter, languages, threshold, corpora and what else the numbers depend on.
+        experts: By layer, expert and language.
+        routing: By layer and language.
+    """
+
+    settings: dict[str, Any]
+    experts: Sequence[ExpertScores]
+    routing: Sequence[LanguageRouting]
+
+    @property
+    def languages(self) -> list[str]:
+        """In the order of the corpora."""
+        return list(self.settings["languages"])
+
+    def of(self, language: str) -> list[ExpertScores]:
+        """The rows of one language, by layer and expert."""
+        return [row for row in self.experts if row.language == language]
+
+    def save(self, folder: Path) -> None:
+        """Write the record beside the table of scores, which has to be there."""
+        record = {"format": FORMAT, **asdict(self), "sha256": _sha256(folder / SCORES)}
+        write_json(folder / RECORD, record)
+
+    @classmethod
+    def load(cls, folder: Path) -> Specialisation:
+        """Read what `neuronmoe specialise` wrote.
+
+        Raises:
+            UserError: if it is missing, damaged, or beside the table of another run.
+        """
+        path = folder / RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            loaded = cls(
+                record["settings"],
+                [ExpertScores(**row) for row in record["experts"]],
+                [LanguageRouting(**row) for row in record["routing"]],
+            )
+            fits = record["format"] == FORMAT and record["sha256"] == _sha256(folder / SCORES)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no result of `neuronmoe specialise`: {error}") from error
+        if not fits:
+            raise UserError(f"{path} does not belong to {folder / SCORES}; run `neuronmoe specialise` again")
+        return loaded
+
+
+class ScoreWriter:
+    """Writes every neuron's scores, a projection at a time; used as a context.
+
+    Args:
+        path: The Parquet file.
+        languages: Names of the score rows.
+    """
+
+    def __init__(self, path: Path, languages: Sequence[str]) -> None:
+        self._languages = languages
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+
+    def __enter__(self) -> ScoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, layer: int, expert: str, projection: str, scores: Mapping[int, ScoreArray]) -> None:
+        """Write the scores of one projection: language index -> float64 (units,), measured ones only."""
+        for language, values in scores.items():
+            units = len(values)
+            columns = [
+                pa.array([layer] * units, pa.int32()),
+                pa.array([expert] * units),
+                pa.array([projection] * units),
+                pa.array(range(units), pa.int32()),
+                pa.array([self._languages[language]] * units),
+                pa.array(values),
+            ]
+            self._writer.write_table(pa.table(columns, schema=SCHEMA))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
