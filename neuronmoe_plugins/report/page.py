@@ -17,11 +17,14 @@ from neuronmoe_plugins.report.provenance import provenance_section
 from neuronmoe_plugins.report.run import Run, read_run
 from neuronmoe_plugins.report.scores import scores_section, top_section
 from neuronmoe_plugins.report.similarity import similarity_section
+from neuronmoe_plugins.report.specialisation import routing_section, specialisation_section
 from neuronmoe_plugins.report.svg import inline_svg
 
 SECTIONS = (
     layers_section,
     experts_section,
+    specialisation_section,
+    routing_section,
     overlap_section,
     scores_section,
     components_section,
@@ -36,19 +39,20 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
 
     Args:
         folder: what `neuronmoe analyze` wrote, or the folder in which that is called `analysis`, with allocations as
-            `*.yaml`.
+            `*.yaml` and what `neuronmoe specialise` wrote as `specialisation`.
         output: the page; `folder`/report.html if not given.
 
     Returns:
         what was written, the page first.
 
     Raises:
-        UserError: there is no complete analysis, an allocation does not fit it, or the output cannot be written.
+        UserError: there is no complete analysis, an allocation or specialisation does not fit it, or the output cannot
+            be written.
     """
     run = read_run(folder)
     page = output or folder / "report.html"
     with house_style():
-        sections = [make_section(run) for make_section in SECTIONS]
+        sections = [section for make_section in SECTIONS if (section := make_section(run)) is not None]
         drawings = {
             section.name: svg_text(section.picture.figure, section.name) for section in sections if section.picture
         }

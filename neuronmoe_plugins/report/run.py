@@ -1,4 +1,4 @@
-"""What a report is about: an analysis and the allocations made from it, read and checked once."""
+"""What a report is about: an analysis, the allocations made from it, and its experts; read and checked once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.report.measured import Measured, read_measured
 
 MAIN_ALLOCATION = "allocation.yaml"
 # Recipes are YAML files too; only an allocation has this key at the start of a line.
@@ -20,7 +21,7 @@ ALLOCATION_KEY = re.compile(r"^num_experts\s*:", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Run:
-    """An analysis with its allocations.
+    """An analysis with its allocations, and what the experts of the extended model specialise in.
 
     Attributes:
         home: Where the allocations are.
@@ -28,6 +29,7 @@ class Run:
         summary: The content of `summary.json`.
         neurons: The language-specific neurons.
         allocations: By file name; `allocation.yaml` first.
+        measured: What `neuronmoe specialise` wrote; None if it did not.
     """
 
     home: Path
@@ -35,6 +37,7 @@ class Run:
     summary: dict[str, Any]
     neurons: Sequence[Neuron]
     allocations: Mapping[str, Allocation]
+    measured: Measured | None = None
 
     @property
     def languages(self) -> list[str]:
@@ -57,21 +60,29 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read `folder`/analysis, or `folder` itself where it is an analysis, and the allocations in `folder`/*.yaml.
 
+    Also `folder`/specialisation, or what `neuronmoe specialise` wrote into `folder` itself.
+
     Raises:
-        UserError: there is no complete analysis, or an allocation is broken or for another model.
+        UserError: there is no complete analysis, or an allocation or specialisation is broken or for another model.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name the one that `neuronmoe analyze` wrote, or the one that it is in")
     inner = folder / "analysis"
     analysis_folder = inner if inner.is_dir() else folder
     analysis = Analysis.load(analysis_folder)
-    run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, _read_allocations(folder))
+    allocations, measured = _read_allocations(folder), read_measured(folder)
+    run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, allocations, measured)
     for name, allocation in run.allocations.items():
         if len(allocation.num_experts) != run.num_layers:
             raise UserError(
                 f"{folder / name} is for {len(allocation.num_experts)} layers, the analysis in {analysis_folder} for "
                 f"{run.num_layers}; move it away or write it again with `neuronmoe allocate`"
             )
+    if measured is not None and measured.num_layers != run.num_layers:
+        raise UserError(
+            f"{measured.path} is for {measured.num_layers} layers, the analysis in {analysis_folder} for "
+            f"{run.num_layers}; move it away or write it again with `neuronmoe specialise`"
+        )
     return run
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
@@ -82,9 +83,14 @@ def _by_place(neurons: Sequence[Neuron]) -> dict[tuple[int, str], set[tuple[str,
 
 
 def load_drift(folder: Path) -> list[LayerDrift] | None:
-    """What `measure_drift` wrote into a folder; None if it did not."""
+    """What `measure_drift` wrote into a folder; None if it did not, `UserError` if that is damaged."""
     path = folder / DRIFT
-    return [LayerDrift(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return [LayerDrift(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no result of `neuronmoe specialise --compare base`: {error}") from error
 
 
 def drift_table(rows: Sequence[LayerDrift]) -> Table:

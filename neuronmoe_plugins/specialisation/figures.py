@@ -136,7 +136,9 @@ def _draw_panel(axes: Axes, grid: _Grid, panel: Cells) -> QuadMesh:
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             colour = INK if value < 0.55 * grid.highest else "white"
-            axes.text(column + 0.5, row + 0.5, grid.written(float(value)), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                column + 0.5, row + 0.5, grid.written(float(value)), ha="center", va="center", color=colour, fontsize=8
+            )
     for row, column in grid.unmeasured(panel):
         axes.add_patch(Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, **_hatching()))
     names = [name.removeprefix("expert_") for name in grid.experts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,22 @@ TOKENS = 12_000
 
 
 def paper_experts(
-    languages: Sequence[str] = ("en", "el"), unmeasured: Sequence[tuple[int, str]] = (), **settings: Any
+    languages: Sequence[str] = ("en", "el"), english: Mapping[tuple[int, str], int] | None = None, **settings: Any
 ) -> Specialisation:
     """The mixtures of the paper's Table 10: Greek as counted there, other languages a little of it.
 
     Args:
         languages: All of them; each but Greek has a tenth of its neurons.
-        unmeasured: Layer and expert that only two sentences of English have a token at.
+        english: Layer and expert -> how many sentences of English have a token there, if not 500.
         settings: Changes to the settings.
     """
     experts = []
     for (layer, expert), high in GREEK.items():
-        seen = {name: 2 if name == "en" and (layer, expert) in unmeasured else 500 for name in languages}
+        seen = dict.fromkeys(languages, 500) | {"en": (english or {}).get((layer, expert), 500)}
         for name in languages:
-            own = None if seen[name] < 10 else high if name == "el" else high // 10
-            row = ExpertScores(layer, expert, name, NEURONS, own, seen[name], sum(seen.values()) - seen[name])
-            experts.append(row)
+            others = sum(seen.values()) - seen[name]
+            own = None if min(seen[name], others) < 10 else high if name == "el" else high // 10
+            experts.append(ExpertScores(layer, expert, name, NEURONS, own, seen[name], others))
     layers = sorted({layer for layer, _ in GREEK})
     routing = [_routing(layer, name, sum(key[0] == layer for key in GREEK)) for layer in layers for name in languages]
     defaults = {

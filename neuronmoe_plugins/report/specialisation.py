@@ -1,0 +1,219 @@
+"""What each expert of the extended model specialises in, and where the router sends each language (section 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import log
+from typing import TYPE_CHECKING
+
+from neuronmoe_plugins.report.measured import FOLDER, Measured
+from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.run import Run
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.specialisation import ExpertScores, LanguageRouting, Specialisation
+    from neuronmoe_plugins.specialisation.drift import LayerDrift
+
+HOW_TO_SPECIALISE = (
+    "The experts have not been measured yet: once an adapter is trained, run “neuronmoe specialise --model MODEL "
+    "--adapter ADAPTER --corpus LANGUAGE=SOURCE … --output {output}”, then make this report again."
+)
+NOT_MEASURED = "not measured"
+PAIRS_SHOWN = 2
+
+
+def specialisation_section(run: Run) -> Section:
+    """Language-specific neurons of every expert (Figure 3, Tables 4 and 10), and the drift of the model's own."""
+    name, heading = "specialisation", "What the experts specialise in"
+    if run.measured is None:
+        return Section(name, heading, notes=[HOW_TO_SPECIALISE.format(output=run.home / FOLDER)])
+    from neuronmoe_plugins.specialisation.figures import draw_specialisation
+
+    specialisation, drift = run.measured.specialisation, run.measured.drift
+    picture = Picture(
+        draw_specialisation(specialisation),
+        "A cell is the share of an expert’s neurons that are specific to the language; layers that are no mixture are "
+        "left out, and an expert that too few sentences reach is hatched.",
+        f"Heatmaps of the share of language-specific neurons by layer and expert, one per language: "
+        f"{'; '.join(_strongest(specialisation))}.",
+    )
+    notes = [*_origin_notes(run, run.measured), *_base_rate_notes(specialisation), *_drift_notes(drift or [])]
+    tables = [_expert_table(specialisation), *([_drift_table(drift)] if drift else [])]
+    return Section(name, heading, picture, notes, tables)
+
+
+def routing_section(run: Run) -> Section | None:
+    """Where the router sends each language; none without a specialisation, whose section then says how to get it."""
+    if run.measured is None:
+        return None
+    from neuronmoe_plugins.specialisation.figures import draw_language_routing
+
+    specialisation = run.measured.specialisation
+    picture = Picture(
+        draw_language_routing(specialisation),
+        "A cell is the share of the language’s tokens that chose the expert; with a top-k above 1 a token chooses "
+        "several, so that a row adds up to more than 100 %.",
+        f"Heatmaps of the share of tokens by layer and expert, one per language: "
+        f"{'; '.join(_base_shares(specialisation))}.",
+    )
+    return Section("routing", "Where the router sends each language", picture, tables=[_routing_table(specialisation)])
+
+
+def _strongest(specialisation: Specialisation) -> Iterable[str]:
+    """For each language its most specific expert."""
+    for language in specialisation.languages:
+        measured = [(row.high_ap, row) for row in specialisation.of(language) if row.high_ap is not None]
+        if not measured:
+            yield f"{language} was measured nowhere"
+            continue
+        high, row = max(measured, key=lambda pair: pair[1].ratio or 0)
+        yield f"{language} has most in {_place(row)} ({count(high)} of {count(row.neurons)})"
+
+
+def _place(row: ExpertScores) -> str:
+    """As in the paper's Table 4."""
+    return f"L{row.layer} {row.expert}"
+
+
+def _origin_notes(run: Run, measured: Measured) -> list[str]:
+    """Which adapter this is, and whether of the analysed model."""
+    settings = measured.specialisation.settings
+    notes = [
+        f"Adapter {settings['adapter']}; a neuron is specific to a language from an average precision of "
+        f"{settings['threshold']:g} on, over the sentences {_who_counts(settings['missing'])}."
+    ]
+    if settings["model"] != run.summary.get("model", settings["model"]):
+        notes.append(
+            f"{measured.path} is of the model {settings['model']}, the analysis of {run.summary['model']}: by these "
+            "names they are not the same."
+        )
+    return notes
+
+
+def _who_counts(missing: str) -> str:
+    if missing == "zero":
+        return "of all languages (one without a token at the expert counts as 0)"
+    return "that have a token at the expert"
+
+
+def _base_rate_notes(specialisation: Specialisation) -> list[str]:
+    """Experts that nearly only one language reaches: there a neuron that tells nothing apart passes, too."""
+    threshold = specialisation.settings["threshold"]
+    if specialisation.settings["missing"] != "drop":
+        return []
+    places = [
+        f"{_place(row)} ({row.language})"
+        for row in specialisation.experts
+        if row.high_ap is not None and row.sentences >= threshold * (row.sentences + row.other_sentences)
+    ]
+    if not places:
+        return []
+    return [
+        f"Of the sentences that reach these experts, {100 * threshold:g} % or more are of one language, so that a "
+        f"neuron that ranks them by chance passes, too: {', '.join(places)}."
+    ]
+
+
+def _expert_table(specialisation: Specialisation) -> Table:
+    """Tables 4 and 10, with a pair of columns per language, and how many of its sentences reach the expert."""
+    languages = specialisation.languages
+    by_place: dict[tuple[int, str], dict[str, ExpertScores]] = {}
+    for row in specialisation.experts:
+        by_place.setdefault((row.layer, row.expert), {})[row.language] = row
+    rows = []
+    for by_language in by_place.values():
+        own = [by_language[language] for language in languages]
+        cells = [cell for scores in own for cell in _cells(scores)]
+        rows.append([_place(own[0]), count(own[0].neurons), *cells, *(count(scores.sentences) for scores in own)])
+    pairs = [title for language in languages for title in (f"{language} high-AP", f"{language} ratio (%)")]
+    header = ["layer-expert", "neurons", *pairs, *(f"{language} sentences" for language in languages)]
+    threshold = specialisation.settings["threshold"]
+    return Table(f"Neurons with an average precision of {threshold:g} or more", header, rows)
+
+
+def _cells(scores: ExpertScores) -> tuple[str, str]:
+    if scores.high_ap is None or scores.ratio is None:
+        return NOT_MEASURED, "–"
+    return count(scores.high_ap), f"{100 * scores.ratio:.2f}"
+
+
+def _base_shares(specialisation: Specialisation) -> Iterable[str]:
+    """For each language how many of its tokens chose the original MLP, over all mixtures."""
+    for language in specialisation.languages:
+        own = [row for row in specialisation.routing if row.language == language]
+        share = sum(row.expert_tokens[0] for row in own) / max(1, sum(row.tokens for row in own))
+        yield f"{100 * share:.0f} % of {language}’s tokens chose the base"
+
+
+def _routing_table(specialisation: Specialisation) -> Table:
+    """Tokens, shares and mean weights of each layer and language."""
+    num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
+    names = ["base", *(f"expert_{expert}" for expert in range(num_experts - 1))]
+    header = ["layer", "language", "most used pairs", "tokens", *names, "entropy"]
+    rows = [
+        [
+            str(row.layer),
+            row.language,
+            _most_used_pairs(row, names),
+            count(row.tokens),
+            *_shares(row),
+            *[""] * (num_experts - len(row.expert_tokens)),
+            f"{row.entropy:.3f} of {log(len(row.expert_tokens)):.3f}",
+        ]
+        for row in specialisation.routing
+    ]
+    caption = (
+        "Tokens that chose an expert (%), its mean router weight there, and the router’s entropy of at most (nats)"
+    )
+    return Table(caption, header, rows, text_columns=3)
+
+
+def _shares(row: LanguageRouting) -> list[str]:
+    return [
+        f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f" ({weight:.2f})")
+        for tokens, weight in zip(row.expert_tokens, row.mean_weights, strict=True)
+    ]
+
+
+def _most_used_pairs(row: LanguageRouting, names: Sequence[str]) -> str:
+    """The pairs that most tokens chose, with their share."""
+    used = sorted((pair for pair in row.pairs.items() if pair[1]), key=lambda pair: -pair[1])[:PAIRS_SHOWN]
+    parts = []
+    for key, tokens in used:
+        one, other = (names[int(index)] for index in key.split(","))
+        parts.append(f"{one} + {other} {100 * tokens / row.tokens:.0f} %")
+    return ", ".join(parts) or "–"
+
+
+def _drift_notes(drift: Sequence[LayerDrift]) -> list[str]:
+    """How many of each language's neurons the extended model has, and how many it kept."""
+    parts = [
+        f"{language} {count(base)} before, {count(extended)} after, {count(kept)} of them the same"
+        for language, (base, extended, kept) in _drift_totals(drift).items()
+    ]
+    return [f"The model’s own neurons, in all layers: {'; '.join(parts)}."] if parts else []
+
+
+def _drift_totals(drift: Sequence[LayerDrift]) -> dict[str, tuple[int, int, int]]:
+    """For each language the neurons of the base and of the extended model, and those of both."""
+    totals: dict[str, tuple[int, int, int]] = {}
+    for row in drift:
+        base, extended, kept = totals.get(row.language, (0, 0, 0))
+        totals[row.language] = base + row.base, extended + row.extended, kept + row.kept
+    return totals
+
+
+def _drift_table(drift: Sequence[LayerDrift]) -> Table:
+    """Table 6 of the base and of the extended model, with the neurons that are the same."""
+    totals = _drift_totals(drift)
+    cells: dict[int, dict[str, list[str]]] = {}
+    for row in drift:
+        cells.setdefault(row.layer, {})[row.language] = [count(row.base), count(row.extended), count(row.kept)]
+    rows = [
+        [str(layer), *(number for language in totals for number in own[language])]
+        for layer, own in sorted(cells.items())
+    ]
+    titles = [f"{language} {part}" for language in totals for part in ("base", "extended", "kept")]
+    footer = ["all", *(count(number) for numbers in totals.values() for number in numbers)]
+    caption = "Neurons of the base and of the extended model, and those that are the same, in numbers"
+    return Table(caption, ["layer", *titles], rows, footer=footer, folded=True)
