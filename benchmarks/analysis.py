@@ -11,7 +11,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 LANGUAGES = ["en", "el", "tr", "hu", "es", "zh"]
 
 
-def make_model(shape: str, dtype: str, device: str) -> Any:
-    """A model with random weights."""
+def make_model(shape: str, dtype: str, device: str, **changes: Any) -> Any:
+    """A model with random weights, with changes to its shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True)
+    config = LlamaConfig(**SHAPES[shape] | changes, tie_word_embeddings=True)
     with torch.device(device):
         return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
-def make_sentences(count: int, longest: int, vocab_size: int) -> TokenizedSentences:
+def make_sentences(
+    count: int, longest: int, vocab_size: int, languages: Sequence[str] = LANGUAGES
+) -> TokenizedSentences:
     """Random tokens, 8 to `longest` a sentence, the languages in turn."""
     generator = random.Random(0)
     token_ids = [[generator.randrange(vocab_size) for _ in range(generator.randint(8, longest))] for _ in range(count)]
-    membership = [[int(row % len(LANGUAGES) == own) for row in range(count)] for own in range(len(LANGUAGES))]
-    return TokenizedSentences(LANGUAGES, membership, [f"sentence {row}" for row in range(count)], token_ids, "right")
+    membership = [[int(row % len(languages) == own) for row in range(count)] for own in range(len(languages))]
+    return TokenizedSentences(languages, membership, [f"sentence {row}" for row in range(count)], token_ids, "right")
 
 
 class Benchmark:
