@@ -164,7 +164,7 @@ class Benchmark:
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the parts side by side."""
-    table = Table(title="Medians")
+    table = Table(title="Medians of the runs")
     for column in ("", "seconds", "to the forward pass", "peak memory (GB)", "to the forward pass"):
         table.add_column(column, justify="right" if column else "left")
     for name, part in result["parts"].items():
@@ -204,6 +204,7 @@ def main() -> None:
     result = {
         **environment(),
         **{name: value for name, value in vars(arguments).items() if name != "output"},
+        "threads": torch.get_num_threads(),
         "languages": len(LANGUAGES),
         "experts": EXPERTS[arguments.shape],
         "neurons_analyze": sum(place.units for place in benchmark.projections.values()),

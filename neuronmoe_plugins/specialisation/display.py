@@ -47,12 +47,14 @@ def _cells(scores: ExpertScores) -> tuple[str, str]:
 def routing_table(specialisation: Specialisation) -> Table:
     """One row per layer and language: the share of its tokens that chose each expert, and the router's entropy."""
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
-    table = Table(title="Tokens that chose an expert (%), and mean router weight there")
-    for column in ("layer", "language", "tokens", "base", *(f"expert_{i}" for i in range(num_experts - 1)), "entropy"):
+    # Six experts fit into eighty characters.
+    table = Table(title="Tokens that chose an expert (%), and mean router weight there", padding=0)
+    names = ["base", *(f"expert\n{expert}" for expert in range(num_experts - 1))]
+    for column in ("layer", "language", "tokens", *names, "entropy"):
         table.add_column(column, justify="left" if column == "language" else "right")
     for row in specialisation.routing:
         shares = [
-            f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f" ({weight:.2f})")
+            f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f"\n({weight:.2f})")
             for tokens, weight in zip(row.expert_tokens, row.mean_weights, strict=True)
         ]
         filled = [*shares, *[""] * (num_experts - len(shares))]

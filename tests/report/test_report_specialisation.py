@@ -71,6 +71,7 @@ def test_the_heatmap_is_of_the_same_shares(folder: Path) -> None:
     assert shares.count() == len(GREEK), "a layer has no more cells than experts"
     ticks = [label.get_text() for label in section.picture.figure.axes[0].get_yticklabels()]
     assert ticks == list(map(str, layers))
+    assert all(axes.yaxis_inverted() for axes in section.picture.figure.axes[:2]), "the first layer is on top"
     assert "el has most in L27 expert_2 (405 of 19,456)" in section.picture.alt
     assert legend_of(section) == []
 
