@@ -59,11 +59,11 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+    from peft import PeftModel, get_peft_model_state_dict
 
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
-        in_file = load_peft_weights(adapter, device="cpu").keys()
+        in_file = _names_in_file(adapter)
     except Exception as error:  # as above
         raise _cannot_load("adapter", adapter, error) from error
     needed = get_peft_model_state_dict(adapted).keys()
@@ -71,6 +71,16 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     if unused := sorted(in_file - needed):
         raise UserError(f"--adapter {adapter} is of another model, which has a place for {unused[0]}")
     return adapted
+
+
+def _names_in_file(adapter: str) -> set[str]:
+    """The adapter's tensors, those of a published one by the names that they get when they are loaded."""
+    from peft import load_peft_weights
+
+    from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+
+    tensors = load_peft_weights(adapter, device="cpu")
+    return set(tensors_from_published(tensors) if is_published(tensors) else tensors)
 
 
 def _require_whole(option: str, name: str, missing: Sequence[str]) -> None:

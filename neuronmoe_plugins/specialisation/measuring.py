@@ -14,6 +14,7 @@ from rich.progress import track
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.activations import observe_sentences
+from neuronmoe_plugins.neurons.arrays import FloatArray
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.measure import memory_limit, open_store, out_of_memory_is_an_error
 from neuronmoe_plugins.neurons.metrics import require_finite
@@ -97,12 +98,23 @@ def _score(
         for layer in track(list(mixtures), "Scoring experts", console=Console(stderr=True), disable=not progress):
             num_experts = len(mixtures[layer].expert_projections())
             values = store.read((layer, ROUTING)).cpu().numpy()
+            _require_finite_routing(layer, values, sentences)
             routing += language_routing(layer, values, num_experts, samples.labels, list(sentences.languages))
             for expert in range(num_experts):
                 names = mixtures[layer].family.projections
                 seen = values[:, expert] > 0
                 experts += _score_one(options, layer, expert, names, seen, store, sentences, samples, writer)
     return experts, routing
+
+
+def _require_finite_routing(layer: int, values: FloatArray, sentences: TokenizedSentences) -> None:
+    """Raise `UserError` naming the first sentence whose router logits are not finite."""
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f"layer {layer}: the router gives {sentences.names[int(wrong[0])]} no finite probabilities; use --dtype "
+            "float32 or leave that sentence out, or train the adapter anew"
+        )
 
 
 def _score_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
             "padding_side": sentences.padding_side,
         }
     )
-    return sentences, {"corpora": description["corpora"], "shared_sentences": description["shared_sentences"]}
+    described = {name: description[name] for name in ("corpora", "shared_sentences")}
+    return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
 
 
 def _write(output: Path, staging: Path, specialisation: Specialisation) -> None:

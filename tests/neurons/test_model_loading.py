@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.loading import load_model, load_tokenizer, tokenize
+from tuner.tiny import GOLDEN
 
 
 @pytest.fixture
@@ -93,3 +94,9 @@ def test_unknown_kind_of_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "MAGIC"}')
     with pytest.raises(UserError, match=r"--adapter .* cannot be loaded"):
         load_model(str(tiny_model_dir), "float32", "cpu", str(tmp_path))
+
+
+def test_published_adapter_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    model = load_model(str(GOLDEN / "base"), "float32", "cpu", str(GOLDEN / "adapter"))
+    assert [record.message for record in caplog.records if "published NeuronMoE format" in record.message]
+    assert any("moe_gate_proj" in name for name, _ in model.named_parameters())
