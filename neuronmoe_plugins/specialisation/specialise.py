@@ -13,6 +13,7 @@ from neuronmoe_plugins.neurons.metrics import as_metric
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files, digest
+from neuronmoe_plugins.specialisation.drift import DRIFT
 from neuronmoe_plugins.specialisation.options import SpecialiseOptions
 from neuronmoe_plugins.specialisation.results import RECORD, SCORES, Specialisation
 
@@ -73,6 +74,8 @@ def _write(output: Path, staging: Path, specialisation: Specialisation) -> None:
     save_figures(staging, specialisation)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        # Of an earlier adapter, perhaps; this one's comes after.
+        (output / DRIFT).unlink(missing_ok=True)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == RECORD):
             shutil.move(path, output / path.name)
     except OSError as error:
