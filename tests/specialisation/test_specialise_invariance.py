@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronmoe_plugins.neurons import store
+from neuronmoe_plugins.neurons import activations, store
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
 from neuronmoe_plugins.specialisation.observing import find_mixtures
 from specialisation.extending import counts, load_extended, observed, scores_in, tokens_of
@@ -54,18 +54,24 @@ def test_activations(
 @pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "right"), (3, "left"), (16, "left")])
 def test_counts(
     options: SpecialiseOptions, adapters: dict[int, Path], plain: Specialisation, topk: int, batch_size: int,
-    padding_side: str, tmp_path: Path,
+    padding_side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from transformers import AutoTokenizer
 
     shutil.copytree(options.model, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side=padding_side)
     tokenizer.save_pretrained(tmp_path / "model")
+    sides: list[str] = []
+    pad = activations.padded
+    monkeypatch.setattr(
+        activations, "padded", lambda ids, side, device: (sides.append(side), pad(ids, side, device))[1]
+    )
     model, adapter, output = str(tmp_path / "model"), str(adapters[topk]), tmp_path / "out"
     other = specialise(replace(options, model=model, adapter=adapter, output=output, batch_size=batch_size))
     assert counts(other) == counts(plain)
     assert routing(other) == routing(plain)
     assert other.settings["batch_size"] == batch_size
+    assert set(sides) == {padding_side}
 
 
 def test_order_of_the_corpora(

@@ -132,6 +132,7 @@ def test_a_second_run_replaces_and_keeps_other_files(
         assert (output / name).read_bytes() == (result[1] / name).read_bytes()
     other = specialise(replace(options, output=output, threshold=0.5))
     assert Specialisation.load(output) == other != again
+    assert other.settings["threshold"] == 0.5
 
 
 @pytest.fixture

@@ -93,6 +93,11 @@ def test_activations_are_those_planned(planted: SpecialiseOptions) -> None:
     assert not pooled[0, "expert_1 up_proj"][:12].any()
 
 
+def test_threshold_itself_is_high(planted: SpecialiseOptions, tmp_path: Path, without_pictures: None) -> None:
+    found = specialise(replace(planted, output=tmp_path / "out", threshold=1.0))
+    assert [row.high_ap for row in found.experts if (row.layer, row.expert) == (0, "expert_0")] == [1, 3]
+
+
 def test_zero_measures_what_only_one_language_uses(planted: SpecialiseOptions, tmp_path: Path) -> None:
     found = specialise(replace(planted, output=tmp_path / "out", missing="zero"))
     counts = {(row.layer, row.expert, row.language): row.high_ap for row in found.experts}
