@@ -60,11 +60,13 @@ def test_prints_the_tables_of_the_paper(
         cells = printed[f"L{row.layer} {row.expert}"]
         assert cells[0] == "128"
         assert cells[3:5] == [str(row.high_ap), f"{100 * row.high_ap / 128:.2f}"]
-    lines = [row for row in rows_of(routing) if row[0].isdigit()]
-    for cells, row in zip(lines, found.routing, strict=True):
+    lines = rows_of(routing)
+    numbered = [i for i, row in enumerate(lines) if row[0].isdigit()]
+    for i, row in zip(numbered, found.routing, strict=True):
+        cells, below = lines[i], lines[i + 1]
         assert cells[:3] == [str(row.layer), row.language, f"{row.tokens:,}"]
-        share = f"{100 * row.expert_tokens[0] / row.tokens:.1f} ({row.mean_weights[0]:.2f})"
-        assert (cells[3], cells[-1]) == (share, f"{row.entropy:.3f}")
+        share, weight = f"{100 * row.expert_tokens[0] / row.tokens:.1f}", f"({row.mean_weights[0]:.2f})"
+        assert (cells[3], below[3], cells[-1]) == (share, weight, f"{row.entropy:.3f}")
 
 
 def test_says_what_was_not_measured(
