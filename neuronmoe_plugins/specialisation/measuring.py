@@ -90,8 +90,7 @@ def _score(
     progress: bool,
 ) -> tuple[list[ExpertScores], list[LanguageRouting]]:
     samples = sentences.samples()
-    if samples is None:
-        raise UserError("the same sentence is in the corpora of several languages; leave it out of one")
+    assert samples is not None, "every sentence is of one corpus"
     experts: list[ExpertScores] = []
     routing: list[LanguageRouting] = []
     with ScoreWriter(path, sentences.languages) as writer:
