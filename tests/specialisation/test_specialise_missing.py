@@ -156,4 +156,6 @@ def test_nothing_measured_is_still_a_result(options: SpecialiseOptions, tmp_path
 def test_options_are_checked(options: SpecialiseOptions, change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(options, **change)
+    with pytest.raises(UserError, match="two languages or more"):
+        replace(options, corpora=options.corpora[:1])
     assert replace(options, threshold=1.0).threshold == 1.0
