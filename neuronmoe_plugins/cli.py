@@ -182,6 +182,7 @@ def specialise(
     """Find what each expert of an extended model specialises in: language-specific neurons, and routing."""
     from rich.console import Console
 
+    from neuronmoe_plugins.neurons.analysis import shared_sentence_warnings
     from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
     from neuronmoe_plugins.specialisation import SpecialiseOptions
     from neuronmoe_plugins.specialisation import specialise as measure_experts
@@ -208,7 +209,10 @@ def specialise(
         memory_limit=memory_limit,
     )
     console = Console()
-    print_specialisation(console, measure_experts(options, progress=True))
+    specialisation = measure_experts(options, progress=True)
+    for warning in shared_sentence_warnings(specialisation.settings["shared_sentences"]["pairs"]):
+        typer.echo(f"Warning: {warning}", err=True)
+    print_specialisation(console, specialisation)
     if compare is not None:
         from neuronmoe_plugins.specialisation.drift import drift_table, measure_drift
 

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, TracebackType
@@ -21,7 +20,7 @@ import wrapt
 
 from neuronmoe_plugins.errors import UserError, one_line
 
-# Command -> where its code lies: the name of a folder, and how the path below it begins.
+# Command -> names that the path of its code has.
 COMMANDS = {"llamafactory-cli": ("llamafactory", "launcher.py"), "lm_eval": ("lm_eval", "_cli")}
 EXIT_CODE = 2
 # Names a folder in which workers leave a file for every error that they have reported.
@@ -79,8 +78,8 @@ def _command(traceback: TracebackType | None) -> str | None:
     """The host's command that the exception went through, which workers run, too."""
     while traceback is not None:
         parts = Path(traceback.tb_frame.f_code.co_filename).parts
-        for command, place in COMMANDS.items():
-            if place in pairwise(parts):
+        for command, names in COMMANDS.items():
+            if all(name in parts for name in names):
                 return command
         traceback = traceback.tb_next
     return None

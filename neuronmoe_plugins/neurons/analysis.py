@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,7 @@ class Analysis:
         other_base = base is not None and Path(base).name != Path(model).name
         return [
             *([f"the adapter says that it is for {base}, not for {model}"] if other_base else []),
-            *(
-                f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
-                f"{pair['examples'][0][:60]!r}"
-                for pair in self.summary["shared_sentences"]["pairs"]
-            ),
+            *shared_sentence_warnings(self.summary["shared_sentences"]["pairs"]),
         ]
 
     @classmethod
@@ -54,6 +51,15 @@ class Analysis:
             )
         _require_same_model(path, neurons, record)
         return cls(neurons, record)
+
+
+def shared_sentence_warnings(pairs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each pair of languages that have sampled sentences in common."""
+    return [
+        f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
+        f"{pair['examples'][0][:60]!r}"
+        for pair in pairs
+    ]
 
 
 def _require_same_model(path: Path, neurons: list[Neuron], record: dict[str, Any]) -> None:

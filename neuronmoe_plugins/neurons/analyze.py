@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import summary
@@ -120,15 +118,5 @@ def _kept_if_interrupted(working: WorkingFolder, processes: Processes, progress:
     if not processes.is_first:
         yield
         return
-    with working.locked():
-        try:
-            yield
-        except UserError as error:
-            working.remove_after(error)
-            raise
-        except KeyboardInterrupt:
-            if progress and working.has_results:
-                message = f"Interrupted: the same command goes on from {working.path}"
-                Console(stderr=True).print(message, soft_wrap=True, highlight=False)
-            raise
-        working.remove()
+    with working.kept_if_interrupted(progress):
+        yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
@@ -53,6 +54,29 @@ class WorkingFolder:
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+
+    @contextmanager
+    def kept_if_interrupted(self, announce: bool) -> Iterator[None]:
+        """Lock the folder, and remove it at the end, but not if another call could go on from it.
+
+        Args:
+            announce: Say so on standard error if the user interrupts.
+
+        Raises:
+            UserError: as `locked` does.
+        """
+        with self.locked():
+            try:
+                yield
+            except UserError as error:
+                self.remove_after(error)
+                raise
+            except KeyboardInterrupt:
+                if announce and self.has_results:
+                    message = f"Interrupted: the same command goes on from {self.path}"
+                    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+                raise
+            self.remove()
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Make the folder, or keep it if it is there from an interrupted analysis with the same settings.

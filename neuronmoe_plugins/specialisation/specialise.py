@@ -29,20 +29,15 @@ def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisa
         UserError: for bad input; earlier results are left as they are.
     """
     working = WorkingFolder(options.output)
-    with working.locked():
-        try:
-            sentences, corpora = _prepare(options, working)
-            from neuronmoe_plugins.specialisation.measuring import measure
+    with working.kept_if_interrupted(progress):
+        sentences, corpora = _prepare(options, working)
+        from neuronmoe_plugins.specialisation.measuring import measure
 
-            staging = working.path / "output"
-            staging.mkdir(exist_ok=True)
-            specialisation = measure(options, sentences, working.path, staging / SCORES, progress)
-            specialisation.settings.update(corpora)
-            _write(options.output, staging, specialisation)
-        except UserError as error:
-            working.remove_after(error)
-            raise
-        working.remove()
+        staging = working.path / "output"
+        staging.mkdir(exist_ok=True)
+        specialisation = measure(options, sentences, working.path, staging / SCORES, progress)
+        specialisation.settings.update(corpora)
+        _write(options.output, staging, specialisation)
     return specialisation
 
 

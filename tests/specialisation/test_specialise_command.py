@@ -69,12 +69,23 @@ def test_prints_the_tables_of_the_paper(
         assert (cells[3], below[3], cells[-1]) == (share, weight, f"{row.entropy:.3f}")
 
 
-def test_says_what_was_not_measured(
+def test_warns_of_sentences_in_two_languages(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    source = next(word.partition("en=")[2] for word in command if word.startswith("--corpus=en="))
+    (tmp_path / "more.txt").write_text(Path(source).read_text(encoding="utf-8") + "\nOK 1\n", encoding="utf-8")
+    two = [word for word in command if not word.startswith(("--corpus=tr=", "--corpus=el="))]
+    run(monkeypatch, [*two, f"--corpus=de={tmp_path / 'more.txt'}"], 0)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: ")]
+    assert len(warnings) == 1
+    assert "sampled sentences are the same in en and de" in warnings[0]
+
+
+def test_says_what_was_not_measured(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    run(monkeypatch, [*command, "--min-sentences=1000"], 0)
-    printed = [row for row in rows_of(capsys.readouterr().out) if row[0].startswith("L")]
+    program = [sys.executable, "-m", "neuronmoe_plugins"]
+    done = subprocess.run([*program, *command, "--min-sentences=1000"], check=True, capture_output=True, text=True)
+    printed = [row for row in rows_of(done.stdout) if row[0].startswith("L")]
     assert len(printed) == 9
     assert all(row[1:] == ["128", *["not measured", ""] * 3] for row in printed)
     assert {row["high_ap"] for row in json.loads((tmp_path / "out/specialisation.json").read_text())["experts"]} == {

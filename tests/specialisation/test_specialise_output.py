@@ -153,13 +153,19 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_an_interrupted_run_goes_on(
-    result: tuple[Specialisation, Path], options: SpecialiseOptions, computed: list[int], exists: bool, tmp_path: Path
+    result: tuple[Specialisation, Path],
+    options: SpecialiseOptions,
+    computed: list[int],
+    exists: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = replace(options, output=tmp_path / "out")
     if exists:
         shutil.copytree(result[1], given.output)
     with pytest.raises(KeyboardInterrupt):
-        specialise(given)
+        specialise(given, progress=True)
+    assert "Interrupted: the same command goes on from" in capsys.readouterr().err
     if exists:
         assert Specialisation.load(given.output) == result[0]  # the earlier one is whole
     else:
