@@ -19,11 +19,12 @@ import torch
 
 from benchmarks.results import environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import collect_activations
+from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.builtin import register_metrics
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
@@ -106,7 +107,7 @@ class Benchmark:
 
     def collect(self, places: dict[Any, Any], store: Store) -> None:
         """One pass over all sentences."""
-        collect_activations(self.model, self.sentences.token_ids, places, store, self.batch_size)
+        observe_sentences(self.model, self.sentences.token_ids, recording(places), store, self.batch_size)
 
     def time(self, action: Callable[[], object]) -> float:
         """Seconds of an action, the device's work included."""

@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.analysis import make_model, make_sentences
 from benchmarks.results import environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import collect_activations, observe_sentences
+from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.builtin import register_metrics
 from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
@@ -33,6 +33,7 @@ from neuronmoe_plugins.neurons.measure import memory_limit, open_store
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.store import MemoryStore, Store
 from neuronmoe_plugins.specialisation import SpecialiseOptions
@@ -159,7 +160,7 @@ class Benchmark:
 
     def collect(self, observed: dict[Any, Any], store: Store) -> None:
         """One pass over all sentences."""
-        collect_activations(self.model, self.sentences.token_ids, observed, store, self.batch_size)
+        observe_sentences(self.model, self.sentences.token_ids, recording(observed), store, self.batch_size)
 
 
 def show(result: Mapping[str, Any]) -> None:

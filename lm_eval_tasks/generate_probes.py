@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from generate import quote
 
 from neuronmoe_plugins.files import write_text
 
@@ -120,11 +121,6 @@ task:
 {lines}metadata:
   version: 1.0
 """
-
-
-def quote(text: str) -> str:
-    """A string as a YAML double-quoted scalar (a JSON string is one)."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 if __name__ == "__main__":

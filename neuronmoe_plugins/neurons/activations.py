@@ -14,10 +14,7 @@ from torch import Tensor
 
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.batches import PaddingSide, batches_by_length, padded
-from neuronmoe_plugins.neurons.places import Place
-from neuronmoe_plugins.neurons.pooling import Pooling
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.store import Store
 
 if TYPE_CHECKING:
@@ -36,31 +33,6 @@ class Observer(Protocol):
 
     def finish_batch(self) -> None:
         """Check that everything was seen."""
-
-
-def collect_activations(
-    model: PreTrainedModel,
-    token_ids: Sequence[Sequence[int]],
-    places: Mapping[ModuleKey, tuple[Place, Pooling]],
-    store: Store,
-    batch_size: int,
-    padding_side: PaddingSide = "right",
-    processes: Processes | None = None,
-    progress: bool = False,
-) -> None:
-    """Run every sentence that `store` does not have yet, and store what each place gives for it.
-
-    Args:
-        model: A causal language model.
-        token_ids: As in :func:`observe_sentences`, and all that follows.
-        places: What to pool and how.
-        store: As there.
-        batch_size: As there.
-        padding_side: As there.
-        processes: As there.
-        progress: As there.
-    """
-    observe_sentences(model, token_ids, recording(places), store, batch_size, padding_side, processes, progress)
 
 
 def observe_sentences(

@@ -13,7 +13,7 @@ import torch
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import collect_activations, working_device
+from neuronmoe_plugins.neurons.activations import observe_sentences, working_device
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.components import Component
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
@@ -27,6 +27,7 @@ from neuronmoe_plugins.neurons.places import (
     find_projections,
 )
 from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.similarity import language_similarity
@@ -95,8 +96,8 @@ def measure(
     store = processes.first_first(lambda: open_store(folder, units, len(sentences.token_ids), limit, processes))
     padding_side, batch_size = sentences.padding_side, options.batch_size
     with out_of_memory_is_an_error(options):
-        collect_activations(
-            model, sentences.token_ids, everything, store, batch_size, padding_side, processes, progress
+        observe_sentences(
+            model, sentences.token_ids, recording(everything), store, batch_size, padding_side, processes, progress
         )
         processes.wait_for_all()
         scored = {key: units[key] for key in places}

@@ -164,7 +164,7 @@ def test_renamed_results_are_shown_but_not_tested(tmp_path: Path) -> None:
 
 
 def test_repeated_names_are_numbered(tmp_path: Path) -> None:
-    path = save_run(tmp_path, {"own": {"acc": [0, 1]}}, model_args={"pretrained": "m", "peft": "/home/me/run/stage2/"})
+    path = save_run(tmp_path, {"own": {"acc": [0, 1]}}, model_args={"pretrained": "m", "peft": "adapters/run/stage2/"})
     names = [model.name for model in compare([path, path, path]).models]
     assert names == ["run/stage2", "run/stage2 (2)", "run/stage2 (3)"]
 

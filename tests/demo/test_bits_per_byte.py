@@ -12,6 +12,7 @@ import yaml
 
 from neuronmoe_plugins.demo.bits_per_byte import write_tasks
 from neuronmoe_plugins.errors import UserError
+from rolling import document_nats
 
 # One token per byte: short, ending in a newline, exactly two windows of 64, longer than that, and texts that
 # templates or literals could swallow.
@@ -22,22 +23,6 @@ MAX_LENGTH = 64
 def write_documents(path: Path, documents: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents), "utf-8")
     return path
-
-
-def document_nats(model: Any, tokens: list[int], prefix: int) -> float:
-    """-ln P(tokens), at most MAX_LENGTH tokens predicted at a time and as many read, `prefix` before the first."""
-    import torch
-
-    sequence = [prefix, *tokens]
-    nats = 0.0
-    for start in range(0, len(tokens), MAX_LENGTH):
-        end = min(start + MAX_LENGTH, len(tokens))
-        first_read = max(0, end - MAX_LENGTH)
-        with torch.no_grad():
-            logits = model(torch.tensor([sequence[first_read:end]])).logits[0]
-        targets = torch.tensor(sequence[start + 1 : end + 1])
-        nats += torch.nn.functional.cross_entropy(logits[start - first_read :], targets, reduction="sum").item()
-    return nats
 
 
 def lm_eval_bits_per_byte(model_dir: Path, tasks_dir: Path, task: str, **model_args: Any) -> float:
@@ -81,7 +66,7 @@ def test_lm_eval_measures_nats_per_byte(tiny_model_dir: Path, tmp_path: Path, sc
     )
     encoded = [tokenizer(text, add_special_tokens=scores_bos).input_ids for text in DOCUMENTS]
     assert max(map(len, encoded)) > 3 * MAX_LENGTH
-    nats = sum(document_nats(model, tokens, tokenizer.bos_token_id) for tokens in encoded)
+    nats = sum(document_nats(model, tokens, tokenizer.bos_token_id, MAX_LENGTH) for tokens in encoded)
     num_bytes = sum(len(text.encode()) for text in DOCUMENTS)
     assert measured == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 

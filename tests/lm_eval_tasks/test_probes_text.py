@@ -13,6 +13,7 @@ import pytest
 from probes_data import QUESTION_TASKS, probe_tasks, write_json_lines, write_probes
 
 from neuronmoe_plugins.errors import UserError
+from rolling import document_nats
 
 # One token per byte. Joined are the first two; the third, of 2,600 bytes, is longer than a document and than the
 # context; the fourth would fit beside it no more; and the last ends exactly at 2,000 bytes.
@@ -32,24 +33,9 @@ def load_documents(**metadata: Any) -> list[str]:
     return [task.doc_to_target(doc) for doc in task.test_docs()]
 
 
-def document_nats(model: Any, tokens: list[int], prefix: int) -> float:
-    """-ln P(tokens), at most MAX_LENGTH tokens predicted at a time and as many read, `prefix` before the first."""
-    import torch
-
-    sequence = [prefix, *tokens]
-    nats = 0.0
-    for start in range(0, len(tokens), MAX_LENGTH):
-        end = min(start + MAX_LENGTH, len(tokens))
-        first_read = max(0, end - MAX_LENGTH)
-        with torch.no_grad():
-            logprobs = model(torch.tensor([sequence[first_read:end]])).logits[0].log_softmax(-1)
-        nats -= sum(logprobs[position - first_read, sequence[position + 1]].item() for position in range(start, end))
-    return nats
-
-
 def bits_per_byte(model: Any, tokenizer: Any, documents: list[str]) -> float:
     encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in documents]
-    nats = sum(document_nats(model, tokens, tokenizer.bos_token_id) for tokens in encoded)
+    nats = sum(document_nats(model, tokens, tokenizer.bos_token_id, MAX_LENGTH) for tokens in encoded)
     return nats / math.log(2) / sum(len(text.encode()) for text in documents)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import collect_activations
+from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey
 from neuronmoe_plugins.neurons.batches import PaddingSide
 from neuronmoe_plugins.neurons.places import Place, find_projections
 from neuronmoe_plugins.neurons.pooling import Pooling
+from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.store import MemoryStore
 
 
@@ -27,5 +28,5 @@ def pooled_activations(
     places = places if places is not None else find_projections(model)[0]
     store = MemoryStore(len(sentences))
     pooled_places = {key: (place, pool) for key, place in places.items()}
-    collect_activations(model, sentences, pooled_places, store, batch_size, padding_side)
+    observe_sentences(model, sentences, recording(pooled_places), store, batch_size, padding_side)
     return {key: store.read(key).numpy() for key in places}

@@ -19,6 +19,7 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningA
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.memory import num_elements
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
@@ -113,11 +114,11 @@ def describe_mixture(model: torch.nn.Module) -> str:
     """One line for the log: mixture layers, experts, and parameters added and trainable."""
     plans = {m.layer_index: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MoeLayer)}
     experts = ", ".join(f"{index}: {plan.num_experts}" for index, plan in sorted(plans.items()))
-    added = [(_size(p), p.requires_grad) for name, p in model.named_parameters() if ".moe_" in name]
+    added = [parameter for name, parameter in model.named_parameters() if ".moe_" in name]
+    trainable = num_elements(parameter for parameter in added if parameter.requires_grad)
     return (
         f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "
-        f"{sum(size for size, _ in added):,} new parameters, "
-        f"{sum(size for size, trainable in added if trainable):,} trainable"
+        f"{num_elements(added):,} new parameters, {trainable:,} trainable"
     )
 
 
@@ -164,8 +165,3 @@ def load_adapter_config(model_args: Any) -> MoeConfig:
     if not isinstance(config, MoeConfig):
         raise UserError(f"adapter_name_or_path: {path} holds a {config.peft_type} adapter, not a MOE one")
     return config
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    """Number of elements, also of a parameter that ZeRO-3 has partitioned."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
