@@ -20,7 +20,7 @@ def expert_table(specialisation: Specialisation) -> Table:
     """One row per layer and expert: the neurons specific to each language, and their share of the expert's."""
     threshold, languages = specialisation.settings["threshold"], specialisation.languages
     table = Table(title=f"Neurons with an average precision of {threshold:g} or more")
-    table.add_column("layer-expert")
+    table.add_column("layer-expert", no_wrap=True)
     table.add_column("neurons", justify="right")
     for language in languages:
         table.add_column(f"{language}\nhigh-AP", justify="right")
