@@ -9,6 +9,7 @@ import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from neuronmoe_plugins.tuner.experts.choosing import check_implementation
 from neuronmoe_plugins.tuner.plan import LayerPlan, make_plans, per_layer, transformed_layers
 from neuronmoe_plugins.tuner.reference_format import accepts_published
 
@@ -26,8 +27,8 @@ class MoeConfig(PeftConfig):
     are one number for all transformed layers, or a list of one per transformed layer or one per layer of the model.
 
     Raises:
-        ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, an unknown `adapter_dtype`, or a
-            field that has no effect without another that is not given.
+        ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, an unknown `adapter_dtype` or
+            `experts_implementation`, or a field that has no effect without another that is not given.
     """
 
     num_experts: int | list[int] = field(
@@ -102,6 +103,14 @@ class MoeConfig(PeftConfig):
         },
     )
 
+    experts_implementation: str = field(
+        default="auto",
+        metadata={
+            "help": "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
+            "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can and sorted elsewhere."
+        },
+    )
+
     # peft reads this attribute of every config; which MLPs are targets follows from `num_experts`.
     target_modules = None
 
@@ -117,6 +126,7 @@ class MoeConfig(PeftConfig):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative; got {value}")
+        check_implementation("experts_implementation", self.experts_implementation)
         self._check_dependencies()
 
     def _check_dependencies(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -13,17 +13,17 @@ from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.experts.choosing import run_experts, wanted_implementation
+from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
 from neuronmoe_plugins.tuner.feed_forward import (
     apply_projection,
     check_family_computes,
     copy_weights,
     is_quantised,
-    run_expert,
     weight_names,
     whole_weights,
 )
 from neuronmoe_plugins.tuner.groups import allowed_experts, decide_groups, sum_of_real_tokens
-from neuronmoe_plugins.tuner.mixture import mix
 from neuronmoe_plugins.tuner.plan import LayerPlan
 from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting, route
 
@@ -45,7 +45,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         ValueError: if the MLP computes something else than its family does.
     """
 
-    other_param_names = ("plans", "topk", "train_only_router", "trains_classifier")
+    other_param_names = ("plans", "topk", "train_only_router", "trains_classifier", "experts_implementation")
 
     def __init__(
         self, base_layer: nn.Module, family: FeedForwardFamily, layer_index: int, context: ForwardContext
@@ -71,6 +71,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.topk: dict[str, int] = {}
         self.train_only_router: dict[str, bool] = {}
         self.trains_classifier: dict[str, bool] = {}
+        self.experts_implementation: dict[str, str] = {}
         self.merged_adapters = []
 
     def update_layer(self, adapter_name: str, plan: LayerPlan, config: MoeConfig) -> None:
@@ -85,6 +86,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.topk[adapter_name] = config.topk
         self.train_only_router[adapter_name] = config.train_only_router
         self.trains_classifier[adapter_name] = bool(config.classify_loss_coef)
+        self.experts_implementation[adapter_name] = wanted_implementation(config.experts_implementation)
         base_layer = self.get_base_layer()
         with whole_weights(base_layer):
             for name, weight in copy_weights(base_layer, self.family).items():
@@ -153,7 +155,11 @@ class MoeLayer(nn.Module, BaseTunerLayer):
                 adapter_name,
                 plan,
             )
-        return mix(tokens, weights, selected_experts, self._experts(adapter_name)).view_as(hidden_states)
+        experts = LayerExperts(
+            self.get_base_layer(), self.base_is_quantised, self.family, tuple(self._stacks(adapter_name))
+        )
+        implementation = self.experts_implementation[adapter_name]
+        return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
 
     def route_tokens(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """What the active adapter's router makes of the layer's input, within a forward pass of the model.
@@ -179,7 +185,8 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             output: torch.Tensor = getattr(base_layer, name)(inputs)
             return output
 
-        return [of_base, *(partial(apply_projection, weights) for weights in self._expert_weights(adapter_name))]
+        others = (weights for stack in self._stacks(adapter_name) for weights in stack.unbind())
+        return [of_base, *(partial(apply_projection, weights) for weights in others)]
 
     def _route(
         self, hidden_states: torch.Tensor, adapter_name: str
@@ -216,27 +223,12 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         classifier = cast(nn.Linear, self.moe_token_classify[adapter_name]).weight
         return F.linear(sum_of_real_tokens(hidden_states, self.context.attention_mask), classifier.float())
 
-    def _experts(self, adapter_name: str) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        """All experts, the base first, as functions of hidden states (tokens, hidden)."""
-        act_fn = getattr(self.get_base_layer(), self.family.activation)
-        experts: list[Callable[[torch.Tensor], torch.Tensor]] = [self._run_base]
-        for weights in self._expert_weights(adapter_name):
-            experts.append(partial(run_expert, weights=weights, family=self.family, act_fn=act_fn))
-        return experts
-
-    def _expert_weights(self, adapter_name: str) -> Iterator[dict[str, torch.Tensor]]:
-        """The tensors of each expert but the base, by :func:`weight_names`."""
+    def _stacks(self, adapter_name: str) -> Iterator[ExpertStack]:
+        """The adapter's experts: those that an extension keeps, and the others, as far as there are any."""
         for prefix in ("moe_old_", "moe_"):
-            stacks = [self._parameters_of(f"{prefix}{name}") for name in self.weight_names]
-            if adapter_name not in stacks[0]:
-                continue
-            # unbind, not indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
-            for tensors in zip(*(stack[adapter_name].unbind(0) for stack in stacks), strict=True):
-                yield dict(zip(self.weight_names, tensors, strict=True))
-
-    def _run_base(self, tokens: torch.Tensor) -> torch.Tensor:
-        # Quantised kernels need not work without rows.
-        return tokens if self.base_is_quantised and not len(tokens) else self.base_layer(tokens)
+            weights = {name: self._parameters_of(f"{prefix}{name}") for name in self.weight_names}
+            if adapter_name in weights[self.weight_names[0]]:
+                yield ExpertStack({name: stacked[adapter_name] for name, stacked in weights.items()})
 
     def _parameters_of(self, name: str) -> nn.ParameterDict:
         return cast(nn.ParameterDict, getattr(self, name))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
 from neuronmoe_plugins.tuner.config import MoeConfig
+from neuronmoe_plugins.tuner.experts.choosing import check_implementation
 from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
 from neuronmoe_plugins.tuner.objective import Objective
@@ -84,6 +85,17 @@ class MoeModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base model, with the objective's hooks; see the class for what they add."""
         return self.model(*args, **kwargs)
+
+    def set_experts_implementation(self, name: str) -> None:
+        """Run the experts of all adapters by `auto`, `loop`, `sorted` or `grouped_mm` from now on.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        check_implementation("experts_implementation", name)
+        for module in self.model.modules():
+            if isinstance(module, MoeLayer):
+                module.experts_implementation = dict.fromkeys(module.experts_implementation, name)
 
     def unload(self) -> nn.Module:
         """Remove the mixtures and return the base model."""

@@ -23,6 +23,8 @@ from neuronmoe_plugins.tuner.memory import num_elements
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
+# Those that come from it unless they are given.
+FROM_ARGUMENTS_IF_GIVEN = ("topk", "experts_implementation")
 
 # A child of the host's logger, which alone has a handler and a level.
 logger = logging.get_logger("llamafactory.neuronmoe")
@@ -93,8 +95,9 @@ def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments
         UserError: if there is no adapter at the path, it is of another kind, or its experts are not those asked for.
     """
     training: dict[str, Any] = {name: getattr(finetuning_args, name) for name in FROM_ARGUMENTS}
-    if finetuning_args.topk is not None:
-        training["topk"] = finetuning_args.topk
+    for name in FROM_ARGUMENTS_IF_GIVEN:
+        if getattr(finetuning_args, name) is not None:
+            training[name] = getattr(finetuning_args, name)
     try:
         if not model_args.adapter_name_or_path:
             return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.experts.choosing import AUTO, check_implementation, wanted_implementation
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
@@ -31,6 +32,7 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
         _check_coefficient(name, getattr(arguments, name))
     if arguments.moe_num_experts is not None and arguments.expert_list is not None:
         raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")
+    _check_implementation(arguments.experts_implementation)
     _check_published(arguments)
 
 
@@ -42,6 +44,16 @@ def _check_count(name: str, value: Any) -> None:
 def _check_counts(name: str, counts: list[int] | None) -> None:
     if counts is not None and min(counts, default=0) < 1:
         raise UserError(f"{name} must have a count of at least 1 for each layer (1 leaves it dense); got {counts}")
+
+
+def _check_implementation(name: str | None) -> None:
+    try:
+        if name is not None:
+            check_implementation("experts_implementation", name)
+        # What the environment says is for the mixture to ask, but is refused before a model is loaded.
+        wanted_implementation(name or AUTO)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_groups(groups: int | list[int] | None) -> None:

@@ -103,6 +103,13 @@ class MoeFinetuningArguments(FinetuningArguments):
             "help": "[moe] Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
         },
     )
+    experts_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "[moe] How the experts are run: auto, loop, sorted or grouped_mm, which all compute the same. auto "
+            "when not given; an adapter's own when one is loaded."
+        },
+    )
     moe_every_k_layers: int = field(
         default=1,
         metadata={"help": "[moe] Of the published code: nothing but 1; name the layers in layers_to_moe instead."},

@@ -1,0 +1,289 @@
+"""Every implementation of the experts computes what the loop computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner.experts import choosing
+from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
+from tuner.tiny import FAMILIES, randomised, tiny_model
+
+HIDDEN, INTERMEDIATE = 16, 24
+FAST = ("sorted", "sorted, one by one", "grouped_mm")
+
+Results = dict[str, torch.Tensor]
+
+
+def make_layer(num_experts: int = 4, topk: int = 2, family: str = "llama", **options: Any) -> MoeLayer:
+    """A mixture whose experts differ from each other."""
+    config = MoeConfig(task_type="CAUSAL_LM", num_experts=num_experts, topk=topk, layers_to_transform=[1], **options)
+    model = randomised(get_peft_model(tiny_model(family), config))
+    return next(module for module in model.modules() if isinstance(module, MoeLayer))
+
+
+def hidden_states(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+def run(layer: MoeLayer, states: torch.Tensor, implementation: str, call: Callable[..., Any] | None = None) -> Results:
+    """Output and all gradients."""
+    name = implementation.partition(",")[0]
+    layer.experts_implementation = dict.fromkeys(layer.experts_implementation, name)
+    layer.zero_grad()
+    states = states.clone().requires_grad_(True)
+    output = (layer if call is None else call)(states)
+    target = torch.randn(output.shape, generator=torch.Generator().manual_seed(4)).to(output.dtype)
+    (output * target).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in layer.named_parameters() if p.requires_grad and p.grad is not None}
+    assert states.grad is not None
+    return {"output": output.detach(), "input": states.grad, **gradients}
+
+
+@pytest.fixture(params=FAST)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A name of :data:`FAST`; the experts of a stack are sorted together unless it says otherwise.
+
+    Nothing stands in for it: that would be logged, and is an error here.
+    """
+    monkeypatch.setattr(sorted_experts, "TOGETHER_BYTES", 0 if "one by one" in request.param else 2**30)
+    monkeypatch.setattr(choosing, "_tell_once", pytest.fail)
+    yield request.param
+
+
+def assert_same(found: Results, expected: Results, forward: float = 1e-6, gradient: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        tolerance = forward if name == "output" else gradient
+        assert value.dtype == expected[name].dtype
+        scale = max(1.0, float(expected[name].abs().max())) if expected[name].numel() else 1.0
+        torch.testing.assert_close(value, expected[name], atol=tolerance * scale, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize(("num_experts", "topk"), [(2, 1), (2, 2), (4, 1), (4, 3), (5, 4), (24, 2), (64, 2), (64, 4)])
+def test_output_and_gradients(implementation: str, num_experts: int, topk: int) -> None:
+    layer, states = make_layer(num_experts, topk), hidden_states(3, 17)
+    assert_same(run(layer, states, implementation), run(layer, states, "loop"))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_few_tokens(implementation: str, tokens: int) -> None:
+    layer, states = make_layer(8), hidden_states(1, tokens)
+    found = run(layer, states, implementation)
+    assert_same(found, run(layer, states, "loop"))
+    assert found["output"].shape == (1, tokens, HIDDEN)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("chosen", [0, 2])
+def test_all_tokens_choose_one_expert(implementation: str, chosen: int) -> None:
+    layer, states = make_layer(4, topk=1), hidden_states(2, 9).abs()
+    with torch.no_grad():
+        layer.moe_router["default"].weight.fill_(-1.0)
+        layer.moe_router["default"].weight[chosen] = 1.0
+    found = run(layer, states, implementation)
+    assert_same(found, run(layer, states, "loop"))
+    for name in ("moe_gate_proj.default", "moe_up_proj.default", "moe_down_proj.default"):
+        used = [bool(gradient.any()) for gradient in found[name]]
+        assert used == [expert == chosen for expert in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(implementation: str, family: str) -> None:
+    layer, states = make_layer(family=family), hidden_states(2, 11)
+    assert_same(run(layer, states, implementation), run(layer, states, "loop"))
+
+
+def test_kept_experts_and_new_ones(implementation: str, tmp_path: Any) -> None:
+    first = get_peft_model(tiny_model(), MoeConfig(task_type="CAUSAL_LM", num_experts=3, layers_to_transform=[1]))
+    randomised(first).save_pretrained(tmp_path)
+    config = MoeConfig(
+        task_type="CAUSAL_LM", num_experts=5, old_num_experts=3, topk=3, layers_to_transform=[1], init_moe_weights=True
+    )
+    model = PeftModel.from_pretrained(tiny_model(), tmp_path, config=config, is_trainable=True)
+    layer = randomised(model, seed=5).base_model.model.model.layers[1].mlp
+    states = hidden_states(2, 13)
+    found = run(layer, states, implementation)
+    assert_same(found, run(layer, states, "loop"))
+    assert not any("moe_old_" in name for name in found)
+    assert layer.moe_old_gate_proj["default"].grad is None
+
+
+def test_choices_that_are_not_used(implementation: str) -> None:
+    options = {"old_num_experts": 2, "group_nums": 3}
+    layer, states = make_layer(4, topk=3, **options), hidden_states(8, 5)
+    assert_same(run(layer, states, implementation), run(layer, states, "loop"))
+    layer.context.start(None, {}, recording=True)
+    layer(states)
+    assert (layer.context.stop()[1].selected_experts == 4).any(), "some choices are unused"
+
+
+def test_bfloat16(implementation: str) -> None:
+    exact = run(make_layer(6), hidden_states(4, 33), "loop")
+    layer, states = make_layer(6).bfloat16(), hidden_states(4, 33, dtype=torch.bfloat16)
+    for name, value in run(layer, states, implementation).items():
+        assert value.dtype == torch.bfloat16
+        error = (value.float() - exact[name]).norm() / exact[name].norm()
+        assert error < 0.05, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast(implementation: str, dtype: torch.dtype) -> None:
+    layer, states = make_layer(6), hidden_states(4, 9, dtype=dtype)
+
+    def under_autocast(states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output: torch.Tensor = layer(states)
+            return output
+
+    found, expected = (run(layer, states, name, under_autocast) for name in (implementation, "loop"))
+    # One rounding step of bfloat16, of sums in another order.
+    assert_same(found, expected, forward=2**-7, gradient=2**-6)
+
+
+def test_experts_of_another_dtype_than_the_base(implementation: str) -> None:
+    layer = make_layer(4, adapter_dtype="float32")
+    layer.base_layer.bfloat16()
+    states = hidden_states(2, 9, dtype=torch.bfloat16)
+    found, expected = run(layer, states, implementation), run(layer, states, "loop")
+    assert_same(found, expected, forward=2**-7, gradient=2**-6)
+
+
+def test_checkpointing(implementation: str) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    layer, states = make_layer(6), hidden_states(4, 9)
+    found = run(layer, states, implementation, lambda x: checkpoint(layer, x, use_reentrant=False))
+    assert_same(found, run(layer, states, "loop"))
+
+
+def test_compiled(implementation: str) -> None:
+    layer, states = make_layer(6), hidden_states(4, 9)
+    expected = run(layer, states, "loop")
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager")
+    if implementation == "grouped_mm":
+        layer.bfloat16(), expected.update(run(layer, states.bfloat16(), "loop"))
+        found = run(layer, states.bfloat16(), implementation, compiled)
+        assert_same(found, expected, forward=2**-7, gradient=2**-6)
+    else:
+        assert_same(run(layer, states, implementation, compiled), expected)
+
+
+@pytest.mark.parametrize("train_only_router", [False, True])
+def test_no_gradient_of_what_is_frozen_is_computed(implementation: str, train_only_router: bool) -> None:
+    """Of n rows of an expert, each of three projections costs 2 n h i, and as much again per gradient."""
+    layer, states = make_layer(4, train_only_router=train_only_router), hidden_states(2, 10)
+    layer.experts_implementation["default"] = "loop"
+    selected = layer.route_tokens(states)[2]
+    rows, of_base = selected.numel(), int((selected == 0).sum())
+    layer.experts_implementation["default"] = implementation.partition(",")[0]
+    with FlopCounterMode(display=False) as forward:
+        output = layer(states.requires_grad_(True))
+    with FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    router = 2 * 20 * HIDDEN * 4
+    projections = 3 * 2 * HIDDEN * INTERMEDIATE
+    if implementation != "grouped_mm":  # Its counter counts all rows, also those that nobody computes.
+        assert forward.get_total_flops() == rows * projections + router
+        trained = 0 if train_only_router else rows - of_base
+        assert backward.get_total_flops() == (rows + trained) * projections + 2 * router
+    frozen = [name for name, p in layer.named_parameters() if p.grad is None]
+    assert any("base_layer" in name for name in frozen)
+    assert any("moe_up_proj" in name for name in frozen) == train_only_router
+
+
+def test_inference_runs_only_experts_with_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make_layer(64)
+    layer.experts_implementation["default"] = "sorted"
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        layer(hidden_states(1, 1))
+    assert flops.get_total_flops() == 2 * 3 * 2 * HIDDEN * INTERMEDIATE + 2 * HIDDEN * 64
+
+
+def test_an_expert_that_is_used_twice_in_a_projection_has_the_sum_of_gradients(implementation: str) -> None:
+    layer, states = make_layer(4), hidden_states(2, 6)
+    twice = [run(layer, states, name, lambda x: layer(layer(x))) for name in (implementation, "loop")]
+    assert_same(*twice, forward=1e-5)
+
+
+REASONS: dict[str, tuple[Callable[[MoeLayer], Any], str]] = {
+    "hook": (lambda layer: layer.base_layer.up_proj.register_forward_hook(lambda *_: None), "more than multiply"),
+    "subclass": (
+        lambda layer: setattr(layer.base_layer, "up_proj", torch.nn.Sequential(layer.base_layer.up_proj)),
+        "more than multiply",
+    ),
+    "quantised": (lambda layer: setattr(layer, "base_is_quantised", True), "the base MLP is quantised"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_sorted_stands_in_and_says_why(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    layer, states = make_layer(), hidden_states(2, 5)
+    expected = run(layer, states, "loop")
+    change, reason = REASONS[case]
+    change(layer)
+    choosing._told.clear()
+    if case == "subclass":
+        layer.base_layer.up_proj.weight = layer.base_layer.up_proj[0].weight
+    for _ in range(2):
+        found = run(layer, states, "grouped_mm")
+    assert_same({name: found[name] for name in expected}, expected)
+    assert len(caplog.messages) == 1
+    assert reason in caplog.messages[0]
+    assert caplog.messages[0].startswith("experts_implementation: sorted instead of grouped_mm, because ")
+
+
+def test_unaligned_rows(caplog: pytest.LogCaptureFixture) -> None:
+    config = MoeConfig(
+        task_type="CAUSAL_LM", num_experts=3, layers_to_transform=[1], experts_implementation="grouped_mm"
+    )
+    model = randomised(get_peft_model(tiny_model(intermediate_size=18), config))
+    choosing._told.clear()
+    model(torch.tensor([[3, 4, 5]]))
+    assert "rows of a weight (16, 18) are no multiple of 16 bytes" in caplog.text
+
+
+def test_old_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
+    choosing._told.clear()
+    layer, states = make_layer(), hidden_states(2, 5)
+    run(layer, states, "grouped_mm")
+    assert f"torch {torch.__version__} has no grouped_mm" in caplog.text
+
+
+def test_auto_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
+    layer = make_layer()
+    assert layer.experts_implementation == {"default": "auto"}
+    run(layer, hidden_states(2, 5), "auto")
+    assert not caplog.messages
+
+
+def test_the_environment_decides_where_the_configuration_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(choosing.VARIABLE, "loop")
+    assert make_layer().experts_implementation == {"default": "loop"}
+    assert make_layer(experts_implementation="sorted").experts_implementation == {"default": "sorted"}
+    monkeypatch.setenv(choosing.VARIABLE, "")
+    assert make_layer().experts_implementation == {"default": "auto"}
+    monkeypatch.setenv(choosing.VARIABLE, "sortd")
+    with pytest.raises(ValueError, match=r"NEURONMOE_EXPERTS_IMPLEMENTATION must be one of .*; got 'sortd'"):
+        make_layer()
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"experts_implementation must be one of .*; got 'triton'"):
+        MoeConfig(experts_implementation="triton")
+    model = get_peft_model(tiny_model(), MoeConfig(task_type="CAUSAL_LM", num_experts=2))
+    with pytest.raises(ValueError, match="got 'eager'"):
+        model.base_model.set_experts_implementation("eager")
+    model.base_model.set_experts_implementation("loop")
+    layers = [copy.copy(m.experts_implementation) for m in model.modules() if isinstance(m, MoeLayer)]
+    assert layers == [{"default": "loop"}] * 3
