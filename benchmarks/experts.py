@@ -1,0 +1,176 @@
+"""A mixture layer's forward and backward beside the least that it has to compute, and beside the published loop.
+
+`python -m benchmarks.experts` times this package's implementations on the CPU's shapes, or, where there is a GPU, on
+those of Llama-3.2-3B; `--curves` lets tokens, experts and hidden size grow. Within a run, each implementation is timed
+right after the other, so that whatever else slows the machine down hits all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from benchmarks.mixtures import DEVICE, Case, PublishedLoop, make_layer
+from benchmarks.results import environment, spread, write_result
+
+SMALL = Case("4096 tokens")
+SMOLLM2 = SMALL.but("SmolLM2-135M", tokens=1024, hidden=576, intermediate=1536, experts=3)
+CPU_CASES = (
+    SMALL,
+    SMALL.but("64 tokens", tokens=64),
+    SMALL.but("hidden 64", hidden=64, intermediate=256),
+    SMALL.but("24 experts", experts=24),
+    SMALL.but("64 tokens, 24 experts", tokens=64, experts=24),
+    SMALL.but("bfloat16", dtype="bfloat16"),
+    SMALL.but("stage 2", stage=2),
+    SMOLLM2,
+    SMOLLM2.but("SmolLM2-135M, stage 2", stage=2),
+)
+LLAMA = Case("", hidden=3072, intermediate=8192, dtype="bfloat16")
+GPU_CASES = tuple(
+    LLAMA.but(f"{tokens // 1024}k tokens, {experts} experts, stage {stage}", tokens=tokens, experts=experts, stage=stage)
+    for tokens in (8192, 32768)
+    for experts in (2, 4, 6)
+    for stage in (1, 2)
+)
+CURVES = {
+    "tokens": (64, 256, 1024, 4096, 16384),
+    "experts": (2, 4, 6, 12, 24, 48),
+    "hidden": (64, 128, 256, 512),
+}
+LEAST_RUNS = 5
+SECONDS_PER_CASE = 6.0
+
+Seconds = dict[str, list[float]]
+
+
+def forward_backward(module: nn.Module, states: torch.Tensor, gradient: torch.Tensor, passes: int = 1) -> float:
+    """Seconds of so many forwards and backwards, none of which finds gradients of before."""
+    seconds = 0.0
+    for _ in range(passes):
+        states.grad = None
+        module.zero_grad(set_to_none=True)
+        _wait()
+        start = time.perf_counter()
+        module(states).backward(gradient)
+        _wait()
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def _wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_case(case: Case, names: Iterable[str]) -> Seconds:
+    """Seconds of each run of the floor, the published loop, and ours under the given names."""
+    layer = make_layer(case)
+    functions = {
+        "floor": _timed(case.make_floor(), case, passes=min(case.topk, case.experts)),
+        "published": _timed(PublishedLoop(case, layer), case),
+    }
+    for name in names:
+        functions[name] = partial(_as(name, layer), _timed(layer, case))
+    seconds: Seconds = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    started = time.perf_counter()
+    while len(seconds["floor"]) < LEAST_RUNS or time.perf_counter() - started < SECONDS_PER_CASE:
+        for name, function in functions.items():
+            seconds[name].append(function())
+    return seconds
+
+
+def _timed(module: nn.Module, case: Case, passes: int = 1) -> Callable[[], float]:
+    states = case.make_input()
+    return partial(forward_backward, module.to(states), states, torch.randn_like(states), passes)
+
+
+def _as(name: str, layer: Any) -> Callable[[Callable[[], float]], float]:
+    def run(function: Callable[[], float]) -> float:
+        layer.experts_implementation["default"] = name
+        return function()
+
+    return run
+
+
+def summary(case: Case, seconds: Seconds, names: Iterable[str]) -> dict[str, Any]:
+    """A case's result: seconds of all, and ours by those of the floor and of the loop, run by run."""
+    result: dict[str, Any] = {**asdict(case), "runs": len(seconds["floor"])}
+    result["seconds"] = {name: spread(values) for name, values in seconds.items()}
+    for name in names:
+        for baseline in ("floor", "published"):
+            ratios = [one / other for one, other in zip(seconds[name], seconds[baseline], strict=True)]
+            result[f"{name}_to_{baseline}"] = spread(ratios)
+    result["published_to_floor"] = round(
+        statistics.median(seconds["published"]) / statistics.median(seconds["floor"]), 3
+    )
+    return result
+
+
+def curve_cases() -> dict[str, list[Case]]:
+    """The first case, with one size growing at a time."""
+    curves = {}
+    for name, values in CURVES.items():
+        changes = [{name: value} | ({"intermediate": 4 * value} if name == "hidden" else {}) for value in values]
+        curves[name] = [SMALL.but(f"{change[name]} {name}", **change) for change in changes]
+    return curves
+
+
+def draw_curves(curves: dict[str, list[dict[str, Any]]], implementation: str, path: Path) -> None:
+    """A panel per size: ours and the published loop by the floor."""
+    from neuronmoe_plugins.figures import COLORS, new_figure, save_figure
+
+    raise NotImplementedError
+
+
+def as_table(results: list[dict[str, Any]], names: Iterable[str]) -> Table:
+    """Ours by the floor and by the loop: medians of the runs' ratios."""
+    table = Table("", "floor, ms", "published loop", title="forward and backward of a mixture layer, by the floor")
+    for name in names:
+        table.add_column(name)
+        table.add_column("by the loop")
+    for result in results:
+        cells = [result["name"], f"{1e3 * result['seconds']['floor']['median']:.4g}", str(result["published_to_floor"])]
+        for name in names:
+            ratios = result[f"{name}_to_floor"]
+            cells.append("{median:.2f} ({min:.2f} to {max:.2f})".format(**ratios))
+            cells.append("{median:.2f}".format(**result[f"{name}_to_published"]))
+        table.add_row(*cells)
+    return table
+
+
+def main() -> None:
+    """Measure, write the JSON and show it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    own = ("grouped_mm", "sorted") if DEVICE == "cuda" else ("sorted",)
+    parser.add_argument("--implementations", nargs="+", default=own, help="of ours; default: %(default)s")
+    parser.add_argument("--curves", action="store_true", help="let sizes grow, and draw the figure")
+    parser.add_argument("--cases", nargs="*", help="only those of these names")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    cases = GPU_CASES if DEVICE == "cuda" else CPU_CASES
+    chosen = [case for case in cases if not arguments.cases or case.name in arguments.cases]
+    names = arguments.implementations
+    results = [summary(case, time_case(case, names), names) for case in track(chosen, "Timing")]
+    result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names), "cases": results}
+    default = Path(__file__).with_name("results") / ("experts_cuda.json" if DEVICE == "cuda" else "experts.json")
+    write_result(result, arguments.output or default)
+    Console().print(as_table(results, names))
+
+
+if __name__ == "__main__":
+    main()
