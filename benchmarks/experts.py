@@ -40,7 +40,9 @@ CPU_CASES = (
 )
 LLAMA = Case("", hidden=3072, intermediate=8192, dtype="bfloat16")
 GPU_CASES = tuple(
-    LLAMA.but(f"{tokens // 1024}k tokens, {experts} experts, stage {stage}", tokens=tokens, experts=experts, stage=stage)
+    LLAMA.but(
+        f"{tokens // 1024}k tokens, {experts} experts, stage {stage}", tokens=tokens, experts=experts, stage=stage
+    )
     for tokens in (8192, 32768)
     for experts in (2, 4, 6)
     for stage in (1, 2)
@@ -132,7 +134,6 @@ def curve_cases() -> dict[str, list[Case]]:
 
 def draw_curves(curves: dict[str, list[dict[str, Any]]], implementation: str, path: Path) -> None:
     """A panel per size: ours and the published loop by the floor."""
-    from neuronmoe_plugins.figures import COLORS, new_figure, save_figure
 
     raise NotImplementedError
 

@@ -8,9 +8,7 @@ down hits both alike. Beside that, the clock is read before and after everything
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -21,22 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import TrainerCallback
 
+from benchmarks.host_runs import save_model, save_texts, train
 from benchmarks.results import environment, spread, write_result
 from neuronmoe_plugins.tuner.metrics import MetricSums, RoutingMetrics
 
-WORDS = 1000
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
 WARM_UP = 2
 
 
@@ -80,35 +68,8 @@ class Switch(TrainerCallback):
         setattr(owner, name, watched)
 
 
-def save_model(folder: Path, layers: int) -> None:
-    """A random model in float32, and a tokenizer of some words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: index for index, word in enumerate(["<s>", "</s>", *(f"w{i}" for i in range(WORDS))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **SHAPE)).save_pretrained(folder)
-
-
-def save_texts(folder: Path, tokens: int) -> None:
-    """Two data sets of random words, one tagged as old and one as new."""
-    folder.mkdir()
-    words = [f"w{i}" for i in range(WORDS)]
-    info = {}
-    for language in ("old", "new"):
-        texts = (" ".join(random.Random(i).choices(words, k=100)) for i in range(tokens // 100))
-        lines = (json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / f"{language}.jsonl").write_text("".join(lines))
-        info[language] = {"file_name": f"{language}.jsonl", "columns": {"prompt": "text"}, "language": language}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-
-
-def train(arguments: argparse.Namespace, folder: Path) -> Switch:
-    """Run LLaMA-Factory on what is in the folder."""
-    from llamafactory.train.tuner import run_exp
-
+def run(arguments: argparse.Namespace, folder: Path) -> Switch:
+    """Train on what is in the folder."""
     from neuronmoe_plugins.integrations.llamafactory.routing_log import RoutingLog
 
     switch = Switch()
@@ -117,28 +78,15 @@ def train(arguments: argparse.Namespace, folder: Path) -> Switch:
     switch.watch(RoutingLog, "log_step", MetricSums)
     switch.watch(MetricSums, "means", dict)
     options = {
-        "model_name_or_path": str(folder / "model"),
-        "stage": "pt",
-        "do_train": True,
-        "finetuning_type": "moe",
         "moe_num_experts": arguments.experts,
         "aux_loss_coef": 0.01,
         "lpr_loss_coef": 0.1,
-        "generate_lang_mask": True,
-        "dataset": "old,new",
-        "mix_strategy": "interleave_under",
-        "dataset_dir": str(folder / "data"),
         "cutoff_len": arguments.tokens,
-        "per_device_train_batch_size": 1,
         "disable_gradient_checkpointing": True,
-        "output_dir": str(folder / "run"),
         "max_steps": WARM_UP + 2 * arguments.runs + 1,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": not torch.cuda.is_available(),
     }
-    run_exp(options, callbacks=[switch])
+    train(folder, options, [switch])
     return switch
 
 
@@ -168,7 +116,7 @@ def main() -> None:
         folder = Path(name)
         save_model(folder / "model", arguments.layers)
         save_texts(folder / "data", 4 * arguments.tokens * (arguments.runs + WARM_UP))
-        switch = train(arguments, folder)
+        switch = run(arguments, folder)
     without, own = switch.steps[False], switch.own
     pairs = zip(switch.steps[True], without, strict=True)
     result = {

@@ -11,9 +11,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.experts import choosing
 from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
+from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
+from neuronmoe_plugins.tuner.experts.one_token import run_one_token
 from tuner.tiny import FAMILIES, randomised, tiny_model
 
 HIDDEN, INTERMEDIATE = 16, 24
@@ -206,6 +209,38 @@ def test_inference_runs_only_experts_with_tokens(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         layer(hidden_states(1, 1))
     assert flops.get_total_flops() == 2 * 3 * 2 * HIDDEN * INTERMEDIATE + 2 * HIDDEN * 64
+
+
+@pytest.mark.parametrize("options", [{}, {"topk": 1}, {"topk": 4}, {"old_num_experts": 2, "group_nums": 3, "topk": 3}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_token_in_inference(options: dict[str, Any], dtype: torch.dtype) -> None:
+    layer = make_layer(5, **options).to(dtype)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        states = torch.randn(1, 1, HIDDEN).to(dtype)
+        outputs = []
+        for name in ("sorted", "loop"):
+            layer.experts_implementation["default"] = name
+            layer.context.start(None, {}, recording=False)
+            with torch.no_grad():
+                outputs.append(layer(states))
+        tolerance = 1e-6 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(*outputs, atol=tolerance * float(outputs[1].abs().max()), rtol=0)
+
+
+def test_one_token_of_kept_and_new_experts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [{"w": torch.randn(count, 4, 4, generator=generator)} for count in (2, 3)]
+    family = FeedForwardFamily(("w",), "act", lambda states, linear, act: linear("w", states))
+    base = torch.nn.Linear(4, 4, bias=False)
+    base.act = None
+    experts = LayerExperts(base, False, family, tuple(map(ExpertStack, weights)))
+    matrices = [base.weight.detach(), *weights[0]["w"], *weights[1]["w"]]
+    token = torch.randn(1, 4, generator=generator)
+    with torch.no_grad():
+        for index, matrix in enumerate(matrices):
+            output = run_one_token(token, torch.tensor([[0.5, 0.0]]), torch.tensor([[index, 6]]), experts)
+            torch.testing.assert_close(output, 0.5 * token @ matrix.T)
 
 
 def test_an_expert_that_is_used_twice_in_a_projection_has_the_sum_of_gradients(implementation: str) -> None:

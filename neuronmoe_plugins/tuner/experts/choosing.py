@@ -10,6 +10,7 @@ import torch
 from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
 from neuronmoe_plugins.tuner.experts.layer_experts import LayerExperts
 from neuronmoe_plugins.tuner.experts.loop import run_loop
+from neuronmoe_plugins.tuner.experts.one_token import run_one_token
 from neuronmoe_plugins.tuner.experts.sorted import run_sorted
 
 AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
@@ -66,6 +67,8 @@ def run_experts(
             return run_grouped(tokens, weights, selected_experts, experts)
         if implementation == GROUPED_MM:
             _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
+    if len(tokens) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return run_one_token(tokens, weights, selected_experts, experts)
     return run_sorted(tokens, weights, selected_experts, experts)
 
 

@@ -72,10 +72,13 @@ class LayerExperts:
         # Quantised kernels need not work without rows.
         return tokens if self.base_is_quantised and not len(tokens) else self.base_layer(tokens)
 
+    def of_weights(self, weights: Mapping[str, torch.Tensor]) -> Expert:
+        """The expert that has these tensors."""
+        return partial(run_expert, weights=weights, family=self.family, act_fn=self.act_fn)
+
     def of_stack(self, stack: ExpertStack) -> Iterator[Expert]:
         """The experts of a stack, one by one."""
-        for weights in stack.unbind():
-            yield partial(run_expert, weights=weights, family=self.family, act_fn=self.act_fn)
+        return map(self.of_weights, stack.unbind())
 
     def run_together(self, hidden_states: torch.Tensor, linear: Projection) -> torch.Tensor:
         """Several experts on all of their hidden states (rows, hidden) at once; `linear` tells whose rows are whose."""

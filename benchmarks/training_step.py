@@ -1,0 +1,186 @@
+"""Where the time and the memory of a training step go: `python -m benchmarks.training_step`.
+
+LLaMA-Factory trains both stages, each in a process of its own, on a random model with experts in every layer. Some
+steps are timed, and as many profiled. Model math is the time in all operations of the forward, the backward and the
+optimizer but those that move rows between tokens and experts, or might; what is left of a step is those, Python, the
+data and the profiler itself. In one step more, all tensors that are alive are added up: weights, gradients, optimizer
+states and activations, to be set against the estimate that is logged at the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from transformers import TrainerCallback
+
+from benchmarks.host_runs import save_model, save_texts, train
+from benchmarks.live_memory import LiveMemory
+from benchmarks.mixtures import DEVICE
+from benchmarks.results import environment, spread, write_result
+from neuronmoe_plugins.tuner.memory import OptimizerStates, Setup, estimate_memory
+
+WARM_UP = 2
+# What moves rows, or finds out where to, on the CPU or as a kernel; some of it is the base model's own.
+BOOKKEEPING = ("sort", "bincount", "topk", "index", "gather", "scatter", "cat", "arange", "floor_divide", "cumsum")
+
+
+class Steps(TrainerCallback):
+    """Times some steps, profiles as many, and adds up what is alive in one.
+
+    Args:
+        runs: How many steps to time.
+        tokens: Tokens of a step.
+
+    Attributes:
+        seconds: Of each step that was timed.
+        shares: Of the profiled steps' time: `math` and `bookkeeping`.
+        estimated_bytes: What was estimated at the start.
+        peak_bytes: The most that was alive at once.
+    """
+
+    def __init__(self, runs: int, tokens: int) -> None:
+        self.tokens = tokens
+        self.first_profiled = WARM_UP + runs
+        self.measured = self.first_profiled + runs
+        self.seconds: list[float] = []
+        self.shares: dict[str, float] = {}
+        self.estimated_bytes = self.peak_bytes = 0
+        self._start = 0.0
+        self._profile = profile(activities={getattr(ProfilerActivity, DEVICE.upper()), ProfilerActivity.CPU})
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Estimate as the package does when it logs."""
+        model = kwargs["model"]
+        setup = Setup(OptimizerStates(2), num_tokens=self.tokens, num_logits=model.config.vocab_size)
+        self.estimated_bytes = estimate_memory(model, setup).peak or 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A step ends where the next begins, so that the data and the logs belong to it."""
+        now, step = _now(), state.global_step
+        if WARM_UP < step <= self.first_profiled:
+            self.seconds.append(now - self._start)
+        if step == self.first_profiled:
+            self._profile.start()
+            now = self._profiled_from = _now()
+        if step == self.measured:
+            self._read_profile(now - self._profiled_from)
+            self._watch_memory(kwargs["model"], kwargs["optimizer"])
+        self._start = now
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Read the peak of the step that was watched."""
+        if state.global_step <= self.measured:
+            return
+        if DEVICE == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+        else:
+            self._memory.__exit__(None, None, None)
+            self.peak_bytes = self._memory.peak
+
+    def _watch_memory(self, model: torch.nn.Module, optimizer: Any) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            return
+        states = (value for state in optimizer.state.values() for value in state.values())
+        self._memory = LiveMemory([*model.parameters(), *model.buffers(), *filter(torch.is_tensor, states)])
+        self._memory.__enter__()
+
+    def _read_profile(self, wall: float) -> None:
+        self._profile.stop()
+        attribute = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+        by_name = {event.key: getattr(event, attribute) / 1e6 for event in self._profile.key_averages()}
+        moving = sum(seconds for name, seconds in by_name.items() if _is_bookkeeping(name))
+        operations = sum(seconds for name, seconds in by_name.items() if DEVICE == "cuda" or name.startswith("aten::"))
+        self.shares = {"math": (operations - moving) / wall, "bookkeeping": moving / wall}
+
+
+def _is_bookkeeping(name: str) -> bool:
+    operation = name.removeprefix("aten::").lower()
+    if DEVICE == "cuda":
+        return any(word in operation for word in BOOKKEEPING)
+    return name.startswith("aten::") and operation.startswith(BOOKKEEPING)
+
+
+def _now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run_stage(stage: int, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train one stage in this process, and say what it took."""
+    torch.set_num_threads(arguments.threads)
+    steps = Steps(arguments.runs, arguments.tokens)
+    options: dict[str, Any] = {
+        "cutoff_len": arguments.tokens,
+        "max_steps": WARM_UP + 2 * arguments.runs + 1,
+        "logging_steps": 10,
+        "learning_rate": 1e-4,
+        "output_dir": str(folder / f"stage{stage}"),
+    }
+    if stage == 1:
+        options |= {"moe_num_experts": arguments.experts, "aux_loss_coef": 0.01}
+    else:
+        adapter = str(folder / "stage1")
+        options |= {"adapter_name_or_path": adapter, "train_only_router": True, "lpr_loss_coef": 0.1}
+    train(folder, options, [steps])
+    return {
+        "stage": stage,
+        "step_seconds": spread(steps.seconds),
+        **{f"{name}_share": round(share, 4) for name, share in steps.shares.items()},
+        "estimated_bytes": steps.estimated_bytes,
+        "peak_bytes": steps.peak_bytes,
+        "peak_to_estimate": round(steps.peak_bytes / steps.estimated_bytes, 4),
+    }
+
+
+def as_table(stages: list[dict[str, Any]], title: str) -> Table:
+    """A row per stage."""
+    table = Table("stage", "a step, s", "model math", "bookkeeping", "memory, GB", "estimated", "ratio", title=title)
+    for stage in stages:
+        seconds = "{median:.3g} ({min:.3g} to {max:.3g})".format(**stage["step_seconds"])
+        shares = (f"{stage[name]:.1%}" for name in ("math_share", "bookkeeping_share"))
+        sizes = (f"{stage[name] / 1e9:.2f}" for name in ("peak_bytes", "estimated_bytes"))
+        table.add_row(str(stage["stage"]), seconds, *shares, *sizes, f"{stage['peak_to_estimate']:.3f}")
+    return table
+
+
+def main() -> None:
+    """Measure, write the JSON and show it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, help="default: all 30 of SmolLM2-135M, 28 of Llama-3.2-3B on a GPU")
+    parser.add_argument("--experts", type=int, default=3, help="experts in each layer, the base MLP included")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--runs", type=int, default=5, help="steps that are timed, and as many that are profiled")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, help="default: results/training_step.json, _cuda.json with a GPU")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder / "model", arguments.layers, torch.bfloat16 if DEVICE == "cuda" else torch.float32)
+        save_texts(folder / "data", 4 * arguments.tokens * (arguments.runs + WARM_UP))
+        stages = []
+        for stage in (1, 2):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+                stages.append(processes.submit(run_stage, stage, folder, arguments).result())
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    result = {**environment("llamafactory"), **settings, "stages": stages}
+    default = Path(__file__).with_name("results") / f"training_step{'_cuda' if DEVICE == 'cuda' else ''}.json"
+    write_result(result, arguments.output or default)
+    title = f"{arguments.experts} experts in each layer, {arguments.tokens} tokens"
+    Console().print(as_table(stages, title))
+
+
+if __name__ == "__main__":
+    main()
