@@ -17,7 +17,7 @@ define install-into
 		$(1)/bin/uv pip install --python $(1)/bin/python --constraint $(2) --override overrides.txt --editable $(3)
 endef
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: $(INSTALLED)
 
@@ -47,6 +47,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) $(NEWEST)

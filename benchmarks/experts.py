@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import nn
 
 from benchmarks.mixtures import DEVICE, Case, PublishedLoop, make_layer
 from benchmarks.results import environment, spread, write_result
+from neuronmoe_plugins.figures import house_style, new_figure, save_png
 
 SMALL = Case("4096 tokens")
 SMOLLM2 = SMALL.but("SmolLM2-135M", tokens=1024, hidden=576, intermediate=1536, experts=3)
@@ -52,8 +54,10 @@ CURVES = {
     "experts": (2, 4, 6, 12, 24, 48),
     "hidden": (64, 128, 256, 512),
 }
+SIZES = {"tokens": "tokens", "experts": "experts", "hidden": "hidden size"}
+LABELS = {"floor": "dense MLP, as often as top-k", "published": "published loop"}
 LEAST_RUNS = 5
-SECONDS_PER_CASE = 6.0
+SECONDS_PER_CASE = 4.0
 
 Seconds = dict[str, list[float]]
 
@@ -124,18 +128,26 @@ def summary(case: Case, seconds: Seconds, names: Iterable[str]) -> dict[str, Any
 
 
 def curve_cases() -> dict[str, list[Case]]:
-    """The first case, with one size growing at a time."""
-    curves = {}
+    """The first case, or on a GPU the largest layer's, with one size growing at a time."""
+    curves, start = {}, LLAMA if DEVICE == "cuda" else SMALL
     for name, values in CURVES.items():
         changes = [{name: value} | ({"intermediate": 4 * value} if name == "hidden" else {}) for value in values]
-        curves[name] = [SMALL.but(f"{change[name]} {name}", **change) for change in changes]
+        curves[name] = [start.but(f"{change[name]} {name}", **change) for change in changes]
     return curves
 
 
-def draw_curves(curves: dict[str, list[dict[str, Any]]], implementation: str, path: Path) -> None:
-    """A panel per size: ours and the published loop by the floor."""
-
-    raise NotImplementedError
+def draw_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """A panel per size that grows: seconds of the floor, of the published loop and of ours."""
+    with house_style():
+        figure = new_figure(4 * len(curves), 3.6)
+        figure.suptitle("Forward and backward of a mixture layer")
+        for axes, (size, results) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+            for name in results[0]["seconds"]:
+                values = [1e3 * result["seconds"][name]["median"] for result in results]
+                axes.loglog(list(map(itemgetter(size), results)), values, label=LABELS.get(name, name))
+            axes.set(title=f"by {SIZES[size]}", xlabel=SIZES[size], ylabel="milliseconds")
+            axes.legend()
+        save_png(figure, path)
 
 
 def as_table(results: list[dict[str, Any]], names: Iterable[str]) -> Table:
@@ -163,13 +175,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="only those of these names")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    names, device = arguments.implementations, "_cuda" if DEVICE == "cuda" else ""
+    folder = Path(__file__).with_name("results")
+
+    def measured(cases: Iterable[Case]) -> list[dict[str, Any]]:
+        return [summary(case, time_case(case, names), names) for case in track(list(cases), "Timing")]
+
+    result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names)}
+    if arguments.curves:
+        curves = {size: measured(cases) for size, cases in curve_cases().items()}
+        write_result(result | {"curves": curves}, arguments.output or folder / f"experts_curves{device}.json")
+        draw_curves(curves, (arguments.output or folder / f"experts_curves{device}").with_suffix(".png"))
+        return
     cases = GPU_CASES if DEVICE == "cuda" else CPU_CASES
-    chosen = [case for case in cases if not arguments.cases or case.name in arguments.cases]
-    names = arguments.implementations
-    results = [summary(case, time_case(case, names), names) for case in track(chosen, "Timing")]
-    result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names), "cases": results}
-    default = Path(__file__).with_name("results") / ("experts_cuda.json" if DEVICE == "cuda" else "experts.json")
-    write_result(result, arguments.output or default)
+    results = measured(case for case in cases if not arguments.cases or case.name in arguments.cases)
+    write_result(result | {"cases": results}, arguments.output or folder / f"experts{device}.json")
     Console().print(as_table(results, names))
 
 

@@ -56,7 +56,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
     Nothing stands in for it: that would be logged, and is an error here.
     """
-    monkeypatch.setattr(sorted_experts, "TOGETHER_ROWS_PER_HIDDEN", 0 if "one by one" in request.param else 1e9)
+    monkeypatch.setattr(sorted_experts, "PART_BYTES", 0 if "one by one" in request.param else 2**30)
     monkeypatch.setattr(choosing, "_tell_once", pytest.fail)
     yield request.param
 

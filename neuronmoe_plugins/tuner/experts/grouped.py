@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
-from neuronmoe_plugins.tuner.experts.projections import operands, project_groups
+from neuronmoe_plugins.tuner.experts.operands import compute_dtype, stacked_operands
 from neuronmoe_plugins.tuner.feed_forward import weight_names
 
 # Each row of an operand begins at a multiple of so many bytes.
@@ -43,11 +43,33 @@ def run_grouped(
         choice = order[(row + start).clamp(max=len(order) - 1)]
         token_index = choice // topk
         states = torch.where(is_used, tokens.index_select(0, token_index), 0)
-        output = experts.run_together(states, partial(project_groups, stack, own_ends))
+        output = experts.run_together(states, partial(_project, stack, own_ends))
         # Masked before it is weighted, because nothing times an undefined number need be nothing.
         output = torch.where(is_used, output.to(tokens.dtype), 0) * factors[choice].unsqueeze(-1)
         mixed = mixed.index_add(0, token_index, output)
     return mixed
+
+
+def _project(stack: ExpertStack, ends: torch.Tensor, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Apply a projection.
+
+    Args:
+        stack: The experts.
+        ends: (experts,) int32, the row after each expert's last.
+        name: The projection.
+        inputs: (rows, in), sorted by expert.
+
+    Returns:
+        (rows, out) in the weight's dtype, or autocast's; after the last end anything, and so in its gradient.
+    """
+    weight, bias = stacked_operands(stack, name, inputs.device)
+    output: torch.Tensor = F.grouped_mm(inputs.to(weight.dtype), weight.transpose(-2, -1), offs=ends)
+    if bias is None:
+        return output
+    row = torch.arange(len(inputs), device=inputs.device)
+    expert = torch.searchsorted(ends, row, right=True).clamp(max=len(stack) - 1)
+    # Rows after the last end must not add their gradient to a bias.
+    return output + torch.where((row < ends[-1]).unsqueeze(-1), bias[expert], 0)
 
 
 def why_not_grouped(tokens: torch.Tensor, experts: LayerExperts) -> str | None:
@@ -64,9 +86,9 @@ def why_not_grouped(tokens: torch.Tensor, experts: LayerExperts) -> str | None:
     dtypes, shapes = set(), set()
     for stack in (_base_stack(experts), *experts.stacks):
         for name in experts.family.projections:
-            _, weight, _ = operands(ExpertStack({name: stack.weights[name][:0]}), name, tokens[:0])
-            dtypes.add(weight.dtype)
-            shapes.add((weight.shape[1:], weight.element_size()))
+            dtype = compute_dtype(stack, name, tokens.device)
+            dtypes.add(dtype)
+            shapes.add((stack.weights[name].shape[1:], dtype.itemsize))
     return _why_not_on(tokens.device, dtypes) or _why_not_shapes(shapes)
 
 

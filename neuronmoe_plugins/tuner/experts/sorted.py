@@ -9,13 +9,11 @@ from typing import NamedTuple
 import torch
 
 from neuronmoe_plugins.tuner.experts.layer_experts import Expert, ExpertStack, LayerExperts
-from neuronmoe_plugins.tuner.experts.projections import project_slices
+from neuronmoe_plugins.tuner.experts.sliced import SlicedStack
 
-# Experts with few rows run together: one call for all of them, and gradients are written where they belong. With many,
-# each by itself leaves more of its activations in the processor's cache, which then outweighs that the gradients of its
-# weights are copied into those of the stack. Both grow alike with the intermediate size, so that it depends on the rows
-# per hidden unit (measured: equal at 0.6 to 0.7).
-TOGETHER_ROWS_PER_HIDDEN = 0.5
+# Consecutive experts run together, in one call for all of them, as long as their widest activations are at most so
+# large: more of them would leave the processor's cache before they are used again.
+PART_BYTES = 2**23
 
 
 class _Part(NamedTuple):
@@ -23,7 +21,7 @@ class _Part(NamedTuple):
 
     rows: int
     run: Expert
-    is_trained: bool = False
+    is_needed: bool = False
 
 
 # How many rows an expert gets differs in every call, so that a compiled version would be made anew each time.
@@ -39,8 +37,7 @@ def run_sorted(
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(experts))[: len(experts)].tolist()
     order = order[: sum(counts)]
-    # An expert that is trained takes part also without a row, to get a (zero) gradient.
-    parts = [part for part in _parts(counts, experts) if part.rows or part.is_trained]
+    parts = [part for part in _parts(counts, experts) if part.rows or part.is_needed]
     if not parts:
         return tokens
     token_index = order // selected_experts.shape[1]
@@ -51,19 +48,29 @@ def run_sorted(
 
 
 def _parts(counts: list[int], experts: LayerExperts) -> Iterator[_Part]:
-    """The base, and each stack in one part or one for each of its experts."""
+    """The base, and each stack in parts of one or more experts."""
     yield _Part(counts[0], experts.run_base)
     first = 1
     for stack in experts.stacks:
         of_stack = counts[first : first + len(stack)]
         first += len(stack)
-        if _have_few_rows(sum(of_stack), stack):
-            linear = partial(project_slices, stack, of_stack)
-            yield _Part(sum(of_stack), partial(experts.run_together, linear=linear), stack.is_trained)
-        else:
-            yield from map(_Part, of_stack, experts.of_stack(stack))
+        sizes = _part_sizes(of_stack, stack)
+        sliced, start = SlicedStack(stack, of_stack, sizes), 0
+        for part, size in enumerate(sizes):
+            run = partial(experts.run_together, linear=partial(sliced.project, part))
+            # Of a stack that is trained, some expert takes part also without a row, to get a (zero) gradient.
+            yield _Part(sum(of_stack[start : start + size]), run, stack.is_trained and not part)
+            start += size
 
 
-def _have_few_rows(rows: int, stack: ExpertStack) -> bool:
-    hidden = next(iter(stack.weights.values())).shape[-1]
-    return rows <= TOGETHER_ROWS_PER_HIDDEN * hidden * len(stack)
+def _part_sizes(counts: list[int], stack: ExpertStack) -> list[int]:
+    """How many experts each part of a stack has."""
+    widest = max(weight.shape[1] * weight.element_size() for weight in stack.weights.values())
+    sizes, size = [0], 0
+    for count in counts:
+        size += count * widest
+        if sizes[-1] and size > PART_BYTES:
+            sizes.append(0)
+            size = count * widest
+        sizes[-1] += 1
+    return sizes
