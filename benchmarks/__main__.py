@@ -17,7 +17,7 @@ RUNS: tuple[tuple[str, ...], ...] = (
     ("experts",),
     ("experts", "--curves"),
     ("decode", "--runs", "5", "--new-tokens", "32"),
-    ("training_step", "--layers", "6"),
+    ("training_step", "--layers", "4"),
     ("logging", "--layers", "4", "--runs", "5"),
 )
 

@@ -196,7 +196,8 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         # Called, not only read: whoever shards a model gathers a module's weights when it is called.
         routers = self._routers(adapter_name)
-        router_logits = torch.cat([router(tokens.to(router.weight.dtype)) for router in routers], dim=-1)
+        logits = [router(tokens.to(router.weight.dtype)) for router in routers]
+        router_logits = torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0]
         group_logits, num_allowed = None, None
         if plan.num_groups:
             group_logits = self._group_logits(hidden_states, adapter_name)

@@ -85,7 +85,7 @@ def route(
         allowed than chosen, the rest has weight 0 and the index num_experts.
     """
     num_experts = router_logits.shape[-1]
-    probabilities = torch.softmax(router_logits.float(), dim=-1)
+    probabilities = torch.softmax(router_logits, dim=-1, dtype=torch.float32)
     if num_allowed is not None:
         forbidden = torch.arange(num_experts, device=router_logits.device) >= num_allowed.unsqueeze(-1)
         # Below every probability, so that top-k takes the allowed ones first.

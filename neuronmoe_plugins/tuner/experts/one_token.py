@@ -14,10 +14,13 @@ def run_one_token(
 
     The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.choosing.run_experts`, with one token.
     """
-    mixed = torch.zeros_like(tokens)
+    mixed: torch.Tensor | None = None
     for index, weight in zip(selected_experts[0].tolist(), weights[0].tolist(), strict=True):
-        if index < len(experts):
-            mixed.add_(_expert(experts, index)(tokens), alpha=weight)
+        if index == len(experts):  # a choice that is not used; the first always is
+            continue
+        output = _expert(experts, index)(tokens).to(tokens.dtype)
+        mixed = output * weight if mixed is None else mixed.add_(output, alpha=weight)
+    assert mixed is not None
     return mixed
 
 

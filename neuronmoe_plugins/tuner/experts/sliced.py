@@ -56,6 +56,8 @@ class SlicedStack:
 
     def _split(self, name: str, device: torch.device) -> _Projection:
         weight, bias = stacked_operands(self._stack, name, device)
+        if len(self._ranges) == 1:
+            return _Projection((weight,), bias, None)
         gradient = _Gradient(weight)
         weights: tuple[torch.Tensor, ...] = _Parts.apply(weight, self._ranges, gradient)  # type: ignore[no-untyped-call]
         return _Projection(weights, bias, gradient)
@@ -92,11 +94,11 @@ class _Gradient:
 
 
 class _Projection(NamedTuple):
-    """A projection's weight by part, its bias, and the gradient of the weight to be."""
+    """A projection's weight by part, its bias, and the gradient of the weight to be, if there are several parts."""
 
     weights: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None
-    gradient: _Gradient
+    gradient: _Gradient | None
 
 
 class _Parts(torch.autograd.Function):
@@ -126,7 +128,7 @@ class _SlicedLinear(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         counts: Sequence[int],
-        gradient: _Gradient,
+        gradient: _Gradient | None,
         experts: slice,
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs, weight)
@@ -146,7 +148,9 @@ class _SlicedLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         needs_inputs, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         of_inputs = torch.empty_like(inputs) if needs_inputs else None
-        of_weight = ctx.gradient.part(ctx.experts) if needs_weight else None
+        of_weight = None
+        if needs_weight:
+            of_weight = torch.empty_like(weight) if ctx.gradient is None else ctx.gradient.part(ctx.experts)
         of_bias = weight.new_empty(weight.shape[:2]) if needs_bias else None
         for expert, rows in _slices(ctx.counts):
             if of_inputs is not None:
