@@ -8,12 +8,10 @@ right after the other, so that whatever else slows the machine down hits all of 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from torch import nn
 
 from benchmarks.mixtures import DEVICE, Case, PublishedLoop, make_layer
 from benchmarks.results import environment, spread, write_result
-from neuronmoe_plugins.figures import house_style, new_figure, save_png
+from neuronmoe_plugins.figures import MUTED, house_style, new_figure, save_png
 
 SMALL = Case("4096 tokens")
 SMOLLM2 = SMALL.but("SmolLM2-135M", tokens=1024, hidden=576, intermediate=1536, experts=3)
@@ -55,7 +53,6 @@ CURVES = {
     "hidden": (64, 128, 256, 512),
 }
 SIZES = {"tokens": "tokens", "experts": "experts", "hidden": "hidden size"}
-LABELS = {"floor": "dense MLP, as often as top-k", "published": "published loop"}
 LEAST_RUNS = 5
 SECONDS_PER_CASE = 4.0
 
@@ -117,13 +114,10 @@ def summary(case: Case, seconds: Seconds, names: Iterable[str]) -> dict[str, Any
     """A case's result: seconds of all, and ours by those of the floor and of the loop, run by run."""
     result: dict[str, Any] = {**asdict(case), "runs": len(seconds["floor"])}
     result["seconds"] = {name: spread(values) for name, values in seconds.items()}
-    for name in names:
-        for baseline in ("floor", "published"):
-            ratios = [one / other for one, other in zip(seconds[name], seconds[baseline], strict=True)]
-            result[f"{name}_to_{baseline}"] = spread(ratios)
-    result["published_to_floor"] = round(
-        statistics.median(seconds["published"]) / statistics.median(seconds["floor"]), 3
-    )
+    pairs = [("published", "floor"), *((name, baseline) for name in names for baseline in ("floor", "published"))]
+    for name, baseline in pairs:
+        ratios = [one / other for one, other in zip(seconds[name], seconds[baseline], strict=True)]
+        result[f"{name}_to_{baseline}"] = spread(ratios)
     return result
 
 
@@ -136,16 +130,19 @@ def curve_cases() -> dict[str, list[Case]]:
     return curves
 
 
-def draw_curves(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """A panel per size that grows: seconds of the floor, of the published loop and of ours."""
+def draw_curves(curves: dict[str, list[dict[str, Any]]], names: Iterable[str], path: Path) -> None:
+    """A panel per size that grows: how many times as long as the floor the published loop and ours take."""
+    lines = {"published loop": "published_to_floor", **{name: f"{name}_to_floor" for name in names}}
     with house_style():
-        figure = new_figure(4 * len(curves), 3.6)
-        figure.suptitle("Forward and backward of a mixture layer")
+        figure = new_figure(4.4 * len(curves), 3.4)
+        figure.suptitle("Forward and backward of a mixture layer, by the dense MLP run as often as a token has experts")
         for axes, (size, results) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-            for name in results[0]["seconds"]:
-                values = [1e3 * result["seconds"][name]["median"] for result in results]
-                axes.loglog(list(map(itemgetter(size), results)), values, label=LABELS.get(name, name))
-            axes.set(title=f"by {SIZES[size]}", xlabel=SIZES[size], ylabel="milliseconds")
+            sizes = [result[size] for result in results]
+            for label, key in lines.items():
+                axes.plot(range(len(sizes)), [result[key]["median"] for result in results], label=label)
+            axes.axhline(1, color=MUTED, linewidth=1)
+            axes.set_xticks(range(len(sizes)), map(str, sizes))
+            axes.set(xlabel=SIZES[size], ylabel="times as long", ylim=(0, None))
             axes.legend()
         save_png(figure, path)
 
@@ -157,7 +154,11 @@ def as_table(results: list[dict[str, Any]], names: Iterable[str]) -> Table:
         table.add_column(name)
         table.add_column("by the loop")
     for result in results:
-        cells = [result["name"], f"{1e3 * result['seconds']['floor']['median']:.4g}", str(result["published_to_floor"])]
+        cells = [
+            result["name"],
+            f"{1e3 * result['seconds']['floor']['median']:.4g}",
+            "{median:.2f}".format(**result["published_to_floor"]),
+        ]
         for name in names:
             ratios = result[f"{name}_to_floor"]
             cells.append("{median:.2f} ({min:.2f} to {max:.2f})".format(**ratios))
@@ -185,7 +186,7 @@ def main() -> None:
     if arguments.curves:
         curves = {size: measured(cases) for size, cases in curve_cases().items()}
         write_result(result | {"curves": curves}, arguments.output or folder / f"experts_curves{device}.json")
-        draw_curves(curves, (arguments.output or folder / f"experts_curves{device}").with_suffix(".png"))
+        draw_curves(curves, names, (arguments.output or folder / f"experts_curves{device}").with_suffix(".png"))
         return
     cases = GPU_CASES if DEVICE == "cuda" else CPU_CASES
     results = measured(case for case in cases if not arguments.cases or case.name in arguments.cases)

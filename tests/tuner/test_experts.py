@@ -224,7 +224,8 @@ def test_one_token_in_inference(options: dict[str, Any], dtype: torch.dtype) -> 
             layer.context.start(None, {}, recording=False)
             with torch.no_grad():
                 outputs.append(layer(states))
-        tolerance = 1e-6 if dtype == torch.float32 else 2**-7
+        # In bfloat16 every partial sum is rounded.
+        tolerance = 1e-6 if dtype == torch.float32 else 2**-6
         torch.testing.assert_close(*outputs, atol=tolerance * float(outputs[1].abs().max()), rtol=0)
 
 

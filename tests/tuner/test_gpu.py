@@ -1,4 +1,4 @@
-"""The tuner on a CUDA device gives what it gives on the CPU."""
+"""The tuner on a CUDA device gives what it gives on the CPU, and does not wait for the device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from neuronmoe_plugins.tuner import MoeConfig
-from tuner.tiny import tiny_model
+from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner.experts import choosing
+from tuner.tiny import randomised, tiny_model
 
 
 @pytest.mark.gpu
@@ -22,3 +23,62 @@ def test_losses_and_gradients_equal_those_of_the_cpu(batch: dict[str, torch.Tens
         results.append([loss.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.requires_grad)])
     for on_cpu, on_gpu in zip(*results, strict=True):
         torch.testing.assert_close(on_gpu, on_cpu, atol=1e-4, rtol=1e-4)
+
+
+def layer_on_gpu(monkeypatch: pytest.MonkeyPatch, **options: int) -> MoeLayer:
+    """A mixture in bfloat16 that runs by grouped_mm; nothing may stand in for it."""
+    monkeypatch.setattr(choosing, "run_sorted", None)
+    config = MoeConfig(task_type="CAUSAL_LM", **{"num_experts": 6, "layers_to_transform": [1]} | options)
+    model = randomised(get_peft_model(tiny_model(hidden_size=64, intermediate_size=128), config))
+    layer = model.base_model.model.model.layers[1].mlp.to("cuda", torch.bfloat16)
+    assert layer.experts_implementation == {"default": "auto"}
+    return layer
+
+
+def states_on_gpu(tokens: int) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(0)
+    return torch.randn(1, tokens, 64, device="cuda", generator=generator).bfloat16().requires_grad_(True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 2, 300])
+@pytest.mark.parametrize("options", [{}, {"topk": 1}, {"topk": 4}, {"num_experts": 64}])
+def test_grouped_mm_computes_what_the_loop_does(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, options: dict[str, int]
+) -> None:
+    layer, results = layer_on_gpu(monkeypatch, **options), []
+    for name in ("auto", "loop"):
+        layer.experts_implementation["default"] = name
+        states = states_on_gpu(tokens)
+        layer.zero_grad()
+        output = layer(states)
+        output.sum().backward()
+        assert states.grad is not None
+        results.append([output, states.grad, *(p.grad for p in layer.parameters() if p.requires_grad)])
+    for found, expected in zip(*results, strict=True):
+        assert (found.float() - expected.float()).norm() <= 0.02 * expected.float().norm()
+
+
+@pytest.mark.gpu
+def test_forward_and_backward_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, states = layer_on_gpu(monkeypatch), states_on_gpu(100)
+    layer(states).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(states).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_decoding_a_token_can_be_captured_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, states = layer_on_gpu(monkeypatch), states_on_gpu(1).detach()
+    with torch.no_grad():
+        layer(states)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = layer(states)
+        for scale in (1.0, -2.0, 0.5):
+            states.mul_(scale)
+            graph.replay()
+            torch.testing.assert_close(output, layer(states))

@@ -40,12 +40,12 @@ def run_grouped(
         first += len(stack)
         row = torch.arange(num_tokens * min(topk, len(stack)), device=tokens.device)
         is_used = (row < own_ends[-1]).unsqueeze(-1)
-        choice = order[(row + start).clamp(max=len(order) - 1)]
+        choice = order.index_select(0, (row + start).clamp(max=len(order) - 1))
         token_index = choice // topk
         states = torch.where(is_used, tokens.index_select(0, token_index), 0)
         output = experts.run_together(states, partial(_project, stack, own_ends))
         # Masked before it is weighted, because nothing times an undefined number need be nothing.
-        output = torch.where(is_used, output.to(tokens.dtype), 0) * factors[choice].unsqueeze(-1)
+        output = torch.where(is_used, output.to(tokens.dtype), 0) * factors.index_select(0, choice).unsqueeze(-1)
         mixed = mixed.index_add(0, token_index, output)
     return mixed
 

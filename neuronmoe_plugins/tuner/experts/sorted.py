@@ -13,7 +13,7 @@ from neuronmoe_plugins.tuner.experts.sliced import SlicedStack
 
 # Consecutive experts run together, in one call for all of them, as long as their widest activations are at most so
 # large: more of them would leave the processor's cache before they are used again.
-PART_BYTES = 2**23
+PART_BYTES = 2**21
 
 
 class _Part(NamedTuple):
@@ -38,13 +38,14 @@ def run_sorted(
     counts = torch.bincount(flat, minlength=len(experts))[: len(experts)].tolist()
     order = order[: sum(counts)]
     parts = [part for part in _parts(counts, experts) if part.rows or part.is_needed]
-    if not parts:
-        return tokens
+    sizes = [part.rows for part in parts]
     token_index = order // selected_experts.shape[1]
-    rows = tokens.index_select(0, token_index).split([part.rows for part in parts])
-    outputs = [part.run(states).to(tokens.dtype) for part, states in zip(parts, rows, strict=True)]
-    mixed = torch.cat(outputs) * weights.flatten()[order].unsqueeze(-1).to(tokens.dtype)
-    return torch.zeros_like(tokens).index_add_(0, token_index, mixed)
+    inputs = tokens.index_select(0, token_index).split(sizes)
+    factors = weights.flatten().index_select(0, order).unsqueeze(-1).to(tokens.dtype).split(sizes)
+    mixed = torch.zeros_like(tokens)
+    for part, states, factor, index in zip(parts, inputs, factors, token_index.split(sizes), strict=True):
+        mixed.index_add_(0, index, part.run(states).to(tokens.dtype) * factor)
+    return mixed
 
 
 def _parts(counts: list[int], experts: LayerExperts) -> Iterator[_Part]:

@@ -64,6 +64,26 @@ def test_stage2_keeps_the_adapters_experts_and_takes_the_losses_of_the_yaml(
     assert load_or_make_config(*parse(args | {"topk": 2})[0:4:3], 4).topk == 2
 
 
+def test_the_way_to_run_experts_is_the_adapters_or_that_of_the_yaml(
+    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuronmoe_plugins.integrations.llamafactory.adapter import load_or_make_config
+
+    def config(**more: Any) -> Any:
+        return load_or_make_config(*parse(args | more)[0:4:3], 4)
+
+    args = dict(moe_args)
+    assert config().experts_implementation == "auto"
+    assert config(experts_implementation="loop").experts_implementation == "loop"
+    options = {"num_experts": [3, 1, 1, 2], "experts_implementation": "sorted"}
+    args["adapter_name_or_path"] = str(save_adapter(tmp_path / "own", tiny_model_dir, **options))
+    assert config().experts_implementation == "sorted"
+    assert config(experts_implementation="auto").experts_implementation == "auto"
+    monkeypatch.setenv("NEURONMOE_EXPERTS_IMPLEMENTATION", "sort")
+    assert "NEURONMOE_EXPERTS_IMPLEMENTATION must be one of" in refusal(moe_args)
+    assert "one of auto, loop, sorted, grouped_mm; got 'sort'" in refusal(moe_args)
+
+
 def test_a_program_may_import_the_integration_first() -> None:
     code = (
         "import neuronmoe_plugins.integrations.llamafactory.adapter as adapter\n"

@@ -24,6 +24,10 @@ NEW_ADAPTER: dict[str, tuple[dict[str, Any], str]] = {
     "dense": ({"ada_moe_num_experts_list": None, "moe_num_experts": 1}, "1 in every layer: there is no mixture"),
     "topk 0": ({"topk": 0}, "topk must be an integer of at least 1; got 0"),
     "topk of no layer": ({"topk": 4}, "topk is 4, but no layer has more than 3 experts"),
+    "unknown implementation": (
+        {"experts_implementation": "groupedmm"},
+        "experts_implementation must be one of auto, loop, sorted, grouped_mm; got 'groupedmm'",
+    ),
     "negative layer": ({"layers_to_moe": "-1"}, r"layers_to_moe must name layers from 0 on; got \[-1\]"),
     "layer twice": ({"layers_to_moe": "0,3,0"}, r"layers_to_moe names layers \[0\] more than once: \[0, 3, 0\]"),
     "layers that are left out": (

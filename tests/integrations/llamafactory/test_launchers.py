@@ -26,6 +26,8 @@ OVERRIDES = [
     *("learning_rate=1.0e-3", "logging_steps=1", "disable_tqdm=true"),
 ]
 STAGES = ("stage1", "stage2")
+# Processes may run their experts otherwise than one process does.
+IMPLEMENTATIONS = {"ddp": ("grouped_mm", "loop"), "zero3": ("sorted", "grouped_mm")}
 # DeepSpeed reads the device from the machine; ZeRO-3 does not run where `use_cpu` is set.
 ON_CPU = "use_cpu=true"
 
@@ -53,14 +55,16 @@ def single(recipe_in: Callable[[str], Path]) -> Path:
 
 
 def ddp(folder: Path) -> None:
-    for stage in STAGES:
-        run(["llamafactory-cli", "train", stage, ON_CPU], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    for stage, name in zip(STAGES, IMPLEMENTATIONS["ddp"], strict=True):
+        options = [f"experts_implementation={name}", ON_CPU]
+        run(["llamafactory-cli", "train", stage, *options], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
 
 
 def zero3(folder: Path) -> None:
     configuration = f"deepspeed={RECIPES / 'deepspeed' / 'zero3.json'}"
-    for stage in STAGES:
-        run(["llamafactory-cli", "train", stage, configuration], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    for stage, name in zip(STAGES, IMPLEMENTATIONS["zero3"], strict=True):
+        options = [f"experts_implementation={name}", configuration]
+        run(["llamafactory-cli", "train", stage, *options], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
 
 
 def fsdp(folder: Path) -> None:
@@ -167,6 +171,7 @@ def finish(process: subprocess.Popen[str]) -> None:
         process.kill()
         raise
     assert process.returncode == 0, output[-4000:]
+    assert "sorted instead of" not in output
 
 
 def free_port() -> str:
