@@ -52,7 +52,7 @@ def _training_step(result: Result) -> Rows:
 
 def _average_precision(result: Result) -> Rows:
     for row in result["results"]:
-        what = f"average precision, {row['values']} values, {row['implementation']} ({result['runs']} runs)"
+        what = f"average precision, values: {row['values']}, {row['implementation']} ({result['runs']} runs)"
         baseline = f"scikit-learn: {row['scikit_learn_seconds']:.3g} s"
         yield what, baseline, _span(row["seconds"], " s"), f"1 : {row['ratio_to_median']:.3g}"
 
