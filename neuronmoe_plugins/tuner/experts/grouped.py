@@ -75,7 +75,7 @@ def _project(stack: ExpertStack, ends: torch.Tensor, name: str, inputs: torch.Te
 def why_not_grouped(tokens: torch.Tensor, experts: LayerExperts) -> str | None:
     """Why :func:`run_grouped` is not possible for these hidden states (tokens, hidden) and experts; None if it is."""
     if not hasattr(F, "grouped_mm"):
-        return f"torch {torch.__version__} has no grouped_mm; 2.10 has"
+        return f"torch {torch.__version__} has no grouped_mm yet"
     if experts.base_is_quantised:
         return "the base MLP is quantised"
     linears = [getattr(experts.base_layer, name) for name in experts.family.projections]
