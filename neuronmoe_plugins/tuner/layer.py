@@ -155,9 +155,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
                 adapter_name,
                 plan,
             )
-        experts = LayerExperts(
-            self.get_base_layer(), self.base_is_quantised, self.family, tuple(self._stacks(adapter_name))
-        )
+        experts = self._experts(adapter_name)
         implementation = self.experts_implementation[adapter_name]
         return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
 
@@ -223,6 +221,10 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         """(batch, num_groups) float32, of the sum over each sequence's real tokens."""
         classifier = cast(nn.Linear, self.moe_token_classify[adapter_name]).weight
         return F.linear(sum_of_real_tokens(hidden_states, self.context.attention_mask), classifier.float())
+
+    def _experts(self, adapter_name: str) -> LayerExperts:
+        stacks = tuple(self._stacks(adapter_name))
+        return LayerExperts(self.get_base_layer(), self.base_is_quantised, self.family, stacks)
 
     def _stacks(self, adapter_name: str) -> Iterator[ExpertStack]:
         """The adapter's experts: those that an extension keeps, and the others, as far as there are any."""

@@ -72,13 +72,15 @@ class LayerExperts:
         # Quantised kernels need not work without rows.
         return tokens if self.base_is_quantised and not len(tokens) else self.base_layer(tokens)
 
+    def runs(self) -> Iterator[Expert]:
+        """All experts one by one, the base first, as functions of hidden states (tokens, hidden)."""
+        yield self.run_base
+        for stack in self.stacks:
+            yield from map(self.of_weights, stack.unbind())
+
     def of_weights(self, weights: Mapping[str, torch.Tensor]) -> Expert:
         """The expert that has these tensors."""
         return partial(run_expert, weights=weights, family=self.family, act_fn=self.act_fn)
-
-    def of_stack(self, stack: ExpertStack) -> Iterator[Expert]:
-        """The experts of a stack, one by one."""
-        return map(self.of_weights, stack.unbind())
 
     def run_together(self, hidden_states: torch.Tensor, linear: Projection) -> torch.Tensor:
         """Several experts on all of their hidden states (rows, hidden) at once; `linear` tells whose rows are whose."""

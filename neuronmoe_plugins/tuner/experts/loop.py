@@ -15,8 +15,7 @@ def run_loop(
     The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.choosing.run_experts`.
     """
     mixed = torch.zeros_like(tokens)
-    runs = [experts.run_base, *(expert for stack in experts.stacks for expert in experts.of_stack(stack))]
-    for index, run in enumerate(runs):
+    for index, run in enumerate(experts.runs()):
         token_index, choice = torch.where(selected_experts == index)
         # Also without a token, so that every expert is in the graph and gets a (zero) gradient.
         output = run(tokens[token_index]).to(tokens.dtype)
