@@ -10,7 +10,7 @@ import sys
 import time
 
 from benchmarks import table
-from benchmarks.mixtures import DEVICE
+from benchmarks.models import DEVICE
 
 # Each in a process of its own, which the others cannot slow down or fill up.
 CPU_RUNS: tuple[tuple[str, ...], ...] = (

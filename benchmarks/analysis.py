@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import environment, spread, write_result
+from benchmarks.models import SHAPE, SHAPES, make_model, synchronize
+from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.builtin import register_metrics
@@ -29,27 +30,7 @@ from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3,
-    },
-    "llama-3.2-3b": {
-        "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-        "num_attention_heads": 24, "num_key_value_heads": 8,
-    },
-}  # fmt: skip
 LANGUAGES = ["en", "el", "tr", "hu", "es", "zh"]
-
-
-def make_model(shape: str, dtype: str, device: str, **changes: Any) -> Any:
-    """A model with random weights, with changes to its shape."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape] | changes, tie_word_embeddings=True)
-    with torch.device(device):
-        return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
 def make_sentences(
@@ -113,8 +94,7 @@ class Benchmark:
         """Seconds of an action, the device's work included."""
         start = time.perf_counter()
         action()
-        if self.on_gpu:
-            torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter() - start
 
     def peak_memory(self) -> float:
@@ -128,7 +108,7 @@ def main() -> None:
     """Measure, write the JSON and show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-3b" if on_gpu else "smollm2-135m")
+    parser.add_argument("--shape", choices=SHAPES, default=SHAPE)
     parser.add_argument("--sentences", type=int, default=3000 if on_gpu else 60)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=128 if on_gpu else 16)
@@ -151,7 +131,7 @@ def main() -> None:
         "analysis_s": spread(totals),
         "peak_memory_gb": round(benchmark.peak_memory(), 2),
     }
-    write_result(result, arguments.output or Path(__file__).with_name("results") / f"analysis_{arguments.shape}.json")
+    write_result(result, arguments.output or RESULTS / f"analysis_{arguments.shape}.json")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import average_precision_score
 
-from benchmarks.results import environment, spread, write_result
+from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
 from neuronmoe_plugins.neurons.average_precision import average_precision
 from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
@@ -164,9 +164,8 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = [row for values in VALUES for row in measure(values, arguments)]
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "full")}
-    device = "_cuda" if torch.cuda.is_available() else ""
-    default = Path(__file__).with_name("results") / f"average_precision{device}.json"
-    write_result({**environment("scikit-learn"), **settings, "results": rows}, arguments.output or default)
+    result = {**environment("scikit-learn"), **settings, "results": rows}
+    write_result(result, arguments.output or result_path("average_precision"))
     size = f"{arguments.units} units, {arguments.samples} samples, {arguments.languages} languages"
     title = f"{size}; {arguments.runs} runs; scikit-learn timed on {arguments.baseline_units} units"
     Console().print(as_table(rows, title))

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.mixtures import DEVICE, random_llama
-from benchmarks.results import environment, spread, write_result
+from benchmarks.models import DEVICE, SHAPE, make_model, synchronize
+from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.tuner import MoeConfig
 
 PROMPT_TOKENS = 16
@@ -38,8 +38,7 @@ def generate(model: PeftModel, new_tokens: int, dense: bool) -> float:
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
         )
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
     return new_tokens / (time.perf_counter() - start)
 
 
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: results/decode.json, _cuda.json with a GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    base = random_llama(getattr(torch, arguments.dtype))
+    base = make_model(SHAPE, arguments.dtype, DEVICE)
     config = MoeConfig(task_type="CAUSAL_LM", num_experts=arguments.experts, topk=arguments.topk, inference_mode=True)
     model = get_peft_model(base, config).eval()
     speeds = measure(model, arguments)
@@ -104,8 +103,7 @@ def main() -> None:
         "times_slower": {name: spread(values) for name, values in slower.items()},
         "parameters_read_to_dense": round(parameters_read(model, arguments.topk, arguments.experts), 3),
     }
-    default = Path(__file__).with_name("results") / ("decode_cuda.json" if DEVICE == "cuda" else "decode.json")
-    write_result(result, arguments.output or default)
+    write_result(result, arguments.output or result_path("decode"))
     Console().print(as_table(result))
 
 

@@ -21,9 +21,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from benchmarks.mixtures import DEVICE, Case, PublishedLoop, make_layer
-from benchmarks.results import environment, spread, write_result
+from benchmarks.mixtures import Case, PublishedLoop, make_layer
+from benchmarks.models import DEVICE, synchronize
+from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.figures import MUTED, house_style, new_figure, save_png
+from neuronmoe_plugins.tuner import MoeLayer
 
 SMALL = Case("4096 tokens")
 SMOLLM2 = SMALL.but("SmolLM2-135M", tokens=1024, hidden=576, intermediate=1536, experts=3)
@@ -65,17 +67,12 @@ def forward_backward(module: nn.Module, states: torch.Tensor, gradient: torch.Te
     for _ in range(passes):
         states.grad = None
         module.zero_grad(set_to_none=True)
-        _wait()
+        synchronize()
         start = time.perf_counter()
         module(states).backward(gradient)
-        _wait()
+        synchronize()
         seconds += time.perf_counter() - start
     return seconds
-
-
-def _wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def time_case(case: Case, names: Iterable[str]) -> Seconds:
@@ -86,7 +83,7 @@ def time_case(case: Case, names: Iterable[str]) -> Seconds:
         "published": _timed(PublishedLoop(case, layer), case),
     }
     for name in names:
-        functions[name] = partial(_as(name, layer), _timed(layer, case))
+        functions[name] = partial(_ours, layer, name, _timed(layer, case))
     seconds: Seconds = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -102,12 +99,9 @@ def _timed(module: nn.Module, case: Case, passes: int = 1) -> Callable[[], float
     return partial(forward_backward, module.to(states), states, torch.randn_like(states), passes)
 
 
-def _as(name: str, layer: Any) -> Callable[[Callable[[], float]], float]:
-    def run(function: Callable[[], float]) -> float:
-        layer.experts_implementation["default"] = name
-        return function()
-
-    return run
+def _ours(layer: MoeLayer, name: str, run: Callable[[], float]) -> float:
+    layer.experts_implementation["default"] = name
+    return run()
 
 
 def summary(case: Case, seconds: Seconds, names: Iterable[str]) -> dict[str, Any]:
@@ -176,8 +170,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="only those of these names")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    names, device = arguments.implementations, "_cuda" if DEVICE == "cuda" else ""
-    folder = Path(__file__).with_name("results")
+    names, output = arguments.implementations, arguments.output
 
     def measured(cases: Iterable[Case]) -> list[dict[str, Any]]:
         return [summary(case, time_case(case, names), names) for case in track(list(cases), "Timing")]
@@ -185,12 +178,13 @@ def main() -> None:
     result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names)}
     if arguments.curves:
         curves = {size: measured(cases) for size, cases in curve_cases().items()}
-        write_result(result | {"curves": curves}, arguments.output or folder / f"experts_curves{device}.json")
-        draw_curves(curves, names, (arguments.output or folder / f"experts_curves{device}").with_suffix(".png"))
+        path = output or result_path("experts_curves")
+        write_result(result | {"curves": curves}, path)
+        draw_curves(curves, names, path.with_suffix(".png"))
         return
     cases = GPU_CASES if DEVICE == "cuda" else CPU_CASES
     results = measured(case for case in cases if not arguments.cases or case.name in arguments.cases)
-    write_result(result | {"cases": results}, arguments.output or folder / f"experts{device}.json")
+    write_result(result | {"cases": results}, output or result_path("experts"))
     Console().print(as_table(results, names))
 
 

@@ -8,16 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from benchmarks.mixtures import DEVICE, random_llama
+from benchmarks.models import DEVICE, SHAPE, make_model
 
 WORDS = 1000
 
 
-def save_model(folder: Path, layers: int | None, dtype: torch.dtype = torch.float32) -> None:
-    """A random model of :func:`~benchmarks.mixtures.random_llama`, and a tokenizer of some words."""
+def save_model(folder: Path, layers: int | None, dtype: str = "float32") -> None:
+    """A random model, of so many layers if they are given, and a tokenizer of some words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {word: index for index, word in enumerate(["<s>", "</s>", *(f"w{i}" for i in range(WORDS))])}
@@ -25,7 +24,8 @@ def save_model(folder: Path, layers: int | None, dtype: torch.dtype = torch.floa
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    random_llama(dtype, layers).save_pretrained(folder)
+    changes = {} if layers is None else {"num_hidden_layers": layers}
+    make_model(SHAPE, dtype, DEVICE, bos_token_id=0, eos_token_id=1, **changes).save_pretrained(folder)
 
 
 def save_texts(folder: Path, tokens: int) -> None:

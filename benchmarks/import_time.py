@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import environment, spread, write_result
+from benchmarks.results import RESULTS, environment, spread, write_result
 
 PROBE = """
 import os, time
@@ -46,7 +46,7 @@ def main() -> None:
     """Measure, write the JSON and show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "import_time.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "import_time.json")
     arguments = parser.parse_args()
     torch_ms, autoload_ms = measure(arguments.runs)
     result = {

@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from benchmarks.host_runs import save_model, save_texts, train
-from benchmarks.results import environment, spread, write_result
+from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.tuner.metrics import MetricSums, RoutingMetrics
 
 WARM_UP = 2
@@ -128,9 +128,7 @@ def main() -> None:
         "own_share_of_a_step": round(statistics.median(own) / statistics.median(without), 5),
         "difference_of_neighbouring_steps": spread([one / other - 1 for one, other in pairs]),
     }
-    device = "_cuda" if torch.cuda.is_available() else ""
-    default = Path(__file__).with_name("results") / f"logging{device}.json"
-    write_result(result, arguments.output or default)
+    write_result(result, arguments.output or result_path("logging"))
     title = f"{arguments.layers} layers of {arguments.experts} experts, {arguments.tokens} tokens, a log at every step"
     Console().print(as_table(result, title))
 

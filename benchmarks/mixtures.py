@@ -7,36 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from benchmarks.models import DEVICE
 from neuronmoe_plugins.plugins import feed_forward_families
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.plan import LayerPlan
 from neuronmoe_plugins.tuner.routing import ForwardContext
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-# SmolLM2-135M and Llama-3.2-3B.
-CPU_MODEL = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-GPU_MODEL = CPU_MODEL | {
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-}
 
 
 @dataclass(frozen=True)
@@ -127,12 +105,3 @@ class PublishedLoop(nn.Module):
             current = tokens[None, token_index].reshape(-1, tokens.shape[-1])
             mixed.index_add_(0, token_index, expert(current) * weights[token_index, choice, None])
         return mixed.view_as(states)
-
-
-def random_llama(dtype: torch.dtype, layers: int | None = None) -> LlamaForCausalLM:
-    """A random model of SmolLM2-135M's shape, of Llama-3.2-3B's on a GPU; with fewer layers if it is told."""
-    shape = dict(GPU_MODEL if DEVICE == "cuda" else CPU_MODEL)
-    if layers is not None:
-        shape["num_hidden_layers"] = layers
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**shape)).to(DEVICE, dtype)

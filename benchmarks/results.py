@@ -14,6 +14,7 @@ from typing import Any
 
 from neuronmoe_plugins.files import write_json
 
+RESULTS = Path(__file__).with_name("results")
 DISTRIBUTIONS = ("neuronmoe-plugins", "numpy", "torch", "transformers", "peft")
 
 
@@ -48,6 +49,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Minimum, median and maximum, to four digits."""
     summaries = {"min": min(values), "median": statistics.median(values), "max": max(values)}
     return {name: float(f"{value:.4g}") for name, value in summaries.items()}
+
+
+def result_path(name: str) -> Path:
+    """Where a benchmark's result goes if nothing else is said: `results/NAME.json`, `NAME_cuda.json` with a GPU."""
+    import torch
+
+    return RESULTS / f"{name}{'_cuda' if torch.cuda.is_available() else ''}.json"
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:

@@ -22,8 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.analysis import make_model, make_sentences
-from benchmarks.results import environment, spread, write_result
+from benchmarks.analysis import make_sentences
+from benchmarks.models import SHAPE, make_model, synchronize
+from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import ModuleKey
@@ -72,8 +73,7 @@ class Meter:
         self._reset_peak()
         start = time.perf_counter()
         yield
-        if self._on_gpu:
-            torch.cuda.synchronize()
+        synchronize()
         self.seconds[name] = time.perf_counter() - start
         self.gigabytes[name] = self._peak()
 
@@ -191,7 +191,7 @@ def main() -> None:
     """Measure, write the JSON and show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--shape", choices=EXPERTS, default="llama-3.2-3b" if on_gpu else "smollm2-135m")
+    parser.add_argument("--shape", choices=EXPERTS, default=SHAPE)
     parser.add_argument("--sentences", type=int, default=500 if on_gpu else 30, help="per language")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64 if on_gpu else 16)
@@ -213,7 +213,7 @@ def main() -> None:
         "parts": parts([benchmark.run() for _ in range(arguments.runs)]),
     }
     name = f"specialisation_{arguments.shape}_{arguments.device.partition(':')[0]}.json"
-    write_result(result, arguments.output or Path(__file__).with_name("results") / name)
+    write_result(result, arguments.output or RESULTS / name)
     show(result)
 
 

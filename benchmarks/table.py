@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import RESULTS
+
 README = Path(__file__).with_name("README.md")
-RESULTS = Path(__file__).with_name("results")
 START, END = "<!-- table: python -m benchmarks.table -->", "<!-- end of the table -->"
 HEADER = "| benchmark | baseline | ours | ratio (min to max) |\n|---|---:|---:|---:|\n"
 

@@ -26,8 +26,8 @@ from transformers import TrainerCallback
 
 from benchmarks.host_runs import save_model, save_texts, train
 from benchmarks.live_memory import LiveMemory
-from benchmarks.mixtures import DEVICE
-from benchmarks.results import environment, spread, write_result
+from benchmarks.models import DEVICE, synchronize
+from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.tuner.memory import OptimizerStates, Setup, estimate_memory
 
 WARM_UP = 2
@@ -113,8 +113,7 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 def _now() -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter()
 
 
@@ -168,7 +167,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_model(folder / "model", arguments.layers, torch.bfloat16 if DEVICE == "cuda" else torch.float32)
+        save_model(folder / "model", arguments.layers, "bfloat16" if DEVICE == "cuda" else "float32")
         save_texts(folder / "data", 4 * arguments.tokens * (arguments.runs + WARM_UP))
         stages = []
         for stage in (1, 2):
@@ -176,8 +175,7 @@ def main() -> None:
                 stages.append(processes.submit(run_stage, stage, folder, arguments).result())
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     result = {**environment("llamafactory"), **settings, "stages": stages}
-    default = Path(__file__).with_name("results") / f"training_step{'_cuda' if DEVICE == 'cuda' else ''}.json"
-    write_result(result, arguments.output or default)
+    write_result(result, arguments.output or result_path("training_step"))
     title = f"{arguments.experts} experts in each layer, {arguments.tokens} tokens"
     Console().print(as_table(stages, title))
 
