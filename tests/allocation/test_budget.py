@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronmoe_plugins.allocation.budget import Limits, Ramp, _ideal_experts, fit_parameters, fit_total
@@ -44,17 +45,16 @@ def test_totals_are_exact_within_limits_and_in_the_order_of_the_slopes(problem: 
 @QUICK
 def test_the_order_of_the_layers_decides_ties_alone(problem: tuple[Ramp, Limits, int], random: object) -> None:
     ramp, limits, total = problem
-    # Of two slopes whose layers lack the same fraction of an expert, the lower layer's comes first.
-    fractions = {slope: ideal % 1 for slope, ideal in zip(ramp.slopes, _ideal_experts(*problem), strict=True)}
-    lacking = [fraction for fraction in fractions.values() if fraction]
-    assume(len(set(lacking)) == len(lacking))
     order = list(range(len(ramp.slopes)))
     random.shuffle(order)  # type: ignore[attr-defined]
     shuffled = fit_total(Ramp(ramp.start, [ramp.slopes[layer] for layer in order]), limits, total)
     experts = fit_total(ramp, limits, total)
-    for slope in set(ramp.slopes):
-        there = [count for layer, count in zip(order, shuffled, strict=True) if ramp.slopes[layer] == slope]
-        here = [count for layer, count in enumerate(experts) if ramp.slopes[layer] == slope]
+    ideal = _ideal_experts(*problem)
+    # Layers are tied when they lack the same fraction of an expert, as those of a slope do, and now and then others.
+    for fraction in {experts % 1 for experts in ideal}:
+        tied = [layer for layer in range(len(ideal)) if ideal[layer] % 1 == fraction]
+        there = [shuffled[order.index(layer)] - math.floor(ideal[layer]) for layer in tied]
+        here = [experts[layer] - math.floor(ideal[layer]) for layer in tied]
         assert sorted(there) == sorted(here)
         assert here == sorted(here, reverse=True)  # ties go to the lower layer
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,42 +11,15 @@ from peft import PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
-from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.experts import choosing
 from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
 from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
 from neuronmoe_plugins.tuner.experts.one_token import run_one_token
+from tuner.expert_layers import HIDDEN, INTERMEDIATE, assert_same, hidden_states, make_layer, run
 from tuner.tiny import FAMILIES, randomised, tiny_model
 
-HIDDEN, INTERMEDIATE = 16, 24
 FAST = ("sorted", "sorted, one by one", "grouped_mm")
-
-Results = dict[str, torch.Tensor]
-
-
-def make_layer(num_experts: int = 4, topk: int = 2, family: str = "llama", **options: Any) -> MoeLayer:
-    """A mixture whose experts differ from each other."""
-    config = MoeConfig(task_type="CAUSAL_LM", num_experts=num_experts, topk=topk, layers_to_transform=[1], **options)
-    model = randomised(get_peft_model(tiny_model(family), config))
-    return next(module for module in model.modules() if isinstance(module, MoeLayer))
-
-
-def hidden_states(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, HIDDEN, generator=torch.Generator().manual_seed(3)).to(dtype)
-
-
-def run(layer: MoeLayer, states: torch.Tensor, implementation: str, call: Callable[..., Any] | None = None) -> Results:
-    """Output and all gradients."""
-    name = implementation.partition(",")[0]
-    layer.experts_implementation = dict.fromkeys(layer.experts_implementation, name)
-    layer.zero_grad()
-    states = states.clone().requires_grad_(True)
-    output = (layer if call is None else call)(states)
-    target = torch.randn(output.shape, generator=torch.Generator().manual_seed(4)).to(output.dtype)
-    (output * target).sum().backward()
-    gradients = {name: p.grad.clone() for name, p in layer.named_parameters() if p.requires_grad and p.grad is not None}
-    assert states.grad is not None
-    return {"output": output.detach(), "input": states.grad, **gradients}
 
 
 @pytest.fixture(params=FAST)
@@ -59,15 +31,6 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sorted_experts, "PART_BYTES", 0 if "one by one" in request.param else 2**30)
     monkeypatch.setattr(choosing, "_tell_once", pytest.fail)
     yield request.param
-
-
-def assert_same(found: Results, expected: Results, forward: float = 1e-6, gradient: float = 1e-5) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        tolerance = forward if name == "output" else gradient
-        assert value.dtype == expected[name].dtype
-        scale = max(1.0, float(expected[name].abs().max())) if expected[name].numel() else 1.0
-        torch.testing.assert_close(value, expected[name], atol=tolerance * scale, rtol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize(("num_experts", "topk"), [(2, 1), (2, 2), (4, 1), (4, 3), (5, 4), (24, 2), (64, 2), (64, 4)])
@@ -203,7 +166,7 @@ def test_no_gradient_of_what_is_frozen_is_computed(implementation: str, train_on
     assert any("moe_up_proj" in name for name in frozen) == train_only_router
 
 
-def test_inference_runs_only_experts_with_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_runs_only_experts_with_tokens() -> None:
     layer = make_layer(64)
     layer.experts_implementation["default"] = "sorted"
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
@@ -244,82 +207,48 @@ def test_one_token_of_kept_and_new_experts() -> None:
             torch.testing.assert_close(output, 0.5 * token @ matrix.T)
 
 
-def test_an_expert_that_is_used_twice_in_a_projection_has_the_sum_of_gradients(implementation: str) -> None:
+def test_a_retained_graph_gives_the_gradients_again(implementation: str) -> None:
+    layer, states = make_layer(4), hidden_states(2, 6)
+    expected = run(layer, states, "loop")
+    layer.experts_implementation["default"] = implementation.partition(",")[0]
+    layer.zero_grad()
+    output = layer(states)
+    target = torch.randn(output.shape, generator=torch.Generator().manual_seed(4))
+    for _ in range(2):
+        (output * target).sum().backward(retain_graph=True)
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, 2 * expected[name], atol=1e-5, rtol=1e-5)
+
+
+class Twice(torch.nn.Module):
+    """An MLP that applies its one projection twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.act = torch.nn.Linear(16, 16, bias=False), torch.nn.Identity()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.w(self.w(states))
+
+
+def test_a_projection_that_is_used_twice_has_the_sum_of_gradients(implementation: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = Twice()
+    family = FeedForwardFamily(("w",), "act", lambda states, linear, act: linear("w", linear("w", states)))
+    stack = torch.randn(3, 16, 16, generator=generator).requires_grad_(True)
+    experts = LayerExperts(base, False, family, (ExpertStack({"w": stack}),))
+    tokens, weights = torch.randn(9, 16, generator=generator), torch.rand(9, 2, generator=generator)
+    selected = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(9)])
+    gradients = []
+    for name in (implementation.partition(",")[0], "loop"):
+        stack.grad = None
+        choosing.run_experts(name, tokens, weights, selected, experts).sum().backward()
+        gradients.append(stack.grad)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
+
+
+def test_a_layer_that_is_used_twice_has_the_sum_of_gradients(implementation: str) -> None:
     layer, states = make_layer(4), hidden_states(2, 6)
     twice = [run(layer, states, name, lambda x: layer(layer(x))) for name in (implementation, "loop")]
     assert_same(*twice, forward=1e-5)
-
-
-REASONS: dict[str, tuple[Callable[[MoeLayer], Any], str]] = {
-    "hook": (lambda layer: layer.base_layer.up_proj.register_forward_hook(lambda *_: None), "more than multiply"),
-    "subclass": (
-        lambda layer: setattr(layer.base_layer, "up_proj", torch.nn.Sequential(layer.base_layer.up_proj)),
-        "more than multiply",
-    ),
-    "quantised": (lambda layer: setattr(layer, "base_is_quantised", True), "the base MLP is quantised"),
-}
-
-
-@pytest.mark.parametrize("case", REASONS)
-def test_sorted_stands_in_and_says_why(case: str, caplog: pytest.LogCaptureFixture) -> None:
-    layer, states = make_layer(), hidden_states(2, 5)
-    expected = run(layer, states, "loop")
-    change, reason = REASONS[case]
-    change(layer)
-    choosing._told.clear()
-    if case == "subclass":
-        layer.base_layer.up_proj.weight = layer.base_layer.up_proj[0].weight
-    for _ in range(2):
-        found = run(layer, states, "grouped_mm")
-    assert_same({name: found[name] for name in expected}, expected)
-    assert len(caplog.messages) == 1
-    assert reason in caplog.messages[0]
-    assert caplog.messages[0].startswith("experts_implementation: sorted instead of grouped_mm, because ")
-
-
-def test_unaligned_rows(caplog: pytest.LogCaptureFixture) -> None:
-    config = MoeConfig(
-        task_type="CAUSAL_LM", num_experts=3, layers_to_transform=[1], experts_implementation="grouped_mm"
-    )
-    model = randomised(get_peft_model(tiny_model(intermediate_size=18), config))
-    choosing._told.clear()
-    model(torch.tensor([[3, 4, 5]]))
-    assert "rows of a weight (16, 18) are no multiple of 16 bytes" in caplog.text
-
-
-def test_old_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
-    choosing._told.clear()
-    layer, states = make_layer(), hidden_states(2, 5)
-    run(layer, states, "grouped_mm")
-    assert f"torch {torch.__version__} has no grouped_mm" in caplog.text
-
-
-def test_auto_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
-    layer = make_layer()
-    assert layer.experts_implementation == {"default": "auto"}
-    run(layer, hidden_states(2, 5), "auto")
-    assert not caplog.messages
-
-
-def test_the_environment_decides_where_the_configuration_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choosing.VARIABLE, "loop")
-    assert make_layer().experts_implementation == {"default": "loop"}
-    assert make_layer(experts_implementation="sorted").experts_implementation == {"default": "sorted"}
-    monkeypatch.setenv(choosing.VARIABLE, "")
-    assert make_layer().experts_implementation == {"default": "auto"}
-    monkeypatch.setenv(choosing.VARIABLE, "sortd")
-    with pytest.raises(ValueError, match=r"NEURONMOE_EXPERTS_IMPLEMENTATION must be one of .*; got 'sortd'"):
-        make_layer()
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"experts_implementation must be one of .*; got 'triton'"):
-        MoeConfig(experts_implementation="triton")
-    model = get_peft_model(tiny_model(), MoeConfig(task_type="CAUSAL_LM", num_experts=2))
-    with pytest.raises(ValueError, match="got 'eager'"):
-        model.base_model.set_experts_implementation("eager")
-    model.base_model.set_experts_implementation("loop")
-    layers = [copy.copy(m.experts_implementation) for m in model.modules() if isinstance(m, MoeLayer)]
-    assert layers == [{"default": "loop"}] * 3

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
+from transformers.utils import logging
 
 from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
 from neuronmoe_plugins.tuner.experts.layer_experts import LayerExperts
@@ -16,8 +16,7 @@ from neuronmoe_plugins.tuner.experts.sorted import run_sorted
 AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
 VARIABLE = "NEURONMOE_EXPERTS_IMPLEMENTATION"
 
-logger = logging.getLogger(__name__)
-_told: set[str] = set()
+logger = logging.get_logger(__name__)
 
 
 def check_implementation(source: str, name: object) -> None:
@@ -74,6 +73,4 @@ def run_experts(
 
 @torch.compiler.disable
 def _tell_once(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        logger.warning(message)
+    logger.warning_once(message)

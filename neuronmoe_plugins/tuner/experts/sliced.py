@@ -24,6 +24,9 @@ class SlicedStack:
         stack: The experts.
         counts: How many rows each of them has.
         sizes: How many experts each part has.
+
+    Attributes:
+        rows: How many rows each part has.
     """
 
     def __init__(self, stack: ExpertStack, counts: Sequence[int], sizes: Sequence[int]) -> None:
@@ -31,6 +34,7 @@ class SlicedStack:
         ends = list(accumulate(sizes))
         self._ranges = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
         self._counts = [counts[experts] for experts in self._ranges]
+        self.rows = list(map(sum, self._counts))
         self._projections: dict[str, _Projection] = {}
 
     def project(self, part: int, name: str, inputs: torch.Tensor) -> torch.Tensor:

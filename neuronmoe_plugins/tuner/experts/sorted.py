@@ -55,13 +55,11 @@ def _parts(counts: list[int], experts: LayerExperts) -> Iterator[_Part]:
     for stack in experts.stacks:
         of_stack = counts[first : first + len(stack)]
         first += len(stack)
-        sizes = _part_sizes(of_stack, stack)
-        sliced, start = SlicedStack(stack, of_stack, sizes), 0
-        for part, size in enumerate(sizes):
+        sliced = SlicedStack(stack, of_stack, _part_sizes(of_stack, stack))
+        for part, rows in enumerate(sliced.rows):
             run = partial(experts.run_together, linear=partial(sliced.project, part))
             # Of a stack that is trained, some expert takes part also without a row, to get a (zero) gradient.
-            yield _Part(sum(of_stack[start : start + size]), run, stack.is_trained and not part)
-            start += size
+            yield _Part(rows, run, stack.is_trained and not part)
 
 
 def _part_sizes(counts: list[int], stack: ExpertStack) -> list[int]:
