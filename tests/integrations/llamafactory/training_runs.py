@@ -46,8 +46,17 @@ def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
         text=True,
         timeout=600,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == 0, _crashes(result.stdout) + result.stdout[-4000:]
     return result.stdout
+
+
+def _crashes(output: str) -> str:
+    """What a worker that crashed outside Python said, which torchrun's own traceback pushes out of sight."""
+    lines = output.splitlines()
+    starts = [
+        number for number, line in enumerate(lines) if line.startswith(("terminate called", "Fatal Python error"))
+    ]
+    return "".join(line + "\n" for start in starts for line in lines[start : start + 40])
 
 
 def tools_environment(**environment: str) -> dict[str, str]:
@@ -55,6 +64,7 @@ def tools_environment(**environment: str) -> dict[str, str]:
     tools, no_compiler = Path(sys.executable).parent, Path(__file__).parent / "no_compiler"
     return os.environ | {
         "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]),
+        "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": os.pathsep.join([str(no_compiler), *filter(None, [os.environ.get("PYTHONPATH")])]),
         **environment,
     }
