@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -33,6 +34,21 @@ def new_files(folder: Path, last: str) -> Iterator[Path]:
     for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
         path.replace(folder / path.name)
     partial.rmdir()
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Write bytes to a temporary neighbour of `path`, which takes its place when the block succeeds.
+
+    The neighbour has the process's number in its name, so that one that was not stopped in time disturbs no other.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ def test_code_at_the_beginning_of_the_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["old", "new", "greek", "ell", "xx", "e-l"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"--split-sentences: '{name}' is no language code; .*ISO 639-1"):
+    with pytest.raises(UserError, match=f"'{name}' is no language code, by which .*ISO 639-1"):
         sentence_splitter(name)
 
 

@@ -29,7 +29,7 @@ def read_hub(dataset: HubDataset, field: str, digest: Digest) -> Iterator[Senten
 
 
 def _records(dataset: HubDataset) -> Iterator[dict[str, Any]]:
-    datasets = _import_datasets(dataset)
+    datasets = import_datasets(dataset)
     try:
         stream = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
         yield from islice(stream, dataset.rows)
@@ -37,7 +37,7 @@ def _records(dataset: HubDataset) -> Iterator[dict[str, Any]]:
         raise UserError(f"{dataset} cannot be read: {one_line(error)}") from error
 
 
-def _import_datasets(dataset: HubDataset) -> Any:
+def import_datasets(dataset: HubDataset) -> Any:
     advice = f"pip install 'datasets>={OLDEST_DATASETS}'"
     try:
         import datasets

@@ -34,7 +34,7 @@ def _columns(path: Path, field: str) -> Iterator[Any]:
 
     try:
         with pq.ParquetFile(path) as file:
-            _require_column(file.schema_arrow, path, field)
+            require_text_column(file.schema_arrow, path, field, "choose by --text-field")
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[field]):
                 yield batch.column(0)
     except UserError:
@@ -43,11 +43,12 @@ def _columns(path: Path, field: str) -> Iterator[Any]:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
-def _require_column(schema: Any, path: Path, field: str) -> None:
+def require_text_column(schema: Any, path: Path | str, field: str, advice: str) -> None:
+    """Raise `UserError`, ending in the advice, if an Arrow schema has no single column of text with this name."""
     from pyarrow import types
 
     if field not in schema.names:
-        raise UserError(f"{path}: no column {field!r}; there are: {list_fields(schema.names)}; choose by --text-field")
+        raise UserError(f"{path}: no column {field!r}; there are: {list_fields(schema.names)}; {advice}")
     if schema.names.count(field) > 1:
         raise UserError(f"{path}: {schema.names.count(field)} columns are called {field!r}")
     kind = schema.field(field).type
@@ -55,7 +56,7 @@ def _require_column(schema: Any, path: Path, field: str) -> None:
         kind = kind.value_type
     textual = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(is_kind(kind) for is_kind in textual):
-        raise UserError(f"{path}: column {field!r} holds {kind}, not text; choose another by --text-field")
+        raise UserError(f"{path}: column {field!r} holds {kind}, not text; {advice}")
 
 
 def _as_python(value: Any, name: str) -> object:

@@ -1,0 +1,52 @@
+"""SHA-256 of files, as sha256sum prints it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronmoe_plugins.files import write_json
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class DigestJob:
+    """A file whose digest is wanted.
+
+    Attributes:
+        path: The file's.
+        stem: Where to write: `STEM.json`.
+    """
+
+    path: str
+    stem: str
+
+    @property
+    def done(self) -> Path:
+        """The file that is there when the job is done."""
+        return Path(f"{self.stem}.json")
+
+    def result(self) -> dict[str, Any]:
+        """`bytes` and `sha256`."""
+        return dict(json.loads(self.done.read_text(encoding="utf-8")))
+
+
+def digest_file(job: DigestJob) -> None:
+    """Write size and digest of a file."""
+    path = Path(job.path)
+    write_json(job.done, {"bytes": path.stat().st_size, "sha256": sha256_of([path])})
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """SHA-256 of files one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()

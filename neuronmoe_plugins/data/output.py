@@ -1,0 +1,117 @@
+"""Publishes finished data sets: their files, their entries in dataset_info.json, and last the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronmoe_plugins.data.dataset import Finished
+from neuronmoe_plugins.data.manifest import FORMAT, MANIFEST
+from neuronmoe_plugins.data.spec import DataSpec
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.json_files import read_json_object
+
+INFO = "dataset_info.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder of the data sets.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: Path
+
+    def earlier(self) -> dict[str, Any] | None:
+        """The manifest that is there, if one is; raises `UserError` if it is damaged."""
+        path = self.folder / MANIFEST
+        return read_json_object(path, "remove it") if path.exists() else None
+
+    def is_current(self, fingerprint: str) -> bool:
+        """Whether all data sets of a run are there already."""
+        manifest = self.earlier()
+        if manifest is None or manifest.get("fingerprint") != fingerprint:
+            return False
+        files = [file for entry in manifest["datasets"] for file in entry["output"]]
+        info = self._info()
+        return all(_has_size(self.folder / file["file_name"], file["bytes"]) for file in files) and all(
+            info.get(entry["name"]) == _info_entry(entry) for entry in manifest["datasets"]
+        )
+
+    def require_free(self, spec: DataSpec, published: Sequence[Path]) -> None:
+        """Refuse to replace what this run did not write.
+
+        Args:
+            spec: Of the run.
+            published: Files that an earlier call of the same run put there.
+
+        Raises:
+            UserError: naming a file, or an entry of dataset_info.json, of the same name.
+        """
+        remedy = "replace it by --force, rename the data set, or name another folder"
+        info = self._info()
+        for dataset in spec.datasets:
+            name = dataset.name if spec.format == "parquet" else f"{dataset.name}.jsonl"
+            path = self.folder / name
+            entry = {"file_name": name, "language": dataset.language}
+            if path.exists() and path not in published:
+                raise UserError(f"{path} is there already; {remedy}")
+            if dataset.name in info and info[dataset.name] != _info_entry(entry):
+                raise UserError(f"{self.folder / INFO} has another entry {dataset.name}; {remedy}")
+
+    def publish(self, spec: DataSpec, finished: Sequence[Finished], fingerprint: str) -> dict[str, Any]:
+        """Move the data sets to their places, and write what tells of them.
+
+        Returns:
+            The manifest.
+        """
+        for dataset in finished:
+            place = self.folder / dataset.entry["file_name"]
+            if dataset.entry["documents"] and dataset.path.exists():
+                if place.is_dir():
+                    shutil.rmtree(place)
+                dataset.path.replace(place)
+        by_name = {dataset.entry["name"]: dataset.entry for dataset in finished}
+        entries = [by_name[dataset.name] for dataset in spec.datasets]
+        filled = [entry for entry in entries if entry["documents"]]
+        write_json(self.folder / INFO, {**self._info(), **{entry["name"]: _info_entry(entry) for entry in filled}})
+        manifest = _manifest(spec, fingerprint, filled, [entry for entry in entries if not entry["documents"]])
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+    def _info(self) -> dict[str, Any]:
+        path = self.folder / INFO
+        return read_json_object(path, "mend it, or name another folder") if path.exists() else {}
+
+
+def _manifest(
+    spec: DataSpec, fingerprint: str, entries: Sequence[dict[str, Any]], empty: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "format": FORMAT,
+        "neuronmoe_plugins": version("neuronmoe-plugins"),
+        "seed": spec.seed,
+        "normalise": spec.normalise,
+        "near_duplicates": spec.near_duplicates,
+        "tokenizer": spec.tokenizer,
+        "fingerprint": fingerprint,
+        "datasets": list(entries),
+        "without_documents": list(empty),
+    }
+
+
+def _info_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """What LLaMA-Factory needs to know of a data set."""
+    return {"file_name": entry["file_name"], "columns": {"prompt": "text"}, "language": entry["language"]}
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

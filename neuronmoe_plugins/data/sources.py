@@ -1,0 +1,166 @@
+"""Where a data set's documents come from: scanned files in the order of their keys, or hub rows as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronmoe_plugins.data.candidates import by_key, in_order
+from neuronmoe_plugins.data.digests import DigestJob, digest_file, sha256_of
+from neuronmoe_plugins.data.hub_rows import HubRows
+from neuronmoe_plugins.data.scanning import ScanJob, ScanSettings, ShardCounts, scan_shard
+from neuronmoe_plugins.data.shards import Shard, UnreadableFileError, cut_file
+from neuronmoe_plugins.data.workers import Workers
+from neuronmoe_plugins.neurons.corpora import HubDataset
+
+GROWTH = (1, 2, 4, 8)
+"""Chunks of hub rows that are looked at together, at first and later, however many workers there are."""
+
+
+class Source(Protocol):
+    """The documents of a data set."""
+
+    jobs: list[ScanJob]
+    """Scanned shards; a candidate's `shard` is an index into them."""
+    count_all: bool
+    """Whether it was read to its end in any case."""
+
+    def batches(self) -> Iterator[NDArray[np.void]]:
+        """`CANDIDATE` arrays in the order of drawing."""
+
+    def counts(self) -> ShardCounts:
+        """What was read."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of it; JSON values."""
+
+
+class FileSource:
+    """Files on this machine.
+
+    Args:
+        files: In the order in which equal documents take precedence.
+        settings: Of the scan.
+        folder: Where the scan is kept; the same files with the same settings find it there.
+        workers: Share the shards.
+        name: Of the data set, for the progress.
+
+    Raises:
+        UserError: for a file that cannot be read, as the settings say.
+    """
+
+    count_all = True
+
+    def __init__(
+        self, files: Sequence[Path], settings: ScanSettings, folder: Path, workers: Workers, name: str
+    ) -> None:
+        self._counts = ShardCounts()
+        self._left_out: set[str] = set()
+        shards = [shard for file in files for shard in self._cut(file, settings)]
+        jobs = [ScanJob(shard, settings, str(folder / f"{number:06}")) for number, shard in enumerate(shards)]
+        scan(jobs, workers, name)
+        loaded = [(job, ShardCounts.load(job.done)) for job in jobs]
+        self._left_out |= {job.shard.path for job, counts in loaded if counts.unreadable}
+        for job, counts in loaded:
+            # A file is left out whole, however far each of its shards could be read.
+            is_left_out = job.shard.path in self._left_out
+            self._counts.add(ShardCounts(unreadable=counts.unreadable) if is_left_out else counts)
+        self.jobs = [job for job, _ in loaded if job.shard.path not in self._left_out]
+        self._digests = [DigestJob(str(file), str(folder / f"{number:06}.file")) for number, file in enumerate(files)]
+        left = [job for job in self._digests if not job.done.exists() and job.path not in self._left_out]
+        workers.run(digest_file, left, [Path(job.path).stat().st_size for job in left], f"{name}: checksums")
+
+    def _cut(self, file: Path, settings: ScanSettings) -> list[Shard]:
+        try:
+            return cut_file(file)
+        except UnreadableFileError as error:
+            if settings.unreadable_files == "error":
+                raise
+            self._left_out.add(str(file))
+            self._counts.add(ShardCounts(unreadable=str(error)))
+            return []
+
+    def batches(self) -> Iterator[NDArray[np.void]]:
+        """All documents in the order of their keys."""
+        return by_key(self.jobs)
+
+    def counts(self) -> ShardCounts:
+        """Of all files."""
+        return self._counts
+
+    def describe(self) -> dict[str, Any]:
+        """The files with bytes and SHA-256; those that were left out are said to be unreadable."""
+        return {"files": [self._describe(job) for job in self._digests]}
+
+    def _describe(self, job: DigestJob) -> dict[str, Any]:
+        return {"path": job.path, **({"unreadable": True} if job.path in self._left_out else job.result())}
+
+
+class HubSource:
+    """Rows of a data set of the hub.
+
+    Args:
+        dataset: Which. With `rows`, documents come in the order of their keys; else as they stand, until enough came.
+        rows: Streams and keeps them.
+        settings: Of the scan.
+        folder: Where the scan is kept.
+        workers: Share the chunks.
+        name: Of the data set, for the progress.
+
+    Raises:
+        UserError: if it cannot be read; what came is kept.
+    """
+
+    def __init__(
+        self, dataset: HubDataset, rows: HubRows, settings: ScanSettings, folder: Path, workers: Workers, name: str
+    ) -> None:
+        self._dataset, self._settings, self._folder = dataset, settings, folder
+        self._workers, self._name = workers, name
+        self._chunks = rows.chunks()
+        self._counts = ShardCounts()
+        self.count_all = dataset.rows is not None
+        self.jobs: list[ScanJob] = []
+
+    def batches(self) -> Iterator[NDArray[np.void]]:
+        """Documents in the order of their keys, all or none of which are streamed before; or in that of the rows."""
+        if self.count_all:
+            self._scan(list(self._chunks))
+            yield from by_key(self.jobs)
+            return
+        for turn in range(2**32):
+            first = len(self.jobs)
+            self._scan(list(islice(self._chunks, GROWTH[min(turn, len(GROWTH) - 1)])))
+            if len(self.jobs) == first:
+                return
+            yield np.concatenate([in_order(number, self.jobs[number]) for number in range(first, len(self.jobs))])
+
+    def _scan(self, shards: Sequence[Shard]) -> None:
+        stems = (str(self._folder / Path(shard.path).stem) for shard in shards)
+        jobs = [ScanJob(shard, self._settings, stem) for shard, stem in zip(shards, stems, strict=True)]
+        scan(jobs, self._workers, self._name)
+        for job in jobs:
+            self._counts.add(ShardCounts.load(job.done))
+        self.jobs += jobs
+
+    def counts(self) -> ShardCounts:
+        """Of the rows that were looked at."""
+        return self._counts
+
+    def describe(self) -> dict[str, Any]:
+        """The data set, and the SHA-256 of the rows that were looked at."""
+        return {
+            "hub": str(self._dataset),
+            "rows": self._counts.records,
+            "sha256": sha256_of([Path(job.shard.path) for job in self.jobs]),
+        }
+
+
+def scan(jobs: Sequence[ScanJob], workers: Workers, name: str) -> None:
+    """Scan those shards that are not scanned yet."""
+    left = [job for job in jobs if not job.done.exists()]
+    workers.run(scan_shard, left, [job.shard.size for job in left], f"{name}: reading")

@@ -1,0 +1,153 @@
+"""Processes that share the jobs of a pass; what they write does not depend on how many there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from neuronmoe_plugins.errors import UserError
+
+
+class Job(Protocol):
+    """What one call of a worker does."""
+
+    @property
+    def done(self) -> object:
+        """The file that is there when it is done."""
+
+
+SomeJob = TypeVar("SomeJob", bound=Job)
+
+
+class Workers:
+    """Runs jobs in processes and shows how far they are.
+
+    Args:
+        count: How many processes; one runs the jobs in this process.
+        console: Where the progress is shown.
+    """
+
+    def __init__(self, count: int, console: Console) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            # Where nothing can be redrawn, a line for every redrawing is of no use.
+            disable=not console.is_terminal,
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep the processes while the block runs, and stop them at its end, whatever ended it.
+
+        Raises:
+            UserError: if a process was killed.
+        """
+        try:
+            with self._progress:
+                yield
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker was killed, perhaps because memory ran out; run the command again with fewer --workers, it "
+                "goes on from here"
+            ) from error
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self, function: Callable[[SomeJob], None], jobs: Sequence[SomeJob], sizes: Sequence[int], description: str
+    ) -> None:
+        """Run a function of a module on all jobs, in any order; raises what the first failing one raises.
+
+        Args:
+            function: Called in the processes.
+            jobs: Its arguments.
+            sizes: Share of each in the work, for the progress.
+            description: Shown beside the progress.
+        """
+        task = self._progress.add_task(description, total=sum(sizes))
+        if self._count == 1 or len(jobs) <= 1:
+            for job, size in zip(jobs, sizes, strict=True):
+                function(job)
+                self._progress.advance(task, size)
+        else:
+            pool = self._processes()
+            futures = {pool.submit(function, job): size for job, size in zip(jobs, sizes, strict=True)}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    self._progress.advance(task, futures[future])
+            finally:
+                for future in futures:
+                    future.cancel()
+        self._progress.remove_task(task)
+
+    def wait_for(self, function: Callable[[], None], description: str) -> None:
+        """Call a function in this process, and show that it is running."""
+        task = self._progress.add_task(description, total=None)
+        function()
+        self._progress.remove_task(task)
+
+    def counter(self, description: str) -> Callable[[int], None]:
+        """A function that takes how many more there are, and shows their number."""
+        task: list[TaskID] = []
+
+        def count(more: int) -> None:
+            if not task:
+                task.append(self._progress.add_task(description, total=None))
+            self._progress.advance(task[0], more)
+            done = self._progress.tasks[self._progress.task_ids.index(task[0])].completed
+            self._progress.update(task[0], description=f"{description}: {done:,.0f}")
+
+        return count
+
+    def _processes(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Not by fork, which would copy the locks of the thread that draws the progress.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
+        return self._pool
+
+
+def default_workers() -> int:
+    """As many as this process may use cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the first process, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

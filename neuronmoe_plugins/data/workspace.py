@@ -1,0 +1,71 @@
+"""The hidden folder of an unfinished `neuronmoe data`: every part of it is used again by whatever needs the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from neuronmoe_plugins.errors import UserError
+
+NAME = ".partial"
+
+
+class Workspace:
+    """A folder in the output folder.
+
+    Args:
+        output: Where the data sets will be.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output / NAME
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs away from this output.
+
+        Raises:
+            UserError: if there is one, or the output cannot be written.
+        """
+        lock = FileLock(self.output / f"{NAME}.lock", timeout=0)
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another run is writing to --output {self.output}; wait for it or name another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error
+        try:
+            self._clear_unfinished_files()
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def folder(self, kind: str, needs: object) -> Path:
+        """The folder of what depends on nothing but `needs` (JSON values); made if it is not there."""
+        path = self.path / f"{kind}-{digest(needs)[:16]}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def remove(self) -> None:
+        """Delete it all."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _clear_unfinished_files(self) -> None:
+        for path in self.path.rglob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""Specs, sources and runs of `neuronmoe data` in small."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from neuronmoe_plugins.data.prepare import Prepared, prepare_data
+
+
+def write_jsonl(path: Path, texts: Iterable[object], field: str = "text") -> Path:
+    """Write objects with one more field than the texts need, as corpora have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"id": n, field: text}, ensure_ascii=False) for n, text in enumerate(texts))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_spec(path: Path, given: Sequence[dict[str, Any]], **top: Any) -> Path:
+    """Write a spec; what a data set lacks is that of Greek training text in `el.jsonl`."""
+    entries = [{"name": "el_train", "language": "el", "role": "target", "source": "el.jsonl", **d} for d in given]
+    path.write_text(yaml.safe_dump({"seed": 22, "datasets": entries, **top}, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def prepare(spec: Path, output: Path, workers: int = 1, force: bool = False) -> Prepared:
+    """Run it, and show no progress."""
+    return prepare_data(spec, output, workers, force, Console(file=io.StringIO()))
+
+
+def texts_of(output: Path, name: str = "el_train") -> list[str]:
+    """The texts of a data set that was written."""
+    lines = (output / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == ""
+    records = [json.loads(line) for line in lines]
+    assert all(list(record) == ["text"] for record in records)
+    return [record["text"] for record in records]
+
+
+def entry_of(prepared: Prepared, name: str = "el_train") -> dict[str, Any]:
+    """What the manifest says of a data set."""
+    entries = [*prepared.manifest["datasets"], *prepared.manifest["without_documents"]]
+    return next(entry for entry in entries if entry["name"] == name)

@@ -1,0 +1,184 @@
+"""What takes a look at the texts: tokens, sentences, languages, near-duplicates, limits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
+from neuronmoe_plugins.data import choosing
+from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.errors import UserError
+
+
+def sentence(generator: random.Random, letters: str) -> str:
+    words = ("".join(generator.choices(letters, k=generator.randrange(2, 9))) for _ in range(generator.randrange(4, 12)))
+    return " ".join(words).capitalize() + "."
+
+
+def documents(number: int, seed: int = 0) -> list[str]:
+    """Greek-looking documents of one to six sentences."""
+    generator = random.Random(seed)
+    count = [generator.randrange(1, 7) for _ in range(number)]
+    return [" ".join(sentence(generator, "αβγδεζηθικλμνοπρστυφχψω") for _ in range(k)) for k in count]
+
+
+def in_order(texts: list[str], seed: int = 22) -> list[str]:
+    """The texts in the order of drawing."""
+    keys = Keys(seed)
+    return sorted(texts, key=lambda text: keys.of(text.encode()))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, choosing.MOST_AT_ONCE])
+@pytest.mark.parametrize("amount", [1, 5_000, 30_000])
+def test_tokens_are_the_models_and_the_fewest_that_reach_the_amount(
+    at_once: int, amount: int, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "MOST_AT_ONCE", at_once)
+    texts = documents(60 if at_once == 1 else 300)
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    spec = write_spec(
+        tmp_path / "spec.yaml", [{"tokens": amount, "shortage": "warn"}], tokenizer=str(tiny_model_dir)
+    )
+    prepared = prepare(spec, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    total, expected = 0, []
+    for text in in_order(texts):
+        if total >= amount:
+            break
+        total += len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        expected.append(text)
+    assert set(texts_of(tmp_path / "out")) == set(expected)
+    assert entry_of(prepared)["tokens"] == total
+    assert entry_of(prepared)["complete"] == (total >= amount)
+
+
+def test_tokens_are_counted_for_other_amounts_too(tiny_model_dir: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", documents(50))
+    spec = write_spec(tmp_path / "spec.yaml", [{"documents": 20}], tokenizer=str(tiny_model_dir))
+    prepared = prepare(spec, tmp_path / "out")
+    # The tiny tokenizer has a token per byte.
+    assert entry_of(prepared)["tokens"] == entry_of(prepared)["bytes"]
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", documents(5))
+    spec = write_spec(tmp_path / "spec.yaml", [{"documents": 2}], tokenizer=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="none"):
+        prepare(spec, tmp_path / "out")
+
+
+def test_sentences_are_one_of_each_document_and_no_document_is_used_again(tmp_path: Path) -> None:
+    texts = documents(100)
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    given = [
+        {"documents": 60},
+        {"name": "el_analysis", "role": "analysis", "sentences": 40, "filters": {"min_characters": 20}},
+    ]
+    prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    sentences, rest = texts_of(tmp_path / "out", "el_analysis"), texts_of(tmp_path / "out")
+    assert len(sentences) == len(set(sentences)) == 40
+    assert all(len(text) >= 20 and text.count(".") == 1 for text in sentences)
+    used = [text for text in texts if any(sentence in text for sentence in sentences)]
+    assert len(used) == 40
+    assert set(rest) == set(texts) - set(used)
+
+
+def test_a_sentence_of_many_documents_is_drawn_once(tmp_path: Path) -> None:
+    texts = [f"Κοινή πρόταση. Άλλη {number}." for number in range(30)]
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    given = [{"name": "el_analysis", "role": "analysis", "sentences": "all", "filters": {"min_characters": 14}}]
+    prepared = prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    assert texts_of(tmp_path / "out", "el_analysis") == ["Κοινή πρόταση."]
+    assert entry_of(prepared, "el_analysis")["passed_over"] == {"equal to another": 29}
+
+
+def test_documents_without_a_fitting_sentence_are_counted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", ["Μικρή.", "Άλλη.", "Αυτή είναι αρκετά μεγάλη πρόταση."])
+    given = [{"sentences": "all", "filters": {"min_characters": 20}}]
+    prepared = prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    assert texts_of(tmp_path / "out") == ["Αυτή είναι αρκετά μεγάλη πρόταση."]
+    assert entry_of(prepared)["passed_over"] == {"without a sentence within the limits": 2}
+
+
+def test_limits_of_documents(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", ["α" * 4, " " + "α" * 5 + " ", "α" * 9, "α" * 10, ""])
+    given = [{"documents": "all", "filters": {"min_characters": 5, "max_characters": 9}}]
+    prepared = prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    assert texts_of(tmp_path / "out") == ["α" * 5, "α" * 9]
+    expected = {"blank": 1, "shorter than min_characters": 1, "longer than max_characters": 1}
+    assert entry_of(prepared)["passed_over"] == expected
+
+
+GREEK = "Το ποτάμι κυλάει αργά μέσα από την πόλη, και το βράδυ οι άνθρωποι περπατούν στην όχθη του, αριθμός {}."
+TURKISH = "Nehir şehrin içinden yavaşça akıyor ve akşamları insanlar kıyısında yürüyüş yapıyor, numara {}."
+
+
+def test_texts_in_another_language_are_passed_over(tmp_path: Path) -> None:
+    texts = [(TURKISH if number % 3 else GREEK).format(number) for number in range(60)]
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    for language, template, number in (("el", GREEK, 15), ("tr", TURKISH, 35)):
+        given = [{"language": language, "documents": number, "filters": {"language": 0.5}}]
+        prepared = prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / language)
+        expected = [text for text in in_order(texts) if text.startswith(template[:5])][:number]
+        assert set(texts_of(tmp_path / language)) == set(expected)
+        assert entry_of(prepared)["passed_over"]["in another language"] > 0
+
+
+def test_rounds_grow_where_few_texts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round reads the source again: 1 of 200 texts passes, and yet there are few rounds."""
+    rounds: list[int] = []
+    look_at = choosing.Chooser._look_at
+    monkeypatch.setattr(
+        choosing.Chooser, "_look_at", lambda self, part: rounds.append(len(part)) or look_at(self, part)
+    )
+    texts = [(GREEK if number % 200 == 0 else TURKISH).format(number) for number in range(4000)]
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    prepare(
+        write_spec(tmp_path / "spec.yaml", [{"documents": 10, "filters": {"language": 0.5}}]), tmp_path / "out"
+    )
+    assert len(texts_of(tmp_path / "out")) == 10
+    assert len(rounds) <= 20
+    assert sum(rounds) < 4000
+
+
+def test_languages_that_no_library_knows_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", ["ένα"])
+    for given, message in {
+        "filters": ({"documents": 1, "filters": {"language": 0.5}}, "el_train: 'xq' is none of the 176 languages"),
+        "sentences": ({"sentences": 1}, "el_train: 'xq' is no language code, by which"),
+    }.values():
+        spec = write_spec(tmp_path / "spec.yaml", [{"language": "xq", **given}])
+        with pytest.raises(UserError, match=message):
+            prepare(spec, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def changed(text: str) -> str:
+    """The same with one word replaced."""
+    words = text.split(" ")
+    words[len(words) // 2] = "ΑΛΛΟ"
+    return " ".join(words)
+
+
+def test_near_duplicates_are_found_over_all_data_sets_and_runs(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    texts = [" ".join(sentence(generator, "αβγδεζηθ") for _ in range(12)) for _ in range(80)]
+    write_jsonl(tmp_path / "el.jsonl", texts + [changed(text) for text in texts])
+    given = [
+        {"documents": 50},
+        {"name": "el_heldout", "role": "held-out", "documents": 30},
+    ]
+    prepared = prepare(write_spec(tmp_path / "spec.yaml", given, near_duplicates=0.7), tmp_path / "out")
+    drawn = texts_of(tmp_path / "out") + texts_of(tmp_path / "out", "el_heldout")
+    assert len({text for text in texts if text in drawn or changed(text) in drawn}) == 80
+    passed_over = [entry_of(prepared, name)["passed_over"]["near another"] for name in ("el_train", "el_heldout")]
+    assert sum(passed_over) <= 80
+    assert min(passed_over) > 0
+    # Without it, there is no such pair to miss.
+    prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "plain")
+    plain = texts_of(tmp_path / "plain") + texts_of(tmp_path / "plain", "el_heldout")
+    assert len({text for text in texts if text in plain or changed(text) in plain}) < 80

@@ -1,0 +1,152 @@
+"""Hub data sets through the real `datasets`, on local folders: streamed no further than needed, and going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
+from neuronmoe_plugins.data import hub_rows
+from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+
+TEXTS = [f"γραμμή {number}" for number in range(100)]
+CARD = "---\nconfigs:\n- {config_name: el, data_files: [{split: train, path: '*.parquet'}]}\n---\n"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A data set of one configuration in two shards, with columns as CulturaX has."""
+    folder = tmp_path / "CulturaX"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    for number in range(2):
+        texts = TEXTS[number * 50 : number * 50 + 50]
+        table = pa.table({"text": texts, "timestamp": [""] * 50, "url": [""] * 50, "source": ["mC4"] * 50})
+        pq.write_table(table, folder / f"el-{number}.parquet", row_group_size=10)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_rows, "CHUNK_ROWS", 8)
+
+
+def spec_of(hub: Path, path: Path, *given: dict[str, Any]) -> Path:
+    return write_spec(path, [{"source": f"hub:{hub}", "config": "el", **dataset} for dataset in given])
+
+
+def test_rows_are_taken_in_their_order_and_no_more_than_needed(hub: Path, tmp_path: Path) -> None:
+    prepared = prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 20}), tmp_path / "out")
+    assert texts_of(tmp_path / "out") == TEXTS[:20]
+    source = entry_of(prepared)["source"]
+    assert source["hub"] == f"hub:{hub}:el@train"
+    assert source["rows"] == 24  # chunks of 8, the first alone and then two
+    assert len(source["sha256"]) == 64
+
+
+def test_with_rows_the_sample_is_drawn_from_these(hub: Path, tmp_path: Path) -> None:
+    prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 20, "rows": 60}), tmp_path / "out")
+    expected = sorted(TEXTS[:60], key=lambda text: Keys(22).of(text.encode()))[:20]
+    assert texts_of(tmp_path / "out") == sorted(expected, key=TEXTS.index)
+
+
+@pytest.mark.parametrize("rows", [None, 40])
+def test_later_data_sets_go_on_where_earlier_ones_ended(rows: int | None, hub: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el.jsonl", TEXTS)
+    source = {"source": f"hub:{hub}", "config": "el", **({} if rows is None else {"rows": rows})}
+    given = [
+        {"documents": 10, **source},
+        {"name": "el_local", "documents": 75},
+        {"name": "el_analysis", "role": "analysis", "documents": 15, **source},
+    ]
+    prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    train, local, analysis = (texts_of(tmp_path / "out", dataset.get("name", "el_train")) for dataset in given)
+    assert sorted(train + local + analysis) == sorted(TEXTS)
+    if rows is None:
+        assert (analysis, train) == (TEXTS[:15], TEXTS[15:25])
+    else:
+        expected = sorted(TEXTS[:rows], key=lambda text: Keys(22).of(text.encode()))
+        assert (set(analysis), set(train)) == (set(expected[:15]), set(expected[15:25]))
+
+
+def test_a_data_set_with_too_few_rows(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="el_train: the source has 100 documents to draw, and 101 were asked for"):
+        prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 101}), tmp_path / "out")
+    prepared = prepare(
+        spec_of(hub, tmp_path / "spec.yaml", {"documents": 101, "shortage": "warn"}), tmp_path / "out"
+    )
+    assert texts_of(tmp_path / "out") == TEXTS
+    assert prepared.warnings() == ["el_train: 100 documents of the 101 asked for"]
+
+
+def test_a_dropped_connection_ends_cleanly_and_the_same_command_goes_on(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(hub, tmp_path / "spec.yaml", {"documents": 70})
+    prepare(spec, tmp_path / "whole")
+    read: list[int] = []
+    real = datasets.load_dataset
+
+    class Dropping:
+        """The stream, which breaks off at its 30th row."""
+
+        def __init__(self, stream: Any, limit: float) -> None:
+            self._stream, self._limit = stream, limit
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+        def __iter__(self) -> Iterator[Any]:
+            for number, record in enumerate(self._stream):
+                if number >= self._limit:
+                    raise ConnectionError("connection reset\nby peer")
+                read.append(TEXTS.index(record["text"]))
+                yield record
+
+    limits = iter([30, float("inf")])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **kwargs: Dropping(real(*args, **kwargs), next(limits))
+    )
+    with pytest.raises(UserError, match=r"beyond row 24: connection reset by peer; the same command goes on from"):
+        prepare(spec, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".partial"]
+    assert read == list(range(30))
+    prepare(spec, tmp_path / "out")
+    assert read[30] == 24
+    for name in ("el_train.jsonl", "manifest.json", "dataset_info.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_missing_fields_configurations_and_data_sets(hub: Path, tmp_path: Path) -> None:
+    wrong = {
+        "no field 'body'; there are: 'text', 'timestamp', 'url', 'source'; name it by `text:`": {"text": "body"},
+        "cannot be read beyond row 0: .*'tr'": {"config": "tr"},
+        "cannot be read beyond row 0: .*dev": {"split": "dev"},
+        "cannot be read beyond row 0: ": {"source": f"hub:{hub}-none"},
+    }
+    for message, dataset in wrong.items():
+        spec = spec_of(hub, tmp_path / "spec.yaml", {"documents": 1, **dataset})
+        with pytest.raises(UserError, match=message) as error:
+            prepare(spec, tmp_path / "out")
+        assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    records: list[Any] = ["ένα", None, "ένα", " ", "δύο", "\ud800"]
+    (folder / "el.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records[:5]))
+    spec = write_spec(tmp_path / "spec.yaml", [{"source": f"hub:{folder}", "documents": "all"}])
+    entry = entry_of(prepare(spec, tmp_path / "out"))
+    assert texts_of(tmp_path / "out") == ["ένα", "δύο"]
+    assert entry["broken_records"] == {"no text in the field": 1}
+    assert entry["passed_over"] == {"blank": 1, "equal to another": 1}
