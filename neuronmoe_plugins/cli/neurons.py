@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from neuronmoe_plugins.cli.corpora import DATA_HELP, chosen_corpora
 from neuronmoe_plugins.errors import UserError
 
 
@@ -20,6 +21,7 @@ def analyze(
             "hub:OWNER/NAME[:CONFIG][@SPLIT[[:ROWS]]].",
         ),
     ] = None,
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     concepts: Annotated[Path | None, typer.Option(help="Instead: a folder of the published code's sentences.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Folder or hub name of a PEFT adapter for the model.")] = None,
     samples: Annotated[int | None, typer.Option(help="Sentences per language.", show_default="500")] = None,
@@ -63,14 +65,13 @@ def analyze(
     Several processes share the work: torchrun --nproc-per-node N -m neuronmoe_plugins analyze ...
     """
     from neuronmoe_plugins.neurons.analyze import analyze as analyze_neurons
-    from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
     from neuronmoe_plugins.neurons.options import AnalyzeOptions
     from neuronmoe_plugins.neurons.processes import Processes
 
     options = AnalyzeOptions(
         model=model,
         output=output,
-        corpora=parse_corpus_specs(corpus) if corpus else (),
+        corpora=chosen_corpora(corpus, data, text_field, concepts),
         concepts=concepts,
         adapter=adapter,
         samples=samples,
@@ -102,8 +103,11 @@ def analyze(
 def specialise(
     model: Annotated[str, typer.Option(help="Folder or hub name of the base model.")],
     adapter: Annotated[str, typer.Option(help="Folder or hub name of its moe adapter.")],
-    corpus: Annotated[list[str], typer.Option(help="LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.")],
     output: Annotated[Path, typer.Option(help="Folder for specialisation.parquet, .json and the pictures.")],
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     threshold: Annotated[float, typer.Option(help="Average precision from which a neuron is specific.")] = 0.9,
     missing: Annotated[str, typer.Option(help="Sentences without a token at an expert: drop, or zero.")] = "drop",
     min_sentences: Annotated[int, typer.Option(help="With fewer at an expert, it is not measured.")] = 10,
@@ -122,7 +126,6 @@ def specialise(
     from rich.console import Console
 
     from neuronmoe_plugins.neurons.analysis import shared_sentence_warnings
-    from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
     from neuronmoe_plugins.specialisation import SpecialiseOptions
     from neuronmoe_plugins.specialisation import specialise as measure_experts
     from neuronmoe_plugins.specialisation.display import print_specialisation
@@ -133,7 +136,7 @@ def specialise(
         model=model,
         adapter=adapter,
         output=output,
-        corpora=parse_corpus_specs(corpus),
+        corpora=chosen_corpora(corpus, data, text_field),
         threshold=threshold,
         missing=missing,
         min_sentences=min_sentences,
