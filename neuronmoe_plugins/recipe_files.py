@@ -92,7 +92,8 @@ def _check_languages(request: RecipeRequest, allocation: Allocation) -> list[str
     info = read_json_object(
         info_path,
         "it must map names of data sets to their entries",
-        missing=f"{info_path} does not exist; --dataset-dir must be LLaMA-Factory's data folder",
+        missing=f"{info_path} does not exist; --dataset-dir must be LLaMA-Factory's data folder, and --data one that "
+        "`neuronmoe data` wrote",
     )
     replay = {name: _language(info_path, info, name) for name in request.replay_datasets}
     target = {name: _language(info_path, info, name) for name in request.target_datasets}

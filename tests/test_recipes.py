@@ -163,7 +163,7 @@ def test_allocation_of_another_model(workspace: Path, tiny_model_dir: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"dataset_info\.json does not exist; --dataset-dir must be LLaMA-Factory's data folder$"),
+        (None, r"dataset_info\.json does not exist; --dataset-dir must be LLaMA-Factory's data folder, and"),
         ("{", r"dataset_info\.json is not JSON \(.*\); it must map names of data sets to their entries$"),
         ("[]", r"dataset_info\.json is not a JSON object; it must map names"),
     ],
