@@ -9,6 +9,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_json
+from neuronmoe_plugins.json_files import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Metadata of the weights: the configuration that they were converted from, so that converting back restores it.
@@ -72,11 +73,8 @@ def _restore(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "MOE":
+    config = read_json_object(path, "name the folder of an adapter")
+    if config.get("peft_type") != "MOE":
         raise UserError(f"{path} is not the configuration of a moe adapter: its peft_type is not MOE")
     return config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.json_files import read_json_object
 from neuronmoe_plugins.recipes import Recipe
 from neuronmoe_plugins.sharding import Deepspeed
 
@@ -89,7 +89,12 @@ def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:
 def _check_languages(request: RecipeRequest, allocation: Allocation) -> list[str]:
     """Check the data sets' tags; returns the codes that count as old, none if the tags are old and new."""
     info_path = request.dataset_dir / "dataset_info.json"
-    info = _read_dataset_info(info_path)
+    info = read_json_object(
+        info_path,
+        "it must map names of data sets to their entries",
+        missing=f"{info_path} does not exist; --dataset-dir must be LLaMA-Factory's data folder, and --data one that "
+        "`neuronmoe data` wrote",
+    )
     replay = {name: _language(info_path, info, name) for name in request.replay_datasets}
     target = {name: _language(info_path, info, name) for name in request.target_datasets}
     for name, tag in replay.items():
@@ -112,18 +117,6 @@ def _check_languages(request: RecipeRequest, allocation: Allocation) -> list[str
             '"language" to "new", or tag all data sets with codes'
         )
     return codes
-
-
-def _read_dataset_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; --dataset-dir must be LLaMA-Factory's data folder") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(info, dict):
-        raise UserError(f"{path} must map names of data sets to their entries")
-    return info
 
 
 def _language(info_path: Path, info: dict[str, Any], name: str) -> str:

@@ -158,3 +158,19 @@ def test_data_sets_that_do_not_fit_their_role(workspace: Path, target: str, repl
 def test_allocation_of_another_model(workspace: Path, tiny_model_dir: Path) -> None:
     with pytest.raises(UserError, match=r"num_experts has 28 entries, but .* has 4 layers"):
         recipe(workspace, "el_train", "en_replay", "--model", str(tiny_model_dir))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"dataset_info\.json does not exist; --dataset-dir must be LLaMA-Factory's data folder, and"),
+        ("{", r"dataset_info\.json is not JSON \(.*\); it must map names of data sets to their entries$"),
+        ("[]", r"dataset_info\.json is not a JSON object; it must map names"),
+    ],
+)
+def test_data_folder_that_is_none(workspace: Path, text: str | None, message: str) -> None:
+    info = workspace / "dataset_info.json"
+    info.unlink() if text is None else info.write_text(text)
+    with pytest.raises(UserError, match=message):
+        recipe(workspace)
+    assert not (workspace / "run").exists()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from neuronmoe_plugins.allocation.checks import is_number, shown
 from neuronmoe_plugins.allocation.origin import Origin
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.json_files import read_json_object
 
 FORM = 'a scores file is {"layer_scores": [..]}, or {"layer_similarities": [..]} for layer-similarity'
 
@@ -24,7 +23,8 @@ class ScoresFile(Origin):
     counts_neurons = False
 
     def __init__(self, path: Path) -> None:
-        record = _read_json(path)
+        missing = f"{path} does not exist; name the folder of an analysis or a scores file"
+        record = read_json_object(path, FORM, missing=missing, wrong='has no list "layer_scores"')
         for key in (keys := [key for key in ("layer_scores", "layer_similarities") if key in record]):
             _check_numbers(path, key, record[key])
         if not keys:
@@ -53,20 +53,6 @@ class ScoresFile(Origin):
         if key not in self.record:
             raise UserError(f'{self.path} has no list "{key}"; {FORM}')
         return [float(number) for number in self.record[key]]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; name the folder of an analysis or a scores file") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {FORM}") from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} has no list "layer_scores"; {FORM}')
-    return content
 
 
 def _check_numbers(path: Path, key: str, numbers: object) -> None:

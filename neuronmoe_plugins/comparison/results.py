@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeGuard
 
 from neuronmoe_plugins.comparison.layout import metric_of
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.json_files import read_json_object
 
 # How lm-eval writes the end of a run into the names of its files.
 DATE = r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?"
@@ -116,7 +116,7 @@ def read_results(path: Path) -> Results:
         UserError: if it is missing, not JSON or not by lm-eval, or has a value that is not a finite number.
     """
     file = find_results_file(path)
-    content = _read_json(file)
+    content = read_json_object(file, WANTED, wrong="is not a results file of lm-eval")
     try:
         return _parse(file, content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -127,20 +127,6 @@ def read_results(path: Path) -> Results:
 
 def _what(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {WANTED}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({one_line(error)}); {WANTED}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a results file of lm-eval; {WANTED}")
-    return content
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Results:

@@ -82,7 +82,7 @@ class AnalyzeOptions:
         if self.concepts is None:
             if not self.corpora:
                 raise UserError(
-                    "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, or --concepts DIR"
+                    "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, --data DIR or --concepts DIR"
                 )
             return
         for name in ("corpora", "samples", "seed", "text_field", "split_sentences"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.json_files import read_json_object
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.components import component_of
 from neuronmoe_plugins.neurons.table import layer_counts
@@ -89,14 +89,12 @@ def _histogram(scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str])
 def read(folder: Path) -> dict[str, Any]:
     """The summary of the analysis in `folder`; raises `UserError` if there is none or it lacks what others need."""
     path = folder / "summary.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no analysis (no summary.json); run `neuronmoe analyze` first") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run `neuronmoe analyze` again") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is no summary of an analysis; run `neuronmoe analyze` again")
+    record = read_json_object(
+        path,
+        "run `neuronmoe analyze` again",
+        missing=f"{folder} holds no analysis (no summary.json); run `neuronmoe analyze` first",
+        wrong="is no summary of an analysis",
+    )
     for key, expected in NEEDED.items():
         if not isinstance(record.get(key), expected):
             raise UserError(f"{path} is no summary of an analysis: {key!r} is missing; run `neuronmoe analyze` again")

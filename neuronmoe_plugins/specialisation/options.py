@@ -52,7 +52,9 @@ class SpecialiseOptions:
         if self.min_sentences < 1:
             raise UserError(f"--min-sentences is {self.min_sentences}; it must be at least 1")
         if len(self.corpora) < 2:
-            raise UserError("pass --corpus LANGUAGE=SOURCE for two languages or more: an expert is compared on them")
+            raise UserError(
+                "pass --corpus LANGUAGE=SOURCE for two languages or more, or --data DIR: an expert is compared on them"
+            )
         self.analysis()
 
     def analysis(self) -> AnalyzeOptions:

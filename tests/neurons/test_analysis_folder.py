@@ -51,7 +51,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no summary": (lambda f: (f / "summary.json").unlink(), r"holds no analysis \(no summary\.json\)"),
     "half a summary": (
         lambda f: (f / "summary.json").write_text((f / "summary.json").read_text()[:50]),
-        r"summary\.json cannot be read",
+        r"summary\.json is not JSON \(.*\); run `neuronmoe analyze` again$",
     ),
     "a list": (lambda f: (f / "summary.json").write_text("[]"), "is no summary of an analysis"),
     "no neurons": (lambda f: (f / "neurons.parquet").unlink(), r"neurons\.parquet is not a neuron table"),

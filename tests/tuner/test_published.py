@@ -156,8 +156,8 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        (None, None, "adapter_config.json cannot be read"),
-        ("[1", None, "adapter_config.json cannot be read"),
+        (None, None, "adapter_config.json does not exist; name the folder of an adapter"),
+        ("[1", None, "adapter_config.json is not JSON (Expecting "),
         ('{"peft_type": "LORA"}', None, "its peft_type is not MOE"),
         (
             '{"peft_type": "MOE", "num_experts": 0}',

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras.constants import FILEEXT2TYPE
 
-from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.tokenized_data import is_tokenized
+from neuronmoe_plugins.json_files import read_json_object
 from neuronmoe_plugins.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,23 +28,12 @@ def check_datasets(data_args: MoeDataArguments) -> None:
     if is_tokenized(data_args) or not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:"):
         return
     file = Path(folder) / "dataset_info.json"
-    entries = _read(file)
+    missing = f"{file} does not exist; dataset_dir must be the folder that has it"
+    entries = read_json_object(file, "it must map the name of each data set to its entry", missing=missing)
     for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]:
         if name not in entries:
             raise UserError(f"{file} has no data set {name!r}{did_you_mean(name, entries)}")
         _check_entry(f"{file}: {name}", entries[name], Path(folder))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"dataset_dir: {file} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {one_line(error)}") from error
-    if not isinstance(entries, dict):
-        raise UserError(f"{file} must map the name of each data set to its entry")
-    return entries
 
 
 def _check_entry(where: str, entry: Any, folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.integrations.llamafactory.dataset_tags import asked_tags
+from neuronmoe_plugins.json_files import read_json_object
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments
@@ -55,11 +55,7 @@ def _read(folder: Path) -> dict[str, dict[str, int]]:
     file = folder / TAGS_FILE
     if not file.exists():
         return {}
-    try:
-        saved: dict[str, dict[str, int]] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error}): remove {folder} to tokenise again") from error
-    return saved
+    return read_json_object(file, f"remove {folder} to tokenise again")
 
 
 def _numbers(data_args: MoeDataArguments) -> dict[str, dict[str, int]]:

@@ -112,7 +112,7 @@ def _parts(spec: CorpusSpec, field: str) -> Iterator[tuple[str, Callable[[Digest
     try:
         files = find_files(source)
     except UserError as error:
-        raise UserError(f"--corpus {spec.language}={error}") from error
+        raise UserError(spec.named(error)) from error
     for file in files:
         yield str(file), partial(read_file, file, field)
 
@@ -133,9 +133,9 @@ def _combined_sha256(spec: CorpusSpec, files: list[CorpusFile]) -> str:
 
 def _require_enough(spec: CorpusSpec, available: int, samples: int) -> None:
     if available == 0:
-        raise UserError(f"--corpus {spec} is empty: it has no sentence")
+        raise UserError(f"{spec.named(spec.source)} is empty: it has no sentence")
     if available < samples:
         raise UserError(
-            f"--corpus {spec} has {available} sentences, {samples} were asked for; "
+            f"{spec.named(spec.source)} has {available} sentences, {samples} were asked for; "
             f"add text or pass --samples {available}"
         )

@@ -35,13 +35,19 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """One `--corpus LANGUAGE=SOURCE`."""
+    """One `--corpus LANGUAGE=SOURCE`, or a data set of `--data`."""
 
     language: str
     source: Path | HubDataset
+    given_by: str | None = None
+    """What stands before the source in errors; `--corpus LANGUAGE=` unless given."""
 
     def __str__(self) -> str:
         return f"{self.language}={self.source}"
+
+    def named(self, source: object) -> str:
+        """How the user named this source, or a message that begins with it."""
+        return f"{self.given_by or f'--corpus {self.language}='}{source}"
 
     def same_source(self, other: CorpusSpec) -> bool:
         """Whether both name the same file, folder or data set."""

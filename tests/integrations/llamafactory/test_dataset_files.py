@@ -14,9 +14,9 @@ from training_runs import refusal
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (None, r"^dataset_dir: .*dataset_info.json cannot be read \(No such file or directory\)$"),
-        ("{", "dataset_info.json is no JSON: "),
-        ([], "dataset_info.json must map the name of each data set to its entry$"),
+        (None, r"dataset_info.json does not exist; dataset_dir must be the folder that has it$"),
+        ("{", r"dataset_info.json is not JSON \(Expecting .*\); it must map the name of each data set to its entry$"),
+        ([], "dataset_info.json is not a JSON object; it must map the name of each data set to its entry$"),
         ({"el_evn": {}, "en": {}}, r"dataset_info.json has no data set 'el_even': did you mean el_evn\?$"),
         ({"el_even": "el.jsonl"}, "el_even must be an object with a file_name; got 'el.jsonl'$"),
         ({"el_even": {"language": "el"}}, "el_even has no file_name$"),

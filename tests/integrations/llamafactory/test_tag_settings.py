@@ -60,7 +60,7 @@ def test_damaged_record_of_tags(moe_args: dict[str, Any], tmp_path: Path) -> Non
     args = moe_args | TEXTS | {"tokenized_path": str(tmp_path / "tokens")}
     load(parse(args))
     (tmp_path / "tokens" / "neuronmoe_tags.json").write_text("{")
-    with pytest.raises(UserError, match=r"neuronmoe_tags.json is no JSON .*remove"):
+    with pytest.raises(UserError, match=r"neuronmoe_tags.json is not JSON .*; remove .*tokens to tokenise again$"):
         parse(args)
 
 

@@ -1,0 +1,103 @@
+"""Reads `manifest.json`: the data sets that `neuronmoe data` wrote into a folder, their languages and roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.json_files import read_json_object
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+ROLES = ("target", "replay", "held-out", "analysis")
+REMEDY = "run `neuronmoe data` again"
+
+
+@dataclass(frozen=True)
+class ManifestDataset:
+    """One data set.
+
+    Attributes:
+        name: What dataset_info.json calls it.
+        language: Its code.
+        role: What it is for, one of `ROLES`.
+        file_name: Its file, or its folder of Parquet files, below the manifest's folder.
+        folder: The manifest's folder.
+    """
+
+    name: str
+    language: str
+    role: str
+    file_name: str
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The file or folder with its texts, in the field or column `text`."""
+        return self.folder / self.file_name
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The data sets of a folder, in the order of the file."""
+
+    folder: Path
+    datasets: tuple[ManifestDataset, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file that says all this."""
+        return self.folder / MANIFEST
+
+    def with_role(self, role: str) -> tuple[ManifestDataset, ...]:
+        """The data sets that are for one thing, one of `ROLES`."""
+        return tuple(dataset for dataset in self.datasets if dataset.role == role)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder that `neuronmoe data` wrote, and look for the files of its data sets.
+
+    Raises:
+        UserError: naming the file and key, if there is no manifest, it is damaged or of another version, or the
+            text of a data set is not there.
+    """
+    path = folder / MANIFEST
+    missing = f"{folder} holds no data sets (no {MANIFEST}); run `neuronmoe data SPEC.yaml --output {folder}` first"
+    record = read_json_object(path, REMEDY, missing=missing, wrong="is no manifest of data sets")
+    version = record.get("format")
+    if type(version) is not int or version != FORMAT:  # True == 1
+        raise UserError(
+            f"{path}: format is {version!r}, but this version of neuronmoe-plugins reads {FORMAT}; {REMEDY}"
+        )
+    entries = record.get("datasets")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: datasets must be a list with one entry per data set; {REMEDY}")
+    datasets = tuple(_read_dataset(path, number, entry) for number, entry in enumerate(entries))
+    names = [dataset.name for dataset in datasets]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{path}: datasets has {repeated} twice; {REMEDY}")
+    return Manifest(folder, datasets)
+
+
+def _read_dataset(path: Path, number: int, entry: Any) -> ManifestDataset:
+    where = f"{path}: datasets[{number}]"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {entry!r}, not an object; {REMEDY}")
+    for key in ("name", "language", "role", "file_name"):
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise UserError(f"{where}.{key} is {entry.get(key)!r}, not a text; {REMEDY}")
+    if entry["role"] not in ROLES:
+        raise UserError(f"{where}.role is {entry['role']!r}; there are: {', '.join(ROLES)}; {REMEDY}")
+    inside = PurePosixPath(entry["file_name"])
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(f"{where}.file_name is {entry['file_name']!r}, which is not below {path.parent}; {REMEDY}")
+    dataset = ManifestDataset(entry["name"], entry["language"], entry["role"], entry["file_name"], path.parent)
+    if not _has_text(dataset.path):
+        raise UserError(f"{where}: {dataset.name} has no file {dataset.path}; {REMEDY}")
+    return dataset
+
+
+def _has_text(path: Path) -> bool:
+    return any(path.glob("*.parquet")) if path.is_dir() else path.is_file()
