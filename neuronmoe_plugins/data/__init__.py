@@ -1,0 +1,1 @@
+"""Training documents from raw corpora: which of them are kept."""
