@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +83,7 @@ class Signer:
     def _shingle_hashes(self, text: str) -> NDArray[np.uint64]:
         """Hashes of all shingles of a text in their order, shape (max(1, tokens - 4),)."""
         normal = unicodedata.normalize("NFC", text).casefold()
-        tokens = _TOKEN.findall(normal) or [normal.strip()]
+        tokens = _TOKEN.findall(normal) or [normal.strip().encode(errors="surrogatepass")]
         hashes = np.array(self._minhash.hash_token_sets([tokens])[0], dtype=np.uint64)
         length = min(SHINGLE, len(tokens))
         # A hash of the sequence that is linear in its tokens, as products wrap around at 2**64; mixing makes it even.
@@ -92,6 +93,7 @@ class Signer:
         return _mix(shingles)
 
 
+@lru_cache
 def band_shape(threshold: float) -> tuple[int, int]:
     """How many bands of how many values tell best, with at most 128 values, whether a similarity is over a threshold.
 
