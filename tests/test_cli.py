@@ -11,7 +11,7 @@ import typer
 
 from neuronmoe_plugins.cli import app
 
-ORDER = ["analyze", "allocate", "specialise", "report", "recipe", "convert", "compare", "doctor", "demo"]
+ORDER = ["data", "analyze", "allocate", "specialise", "report", "recipe", "convert", "compare", "doctor", "demo"]
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib"]
 
 

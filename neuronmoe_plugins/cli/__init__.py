@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from neuronmoe_plugins.cli.data import data
 from neuronmoe_plugins.cli.experts import allocate
 from neuronmoe_plugins.cli.first_steps import demo, doctor
 from neuronmoe_plugins.cli.neurons import analyze, specialise
@@ -17,7 +18,7 @@ from neuronmoe_plugins.cli.training import convert, recipe
 from neuronmoe_plugins.errors import UserError
 
 # In the order of `neuronmoe --help`, which is that of a run.
-COMMANDS = (analyze, allocate, specialise, report, recipe, convert, compare, doctor, demo)
+COMMANDS = (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, demo)
 
 app = typer.Typer(
     name="neuronmoe",

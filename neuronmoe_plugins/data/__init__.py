@@ -1,4 +1,4 @@
-"""Training data: from raw corpora to the data sets that LLaMA-Factory reads, and the manifest that says what they are."""
+"""Training data: from raw corpora to what LLaMA-Factory reads, and a manifest that says what it is."""
 
 from neuronmoe_plugins.data.manifest import Manifest, ManifestDataset, read_manifest
 

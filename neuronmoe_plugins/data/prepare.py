@@ -15,7 +15,14 @@ import numpy as np
 from rich.console import Console
 
 from neuronmoe_plugins.data.choosing import KeyFiles
-from neuronmoe_plugins.data.dataset import Context, Finished, describe_files, files_of, prepare_dataset, require_libraries
+from neuronmoe_plugins.data.dataset import (
+    Context,
+    Finished,
+    describe_files,
+    files_of,
+    prepare_dataset,
+    require_libraries,
+)
 from neuronmoe_plugins.data.digests import sha256_of
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output

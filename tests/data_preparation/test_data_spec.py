@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "filters": ({**GOOD, "filters": {"minimum": 3}}, r"filters: unknown key 'minimum'"),
     "no filters": ({**GOOD, "filters": [1]}, "filters: must be a mapping with min_characters, .*; got list"),
     "limits": ({**GOOD, "filters": {"min_characters": 9, "max_characters": 3}}, "it is larger than max_characters"),
-    "probability": ({**GOOD, "filters": {"language": 1.5}}, "language: must be a number above 0 and at most 1; got 1.5"),
+    "probability": ({**GOOD, "filters": {"language": 1.5}}, "must be a number above 0 and at most 1; got 1.5"),
     "shortage": ({**GOOD, "shortage": "ignore"}, "shortage: must be one of error, warn; got 'ignore'"),
     "text": ({**GOOD, "text": 5}, "text: must be a text; got 5"),
 }

@@ -15,7 +15,8 @@ from neuronmoe_plugins.errors import UserError
 
 
 def sentence(generator: random.Random, letters: str) -> str:
-    words = ("".join(generator.choices(letters, k=generator.randrange(2, 9))) for _ in range(generator.randrange(4, 12)))
+    lengths = [generator.randrange(2, 9) for _ in range(generator.randrange(4, 12))]
+    words = ("".join(generator.choices(letters, k=length)) for length in lengths)
     return " ".join(words).capitalize() + "."
 
 
@@ -40,9 +41,7 @@ def test_tokens_are_the_models_and_the_fewest_that_reach_the_amount(
     monkeypatch.setattr(choosing, "MOST_AT_ONCE", at_once)
     texts = documents(60 if at_once == 1 else 300)
     write_jsonl(tmp_path / "el.jsonl", texts)
-    spec = write_spec(
-        tmp_path / "spec.yaml", [{"tokens": amount, "shortage": "warn"}], tokenizer=str(tiny_model_dir)
-    )
+    spec = write_spec(tmp_path / "spec.yaml", [{"tokens": amount, "shortage": "warn"}], tokenizer=str(tiny_model_dir))
     prepared = prepare(spec, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     total, expected = 0, []
@@ -137,9 +136,7 @@ def test_rounds_grow_where_few_texts_pass(tmp_path: Path, monkeypatch: pytest.Mo
     )
     texts = [(GREEK if number % 200 == 0 else TURKISH).format(number) for number in range(4000)]
     write_jsonl(tmp_path / "el.jsonl", texts)
-    prepare(
-        write_spec(tmp_path / "spec.yaml", [{"documents": 10, "filters": {"language": 0.5}}]), tmp_path / "out"
-    )
+    prepare(write_spec(tmp_path / "spec.yaml", [{"documents": 10, "filters": {"language": 0.5}}]), tmp_path / "out")
     assert len(texts_of(tmp_path / "out")) == 10
     assert len(rounds) <= 20
     assert sum(rounds) < 4000

@@ -81,9 +81,7 @@ def test_later_data_sets_go_on_where_earlier_ones_ended(rows: int | None, hub: P
 def test_a_data_set_with_too_few_rows(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="el_train: the source has 100 documents to draw, and 101 were asked for"):
         prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 101}), tmp_path / "out")
-    prepared = prepare(
-        spec_of(hub, tmp_path / "spec.yaml", {"documents": 101, "shortage": "warn"}), tmp_path / "out"
-    )
+    prepared = prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 101, "shortage": "warn"}), tmp_path / "out")
     assert texts_of(tmp_path / "out") == TEXTS
     assert prepared.warnings() == ["el_train: 100 documents of the 101 asked for"]
 
@@ -113,9 +111,7 @@ def test_a_dropped_connection_ends_cleanly_and_the_same_command_goes_on(
                 yield record
 
     limits = iter([30, float("inf")])
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **kwargs: Dropping(real(*args, **kwargs), next(limits))
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: Dropping(real(*args, **kwargs), next(limits)))
     with pytest.raises(UserError, match=r"beyond row 24: connection reset by peer; the same command goes on from"):
         prepare(spec, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".partial"]

@@ -138,7 +138,8 @@ def test_a_field_that_no_record_has(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     write_parquet(tmp_path / "el.parquet", TEXTS)
-    for field, message in {"body": "no column 'body'; there are: 'id', 'text'", "id": "column 'id' holds int64"}.items():
+    messages = {"body": "no column 'body'; there are: 'id', 'text'", "id": "column 'id' holds int64"}
+    for field, message in messages.items():
         spec = write_spec(tmp_path / "spec.yaml", [{"source": "el.parquet", "documents": 1, "text": field}])
         with pytest.raises(UserError, match=rf"el\.parquet: {message}.*name the texts' column by `text:`"):
             prepare(spec, tmp_path / "out")

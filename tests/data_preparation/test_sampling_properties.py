@@ -142,9 +142,7 @@ def test_texts_stand_in_the_order_of_the_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_the_number_of_processes_changes_nothing(
-    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_processes_changes_nothing(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.cut_file, "__defaults__", (4096,))
     generator = random.Random(0)
     texts = ["".join(generator.choices("αβγδ ε.", k=generator.randrange(1, 200))) for _ in range(600)]
@@ -166,7 +164,8 @@ def test_the_number_of_processes_changes_nothing(
 def test_unicode_forms_make_texts_equal(tmp_path: Path) -> None:
     texts = ["e\u0301", "\u00e9", " \u00e9\n", "ﬁ", "fi"]
     write_jsonl(tmp_path / "el.jsonl", texts)
-    for form, expected in {"NFC": ["\u00e9", "ﬁ", "fi"], "NFKC": ["\u00e9", "fi"], "none": texts[:2] + texts[3:]}.items():
+    forms = {"NFC": ["\u00e9", "ﬁ", "fi"], "NFKC": ["\u00e9", "fi"], "none": texts[:2] + texts[3:]}
+    for form, expected in forms.items():
         spec = write_spec(tmp_path / f"{form}.yaml", [{"documents": "all"}], normalise=form)
         prepare(spec, tmp_path / form)
         assert texts_of(tmp_path / form) == expected

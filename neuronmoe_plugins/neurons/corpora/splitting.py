@@ -34,8 +34,8 @@ def sentence_splitter(language: str) -> Callable[[Sentence], Iterator[Sentence]]
     code = language.replace("_", "-").split("-")[0].lower()
     if code not in LANGUAGE_CODES:
         raise UserError(
-            f"{language!r} is no language code, by which sentences are split; use the ISO 639-1 code, as in el, or split "
-            "the sentences beforehand"
+            f"{language!r} is no language code, by which sentences are split; use the ISO 639-1 code, as in el, or "
+            "split the sentences beforehand"
         )
 
     def split(text: Sentence) -> Iterator[Sentence]:
