@@ -174,13 +174,13 @@ def make_recipe(folder: str, experiment: Experiment) -> Recipe:
 
 
 def dataset_info(languages: list[str]) -> str:
-    """The entries that a folder's YAMLs need in data/dataset_info.json: texts, one per line."""
+    """The entries that a folder's YAMLs need in data/dataset_info.json, with the files of `neuronmoe data`."""
 
-    def entry(code: str) -> dict[str, object]:
-        return {"file_name": f"{code}.jsonl", "columns": {"prompt": "text"}, "language": code}
+    def entry(code: str, role: str) -> dict[str, object]:
+        return {"file_name": f"{code}_{role}.jsonl", "columns": {"prompt": "text"}, "language": code}
 
-    info = {f"{code}_train": entry(code) for code in languages}
-    info |= {f"{code}_replay": entry(code) | {"num_samples": REPLAY_DOCUMENTS} for code in OLD_LANGUAGES}
+    info = {f"{code}_train": entry(code, "train") for code in languages}
+    info |= {f"{code}_replay": entry(code, "replay") | {"num_samples": REPLAY_DOCUMENTS} for code in OLD_LANGUAGES}
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in info.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

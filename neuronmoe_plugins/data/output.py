@@ -41,7 +41,7 @@ class Output:
         files = [file for entry in manifest["datasets"] for file in entry["output"]]
         info = self._info()
         return all(_has_size(self.folder / file["file_name"], file["bytes"]) for file in files) and all(
-            info.get(entry["name"]) == _info_entry(entry) for entry in manifest["datasets"]
+            _agrees(info.get(entry["name"]), entry) for entry in manifest["datasets"]
         )
 
     def require_free(self, spec: DataSpec, published: Sequence[Path]) -> None:
@@ -62,7 +62,7 @@ class Output:
             entry = {"file_name": name, "language": dataset.language}
             if path.exists() and path not in published:
                 raise UserError(f"{path} is there already; {remedy}")
-            if dataset.name in info and info[dataset.name] != _info_entry(entry):
+            if dataset.name in info and not _agrees(info[dataset.name], entry):
                 raise UserError(f"{self.folder / INFO} has another entry {dataset.name}; {remedy}")
 
     def publish(self, spec: DataSpec, finished: Sequence[Finished], fingerprint: str) -> dict[str, Any]:
@@ -80,7 +80,12 @@ class Output:
         by_name = {dataset.entry["name"]: dataset.entry for dataset in finished}
         entries = [by_name[dataset.name] for dataset in spec.datasets]
         filled = [entry for entry in entries if entry["documents"]]
-        write_json(self.folder / INFO, {**self._info(), **{entry["name"]: _info_entry(entry) for entry in filled}})
+        info = self._info()
+        for entry in filled:
+            own = info.get(entry["name"])
+            # What a user added to such an entry, as num_samples, stays.
+            info[entry["name"]] = own if _agrees(own, entry) else _info_entry(entry)
+        write_json(self.folder / INFO, info)
         manifest = _manifest(spec, fingerprint, filled, [entry for entry in entries if not entry["documents"]])
         write_json(self.folder / MANIFEST, manifest)
         return manifest
@@ -111,6 +116,11 @@ def _manifest(
 def _info_entry(entry: dict[str, Any]) -> dict[str, Any]:
     """What LLaMA-Factory needs to know of a data set."""
     return {"file_name": entry["file_name"], "columns": {"prompt": "text"}, "language": entry["language"]}
+
+
+def _agrees(info: Any, entry: dict[str, Any]) -> bool:
+    """Whether an entry of dataset_info.json says of a data set what it has to."""
+    return isinstance(info, dict) and {**info, **_info_entry(entry)} == info
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -172,12 +172,13 @@ def test_changed_specs_and_sources_need_force(corpus: Path, tmp_path: Path) -> N
 def test_foreign_files_and_entries_are_left_alone(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    foreign = {"alpaca": {"file_name": "alpaca.json", "formatting": "sharegpt"}}
+    own = {"file_name": "el_train.jsonl", "columns": {"prompt": "text"}, "language": "el", "num_samples": 7}
+    foreign = {"alpaca": {"file_name": "alpaca.json", "formatting": "sharegpt"}, "el_train": own}
     (output / "dataset_info.json").write_text(json.dumps(foreign))
     (output / "alpaca.json").write_text("[]")
     prepare(corpus, output)
     info = json.loads((output / "dataset_info.json").read_text())
-    assert info["alpaca"] == foreign["alpaca"]
+    assert {name: info[name] for name in foreign} == foreign
     assert list(info) == ["alpaca", "el_train", "el_analysis", "el_heldout"]
     assert (output / "alpaca.json").read_text() == "[]"
 
