@@ -12,6 +12,8 @@ import yaml
 
 from neuronmoe_plugins.allocation.experts import scale_experts
 from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.data.amounts import Amount
+from neuronmoe_plugins.data.spec_file import load_spec
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAPER = json.loads((Path(__file__).parent / "data" / "paper_tables.json").read_text(encoding="utf-8"))
@@ -48,7 +50,7 @@ def row(folder: str) -> list[str]:
 def test_files_are_up_to_date() -> None:
     files = runpy.run_path(str(RECIPES / "generate.py"))["recipe_files"]()
     shipped = {path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*") if path.suffix in (".yaml", ".json")}
-    assert shipped | {"README.md"} == set(files)
+    assert shipped - {"data/paper.yaml"} | {"README.md"} == set(files)
     for name, text in files.items():
         assert (RECIPES / name).read_text(encoding="utf-8") == text, f"run recipes/generate.py: {name}"
 
@@ -92,6 +94,20 @@ def test_a_folder_has_the_entries_of_its_data_sets(folder: str) -> None:
     assert set(info) == set(",".join(used).split(","))
     assert {info[name]["language"] for name in info if name.endswith("_replay")} == {"en", "zh", "es"}
     assert {entry.get("num_samples") for name, entry in info.items() if name.endswith("_replay")} == {50_000}
+
+
+@pytest.mark.parametrize("folder", PUBLISHED)
+def test_the_papers_data_are_those_of_the_recipes(folder: str) -> None:
+    datasets = {dataset.name: dataset for dataset in load_spec(RECIPES / "data/paper.yaml").datasets}
+    info = json.loads((RECIPES / folder / "dataset_info.json").read_text(encoding="utf-8"))
+    for name, entry in info.items():
+        dataset = datasets[name]
+        assert (f"{name}.jsonl", dataset.language) == (entry["file_name"], entry["language"])
+        if dataset.role == "target":
+            assert dataset.amount == Amount("tokens", 2_000_000_000)
+        else:
+            assert dataset.role == "replay"
+            assert dataset.amount == Amount("documents", entry["num_samples"])
 
 
 def test_offload_differs_from_zero2_only_in_the_optimizer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ TRAINERS = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.trai
 
 # Values in every log but the console's, where one for each expert would be too many to read.
 EXPERT_SHARES = "expert_share/"
+
+THREADS_SECONDS = 0.5
 
 
 def extend_trainer(module: ModuleType) -> None:
@@ -63,9 +66,19 @@ def _save_state(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ..
     """Stand in for `save_state()`, which the host calls when a finished training's model is saved."""
     wrapped(*args, **kwargs)
     if instance.finetuning_args.finetuning_type == "moe":
-        # Gloo's threads need Python to let go of what they gathered: a process that ends while they wait for it aborts.
-        instance.accelerator.wait_for_everyone()
+        _let_go_of_tensors(instance)
         instance.moe_routing_log.write()
+
+
+def _let_go_of_tensors(trainer: Any) -> None:
+    """Wait until no thread of the process group holds a tensor of Python's.
+
+    Gloo's threads need the interpreter for that, and a process that ends while one waits for it aborts. That all
+    processes have met does not say that their threads are through, and nothing else does: they get half a second.
+    """
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.world_size > 1:
+        time.sleep(THREADS_SECONDS)
 
 
 def _extend_trainer_log(callback: LogCallback, trainer: Any) -> None:
