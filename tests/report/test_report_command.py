@@ -47,7 +47,7 @@ def write(name: str, text: str) -> Callable[[Path], None]:
             "analysis holds no analysis (no summary.json); run `neuronmoe analyze`",
         ),
         (remove("analysis/neurons.parquet"), "neurons.parquet is not a neuron table"),
-        (write("analysis/summary.json", '{"languages": ["en"'), "summary.json cannot be read"),
+        (write("analysis/summary.json", '{"languages": ["en"'), "summary.json is not JSON (Expecting "),
         (write("analysis/neurons.parquet", "half"), "neurons.parquet is not a neuron table"),
         (write("allocation.yaml", "num_experts: [6, 2"), "allocation.yaml is not YAML"),
         (write("allocation.yaml", "stage: 1"), "allocation.yaml lacks "),
