@@ -147,7 +147,7 @@ class NearDuplicates:
     def remember(self, bands: NDArray[np.uint64]) -> None:
         """Keep documents without asking whether they share a band; arguments and errors as those of `first_of`."""
         self._check(bands)
-        if not len(bands):
+        if not len(bands):  # an empty level would only be searched
             return
         level = [_Run.of(np.sort(column)) for column in bands.T]
         while self._levels and len(self._levels[-1][0].values) < GROWTH * len(level[0].values):
