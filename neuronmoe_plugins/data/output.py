@@ -10,7 +10,7 @@ from typing import Any
 
 from neuronmoe_plugins.data.dataset import Finished
 from neuronmoe_plugins.data.manifest import FORMAT, MANIFEST
-from neuronmoe_plugins.data.spec import DataSpec
+from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.json_files import read_json_object
@@ -44,6 +44,10 @@ class Output:
             _agrees(info.get(entry["name"]), entry) for entry in manifest["datasets"]
         )
 
+    def place_of(self, dataset: DatasetSpec, spec: DataSpec) -> Path:
+        """The file or folder of a data set."""
+        return self.folder / (dataset.name if spec.format == "parquet" else f"{dataset.name}.jsonl")
+
     def require_free(self, spec: DataSpec, published: Sequence[Path]) -> None:
         """Refuse to replace what this run did not write.
 
@@ -52,18 +56,22 @@ class Output:
             published: Files that an earlier call of the same run put there.
 
         Raises:
-            UserError: naming a file, or an entry of dataset_info.json, of the same name.
+            UserError: naming a file, or an entry of dataset_info.json, of the same name; or another run's manifest.
         """
         remedy = "replace it by --force, rename the data set, or name another folder"
         info = self._info()
         for dataset in spec.datasets:
-            name = dataset.name if spec.format == "parquet" else f"{dataset.name}.jsonl"
-            path = self.folder / name
-            entry = {"file_name": name, "language": dataset.language}
+            path = self.place_of(dataset, spec)
+            entry = {"file_name": path.name, "language": dataset.language}
             if path.exists() and path not in published:
                 raise UserError(f"{path} is there already; {remedy}")
             if dataset.name in info and not _agrees(info[dataset.name], entry):
                 raise UserError(f"{self.folder / INFO} has another entry {dataset.name}; {remedy}")
+        if self.earlier() is not None:
+            raise UserError(
+                f"{self.folder / MANIFEST} is of another specification, or of files that are gone; replace it by "
+                "--force, or name another folder"
+            )
 
     def publish(self, spec: DataSpec, finished: Sequence[Finished], fingerprint: str) -> dict[str, Any]:
         """Move the data sets to their places, and write what tells of them.

@@ -26,7 +26,7 @@ from neuronmoe_plugins.data.dataset import (
 from neuronmoe_plugins.data.digests import sha256_of
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
-from neuronmoe_plugins.data.spec import DataSpec
+from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.data.spec_file import load_spec
 from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace, digest
@@ -63,7 +63,7 @@ def prepare_data(
     """Draw the data sets of a spec and write them, their entries in dataset_info.json, and a manifest.
 
     The result depends on the spec, the sources and the versions of the libraries, not on the number of processes or on
-    interruptions: a call that was stopped goes on from `OUTPUT/.partial`.
+    interruptions: a call that was stopped goes on from `OUTPUT/.data.partial`.
 
     Args:
         spec_path: The YAML; its relative sources are relative to its folder.
@@ -82,11 +82,11 @@ def prepare_data(
         raise UserError(f"--workers is {workers}; it must be at least 1")
     spec = load_spec(spec_path)
     base = spec_path.parent
+    workspace, place = Workspace(output), Output(output)
     for dataset in spec.datasets:
-        files_of(dataset, base)
+        _require_other_files(dataset, files_of(dataset, base), place, spec)
         require_libraries(dataset)
     console = console or Console(stderr=True)
-    workspace, place = Workspace(output), Output(output)
     pool = Workers(workers or default_workers(), console)
     with workspace.locked(), _explained(workspace, console), pool.running():
         tokenizer = None if spec.tokenizer is None else _save_tokenizer(spec.tokenizer, workspace)
@@ -103,6 +103,17 @@ def prepare_data(
         manifest = place.publish(spec, finished, fingerprint)
         workspace.remove()
     return Prepared(manifest, is_new=True)
+
+
+def _require_other_files(dataset: DatasetSpec, sources: Sequence[Path], place: Output, spec: DataSpec) -> None:
+    """Refuse a source that one of the data sets would be written over."""
+    places = {place.place_of(written, spec).resolve(): written.name for written in spec.datasets}
+    for source in sources:
+        for path in (source.resolve(), source.resolve().parent):
+            if path in places:
+                raise UserError(
+                    f"{dataset.name}: the source {source} is where {places[path]} is written; name another --output"
+                )
 
 
 def _prepare_all(context: Context, needs: dict[str, Any]) -> list[Finished]:

@@ -72,9 +72,10 @@ def read_shard(shard: Shard, field: str, wanted: Wanted = every) -> Iterator[tup
         yield from _parquet_records(shard, field, wanted)
         return
     read = _object_text if shard.holds_objects else _line_text
+    name = shard.path if shard.compression is None else f"{shard.path} (unpacked)"
     for row, (offset, line) in enumerate(_lines(shard)):
         if wanted(row) and (line is None or not line.isspace()):
-            yield row, read(line, field, shard.path, offset)
+            yield row, read(line, field, name, offset)
 
 
 def missing_field(broken: Broken, field: str, path: str) -> UserError:
@@ -86,34 +87,34 @@ def missing_field(broken: Broken, field: str, path: str) -> UserError:
     )
 
 
-def _object_text(line: bytes | None, field: str, path: str, offset: int) -> str | Broken:
+def _object_text(line: bytes | None, field: str, name: str, offset: int) -> str | Broken:
     if line is None:
-        return Broken(TOO_LONG, f"{path} at byte {offset}")
+        return Broken(TOO_LONG, f"{name} at byte {offset}")
     try:
         record = json.loads(line.decode())
         value = record[field]
         value.isascii  # noqa: B018 - cheaper than a call, and only texts have it
     except UnicodeDecodeError:
-        return Broken(NOT_UTF8, f"{path} at byte {offset}")
+        return Broken(NOT_UTF8, f"{name} at byte {offset}")
     except (ValueError, RecursionError):
-        return Broken(NOT_JSON, f"{path} at byte {offset}")
+        return Broken(NOT_JSON, f"{name} at byte {offset}")
     except (KeyError, TypeError, IndexError):
         fields = tuple(record) if isinstance(record, dict) else ()
-        return Broken(NO_FIELD, f"{path} at byte {offset}", fields)
+        return Broken(NO_FIELD, f"{name} at byte {offset}", fields)
     except AttributeError:
-        return Broken(NO_TEXT, f"{path} at byte {offset}")
+        return Broken(NO_TEXT, f"{name} at byte {offset}")
     return str(value)
 
 
-def _line_text(line: bytes | None, field: str, path: str, offset: int) -> str | Broken:
+def _line_text(line: bytes | None, field: str, name: str, offset: int) -> str | Broken:
     if line is None:
-        return Broken(TOO_LONG, f"{path} at byte {offset}")
+        return Broken(TOO_LONG, f"{name} at byte {offset}")
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        return Broken(NOT_UTF8, f"{path} at byte {offset}")
+        return Broken(NOT_UTF8, f"{name} at byte {offset}")
     # UTF-16 text mostly passes for UTF-8 with NUL characters.
-    return Broken(NOT_UTF8, f"{path} at byte {offset}") if "\0" in text else text
+    return Broken(NOT_UTF8, f"{name} at byte {offset}") if "\0" in text else text
 
 
 def _lines(shard: Shard) -> Iterator[tuple[int, bytes | None]]:

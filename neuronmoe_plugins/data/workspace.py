@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from neuronmoe_plugins.errors import UserError
 
-NAME = ".partial"
+NAME = ".data.partial"
 
 
 class Workspace:

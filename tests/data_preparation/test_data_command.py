@@ -16,6 +16,7 @@ import pytest
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
 from neuronmoe_plugins.data import read_manifest
+from neuronmoe_plugins.errors import UserError
 
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
 # As the installed command, whatever is on the path.
@@ -72,7 +73,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(progress: float, corp
     command = [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out")]
     whole = 130  # files at the end, about
     process = subprocess.Popen([*command, "--workers", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE)
-    partial = tmp_path / "out/.partial"
+    partial = tmp_path / "out/.data.partial"
     while process.poll() is None and sum(1 for _ in partial.rglob("*.*")) < progress * whole:
         time.sleep(0.005)
     assert process.poll() is None, "it was over before it could be killed"
@@ -114,11 +115,11 @@ def test_interrupted_it_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--workers", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while process.poll() is None and not list((tmp_path / "out/.partial").rglob("*.npy")):
+    while process.poll() is None and not list((tmp_path / "out/.data.partial").rglob("*.npy")):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert f"Interrupted: the same command goes on from {tmp_path / 'out/.partial'}" in errors
+    assert f"Interrupted: the same command goes on from {tmp_path / 'out/.data.partial'}" in errors
     assert "Traceback" not in errors
     assert process.returncode not in (0, 2)
 
@@ -133,7 +134,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(corpus: Path,
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("neuronmoe: error: ")
-    assert line.endswith(f"when this is mended, the same command goes on from {tmp_path / 'out/.partial'}")
+    assert line.endswith(f"when this is mended, the same command goes on from {tmp_path / 'out/.data.partial'}")
     assert "File too large" in line
     assert contents(tmp_path / "out") == {}
     assert run(corpus, "--output", tmp_path / "out").returncode == 0
@@ -150,9 +151,7 @@ def test_repeated_it_does_nothing(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "out/el_train.jsonl").write_text("")
     done = run(corpus, "--output", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"neuronmoe: error: {tmp_path / 'out/el_analysis.jsonl'} is there already; ") or (
-        done.stderr.startswith(f"neuronmoe: error: {tmp_path / 'out/el_train.jsonl'} is there already; ")
-    )
+    assert done.stderr.startswith(f"neuronmoe: error: {tmp_path / 'out/el_train.jsonl'} is there already; ")
     assert prepare(corpus, tmp_path / "out", force=True).is_new
     assert len(texts_of(tmp_path / "out")) == 1000
 
@@ -269,7 +268,6 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> 
 
 def test_a_source_that_changes_while_it_is_read(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuronmoe_plugins.data import dataset
-    from neuronmoe_plugins.errors import UserError
 
     real = dataset._write
 
@@ -282,3 +280,67 @@ def test_a_source_that_changes_while_it_is_read(corpus: Path, tmp_path: Path, mo
     with pytest.raises(UserError, match=r"el\.jsonl was changed while it was read; run the command again"):
         prepare(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == {}
+
+
+def test_another_spec_in_the_same_folder_needs_force(corpus: Path, tmp_path: Path) -> None:
+    prepare(corpus, tmp_path / "out")
+    other = write_spec(tmp_path / "other.yaml", [{"name": "el_more", "documents": 5}])
+    with pytest.raises(UserError, match=r"manifest\.json is of another specification"):
+        prepare(other, tmp_path / "out")
+    prepare(other, tmp_path / "out", force=True)
+    assert len(texts_of(tmp_path / "out", "el_more")) == 5
+    assert len(texts_of(tmp_path / "out")) == 1000
+
+
+def test_a_source_is_not_written_over(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "el_train.jsonl", ["ένα", "δύο"])
+    spec = write_spec(tmp_path / "spec.yaml", [{"source": "*.jsonl", "documents": 1}])
+    with pytest.raises(UserError, match=r"el_train\.jsonl is where el_train is written; name another --output"):
+        prepare(spec, tmp_path, force=True)
+    assert (tmp_path / "el_train.jsonl").read_text().count("\n") == 2
+
+
+def test_a_changed_spec_reads_the_same_files_only_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuronmoe_plugins.data import sources
+
+    content = corpus.read_text()
+    corpus.write_text(content.replace("documents: 1000", "documents: 5000"))
+    with pytest.raises(UserError, match=r"el_train: the source has .* documents to draw, and 5,000 were asked for"):
+        prepare(corpus, tmp_path / "out")
+    corpus.write_text(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "scan_shard", lambda job: pytest.fail("it is scanned again"))
+        prepare(corpus, tmp_path / "out")
+    prepare(corpus, tmp_path / "reference")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+
+
+def test_errors_of_workers_are_those_of_one_process(corpus: Path, tmp_path: Path) -> None:
+    with (tmp_path / "el.jsonl").open("a") as file:
+        file.write("{broken\n")
+    corpus.write_text(corpus.read_text().replace("role: target", "role: target\n  broken_records: error"))
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "broken JSON; mend it, or count such records by `broken_records: warn`" in line
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    import io
+
+    from rich.console import Console
+
+    from data_preparation.dying import DyingJob, die
+    from neuronmoe_plugins.data.workers import Workers
+
+    workers = Workers(2, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"a worker was killed, .* fewer --workers"), workers.running():
+        workers.run(die, [DyingJob(), DyingJob()], [1, 1], "dying")

@@ -114,7 +114,7 @@ def test_a_dropped_connection_ends_cleanly_and_the_same_command_goes_on(
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: Dropping(real(*args, **kwargs), next(limits)))
     with pytest.raises(UserError, match=r"beyond row 24: connection reset by peer; the same command goes on from"):
         prepare(spec, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".partial"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".data.partial"]
     assert read == list(range(30))
     prepare(spec, tmp_path / "out")
     assert read[30] == 24
