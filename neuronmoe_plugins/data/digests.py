@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.files import write_json
 
 BLOCK = 1 << 20
@@ -49,4 +50,5 @@ def sha256_of(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             while block := file.read(BLOCK):
                 digest.update(block)
+                report(len(block))
     return digest.hexdigest()

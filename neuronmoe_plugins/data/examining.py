@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from neuronmoe_plugins.data.documents import TextMaker, TextSettings
 from neuronmoe_plugins.data.language_id import LanguageFilter
 from neuronmoe_plugins.data.near_duplicates import Signer
-from neuronmoe_plugins.data.reading import read_shard
+from neuronmoe_plugins.data.reading import Consumed, ignore, read_shard
 from neuronmoe_plugins.data.shards import Shard
 from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import replaced_file
 
@@ -89,6 +90,7 @@ def examine_rows(job: ExamineJob) -> None:
     texts = read_rows(job.shard, job.settings.texts.text, job.rows)
     for start in range(0, len(job.rows), AT_ONCE):
         part = list(islice(texts, AT_ONCE))
+        report(len(part))
         written = examiner.examine([text for _, text in part], found[start : start + AT_ONCE])
         if job.settings.near_duplicates is not None:
             bands.append(examiner.signatures(written))
@@ -99,10 +101,12 @@ def examine_rows(job: ExamineJob) -> None:
         np.save(file, found, allow_pickle=False)
 
 
-def read_rows(shard: Shard, field: str, rows: NDArray[np.uint32]) -> Iterator[tuple[int, str]]:
+def read_rows(
+    shard: Shard, field: str, rows: NDArray[np.uint32], consumed: Consumed = ignore
+) -> Iterator[tuple[int, str]]:
     """The texts of these rows (ascending), as they stand in the file; raises `UserError` if one has none any more."""
     wanted = set(rows.tolist())
-    for found, (row, text) in enumerate(read_shard(shard, field, wanted.__contains__), start=1):
+    for found, (row, text) in enumerate(read_shard(shard, field, wanted.__contains__, consumed), start=1):
         if not isinstance(text, str):
             raise changed(shard)
         yield row, text

@@ -17,6 +17,7 @@ from neuronmoe_plugins.suggestions import did_you_mean
 
 LONGEST_LINE = 256 << 20
 BLOCK = 1 << 20
+TELL_BYTES = 1 << 22
 ROWS_AT_ONCE = 1024
 BOM = b"\xef\xbb\xbf"
 
@@ -46,6 +47,7 @@ class Broken:
 
 
 Wanted = Callable[[int], bool]
+Consumed = Callable[[int], None]
 
 
 def every(_row: int) -> bool:
@@ -53,13 +55,20 @@ def every(_row: int) -> bool:
     return True
 
 
-def read_shard(shard: Shard, field: str, wanted: Wanted = every) -> Iterator[tuple[int, str | Broken]]:
+def ignore(_done: int) -> None:
+    """Take no notice."""
+
+
+def read_shard(
+    shard: Shard, field: str, wanted: Wanted = every, consumed: Consumed = ignore
+) -> Iterator[tuple[int, str | Broken]]:
     """The records of a shard in order; blank lines are none.
 
     Args:
         shard: What to read.
         field: Field or column of the texts; a text file has none.
         wanted: Whether the record of a number is to be read; others cost next to nothing.
+        consumed: Told now and then how much more of the shard's size was read.
 
     Yields:
         The record's number in the shard, from 0, and its text as it stands in the file, or what is wrong with it.
@@ -69,11 +78,11 @@ def read_shard(shard: Shard, field: str, wanted: Wanted = every) -> Iterator[tup
         UserError: for a Parquet file without such a column of text.
     """
     if shard.kind == PARQUET:
-        yield from _parquet_records(shard, field, wanted)
+        yield from _parquet_records(shard, field, wanted, consumed)
         return
     read = _object_text if shard.holds_objects else _line_text
     name = shard.path if shard.compression is None else f"{shard.path} (unpacked)"
-    for row, (offset, line) in enumerate(_lines(shard)):
+    for row, (offset, line) in enumerate(_lines(shard, consumed)):
         if wanted(row) and (line is None or not line.isspace()):
             yield row, read(line, field, name, offset)
 
@@ -117,7 +126,7 @@ def _line_text(line: bytes | None, field: str, name: str, offset: int) -> str | 
     return Broken(NOT_UTF8, f"{name} at byte {offset}") if "\0" in text else text
 
 
-def _lines(shard: Shard) -> Iterator[tuple[int, bytes | None]]:
+def _lines(shard: Shard, consumed: Consumed) -> Iterator[tuple[int, bytes | None]]:
     """Offset (of a compressed file, in its contents) and bytes, None if too long, of each line that begins here."""
     with _opened(shard) as (file, position):
         offset = shard.start
@@ -126,7 +135,11 @@ def _lines(shard: Shard) -> Iterator[tuple[int, bytes | None]]:
             file.seek(offset - 1)
             offset += len(file.readline()) - 1
         end = shard.end if shard.compression is None else None
+        told = position()
         while end is None or offset < end:
+            if (now := position()) >= told + TELL_BYTES:
+                consumed(now - told)
+                told = now
             try:
                 line = file.readline(LONGEST_LINE)
                 length = len(line)
@@ -175,9 +188,12 @@ def _unreadable(shard: Shard, offset: int, error: BaseException) -> UnreadableFi
     )
 
 
-def _parquet_records(shard: Shard, field: str, wanted: Wanted) -> Iterator[tuple[int, str | Broken]]:
+def _parquet_records(
+    shard: Shard, field: str, wanted: Wanted, consumed: Consumed
+) -> Iterator[tuple[int, str | Broken]]:
     row = 0
-    for column in _parquet_columns(shard, field):
+    for column, share in _parquet_columns(shard, field):
+        consumed(int(shard.size * share))
         for value in _values(column):
             if wanted(row):
                 where = f"{shard.path} at row {row} of row groups {shard.start} to {shard.end - 1}"
@@ -185,7 +201,8 @@ def _parquet_records(shard: Shard, field: str, wanted: Wanted) -> Iterator[tuple
             row += 1
 
 
-def _parquet_columns(shard: Shard, field: str) -> Iterator[Any]:
+def _parquet_columns(shard: Shard, field: str) -> Iterator[tuple[Any, float]]:
+    """Arrow arrays of the column in order, and the share of each in the shard's rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -193,10 +210,12 @@ def _parquet_columns(shard: Shard, field: str) -> Iterator[Any]:
     try:
         with pq.ParquetFile(shard.path) as file:
             require_text_column(file.schema_arrow, shard.path, field, "name the texts' column by `text:`")
-            for group in range(shard.start, shard.end):
+            groups = range(shard.start, shard.end)
+            rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+            for group in groups:
                 position = file.metadata.row_group(group).column(0).file_offset
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[field]):
-                    yield batch.column(0)
+                    yield batch.column(0), batch.num_rows / rows
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neuronmoe_plugins.data.reading import NO_FIELD, Broken, missing_field, read_shard
 from neuronmoe_plugins.data.shards import Shard, UnreadableFileError
 from neuronmoe_plugins.data.texts import Keys, normalise
+from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import replaced_file, write_json
 
@@ -129,7 +130,7 @@ def _documents(job: ScanJob, counts: ShardCounts) -> Iterator[tuple[int, int, in
     settings, keys = job.settings, Keys(job.settings.seed)
     least, most = settings.min_characters or 1, settings.max_characters or float("inf")
     without: Broken | None = None
-    for row, value in read_shard(job.shard, settings.text):
+    for row, value in read_shard(job.shard, settings.text, consumed=report):
         counts.records += 1
         try:
             text = normalise(value, settings.form)  # type: ignore[arg-type]

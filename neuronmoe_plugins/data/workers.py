@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +26,8 @@ from rich.progress import (
 )
 
 from neuronmoe_plugins.errors import UserError
+
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class Job(Protocol):
@@ -87,25 +90,34 @@ class Workers:
         Args:
             function: Called in the processes.
             jobs: Its arguments.
-            sizes: Share of each in the work, for the progress.
+            sizes: Share of each in the work, for the progress; the function says by `report` what is done.
             description: Shown beside the progress.
         """
         task = self._progress.add_task(description, total=sum(sizes))
         if self._count == 1 or len(jobs) <= 1:
-            for job, size in zip(jobs, sizes, strict=True):
-                function(job)
-                self._progress.advance(task, size)
-        else:
-            pool = self._processes()
-            futures = {pool.submit(function, job): size for job, size in zip(jobs, sizes, strict=True)}
+            _reports.to = lambda done: self._progress.advance(task, done)
             try:
-                for future in as_completed(futures):
-                    future.result()
-                    self._progress.advance(task, futures[future])
+                for job in jobs:
+                    function(job)
             finally:
-                for future in futures:
-                    future.cancel()
+                _reports.to = _nowhere
+        else:
+            self._run_in_processes(function, jobs, task)
         self._progress.remove_task(task)
+
+    def _run_in_processes(self, function: Callable[[SomeJob], None], jobs: Sequence[SomeJob], task: TaskID) -> None:
+        pool = self._processes()
+        self._done.value = 0
+        pending = {pool.submit(function, job) for job in jobs}
+        try:
+            while pending:
+                finished, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                self._progress.update(task, completed=self._done.value)
+        finally:
+            for future in pending:
+                future.cancel()
 
     def wait_for(self, function: Callable[[], None], description: str) -> None:
         """Call a function in this process, and show that it is running."""
@@ -130,7 +142,8 @@ class Workers:
         if self._pool is None:
             # Not by fork, which would copy the locks of the thread that draws the progress.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
+            self._done = context.Value("Q")
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._done,))
         return self._pool
 
 
@@ -139,8 +152,37 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start() -> None:
-    """Leave Ctrl-C to the first process, and end with it, however it ends."""
+def report(done: int) -> None:
+    """Say in a job how much more of its size is done; the sizes are those that `Workers.run` was given."""
+    _reports.to(done)
+
+
+def _nowhere(_done: int) -> None:
+    pass
+
+
+@dataclass
+class _Reports:
+    """Where the reports of this process's jobs go."""
+
+    to: Callable[[int], None]
+
+
+_reports = _Reports(_nowhere)
+
+
+def _start(total: Any) -> None:
+    """Leave Ctrl-C to the first process, and end with it, however it ends.
+
+    Args:
+        total: A shared number to which all workers add what they have done.
+    """
+
+    def add(done: int) -> None:
+        with total.get_lock():
+            total.value += done
+
+    _reports.to = add
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
@@ -149,5 +191,5 @@ def _start() -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    wait([sentinel])
+    connection.wait([sentinel])
     os._exit(1)

@@ -17,6 +17,7 @@ from neuronmoe_plugins.data.examining import changed, read_rows
 from neuronmoe_plugins.data.scanning import ScanJob
 from neuronmoe_plugins.data.shards import Shard
 from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.files import replaced_file, write_json
 
 PARQUET_DOCUMENTS = 100_000
@@ -75,7 +76,7 @@ def write_shard(job: WriteJob) -> None:
     maker, keys = TextMaker(job.settings), Keys(job.settings.seed)
     counts = {"documents": 0, "characters": 0, "bytes": 0}
     with replaced_file(job.lines) as file:
-        texts = read_rows(job.shard, job.settings.text, drawn["row"])
+        texts = read_rows(job.shard, job.settings.text, drawn["row"], report)
         for key, (_, text) in zip(drawn["key"].tolist(), texts, strict=True):
             if keys.of(maker.document(text).encode()) != key:
                 raise changed(job.shard)
