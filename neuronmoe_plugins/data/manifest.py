@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from neuronmoe_plugins.data.spec import ROLES
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.json_files import read_json_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-ROLES = ("target", "replay", "held-out", "analysis")
 REMEDY = "run `neuronmoe data` again"
 
 

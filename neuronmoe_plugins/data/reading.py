@@ -133,7 +133,7 @@ def _lines(shard: Shard, consumed: Consumed) -> Iterator[tuple[int, bytes | None
         if offset:
             # The line that begins before belongs to the shard before; if it ends there, nothing is skipped.
             file.seek(offset - 1)
-            offset += len(file.readline()) - 1
+            offset += _skip_line(file) - 1
         end = shard.end if shard.compression is None else None
         told = position()
         while end is None or offset < end:
@@ -155,6 +155,7 @@ def _lines(shard: Shard, consumed: Consumed) -> Iterator[tuple[int, bytes | None
 
 
 def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of the line without keeping it; returns the number of bytes."""
     skipped = 0
     while block := file.readline(BLOCK):
         skipped += len(block)
