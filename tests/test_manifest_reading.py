@@ -83,7 +83,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no language": (edit(lambda r: r["datasets"][1].pop("language")), r"datasets\[1\]\.language is None, not a text"),
     "language false": (entry(language=False), r"datasets\[1\]\.language is False, not a text"),
     "no file name": (entry(file_name=""), r"datasets\[1\]\.file_name is '', not a text"),
-    "another role": (entry(role="old"), r"\.role is 'old'; there are: target, replay, held-out, analysis; run"),
+    "another role": (entry(role="old"), r"\.role is 'old'; there are: held-out, analysis, replay, target; run"),
     "a file elsewhere": (
         entry(file_name="../en.jsonl"),
         r"\.file_name is '\.\./en\.jsonl', which is not below .*data;",

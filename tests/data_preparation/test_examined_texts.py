@@ -86,7 +86,11 @@ def test_sentences_are_one_of_each_document_and_no_document_is_used_again(tmp_pa
     assert set(rest) == set(texts) - set(used)
 
 
-def test_a_sentence_of_many_documents_is_drawn_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, choosing.MOST_AT_ONCE])
+def test_a_sentence_of_many_documents_is_drawn_once(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "MOST_AT_ONCE", at_once)
     texts = [f"Κοινή πρόταση. Άλλη {number}." for number in range(30)]
     write_jsonl(tmp_path / "el.jsonl", texts)
     given = [{"name": "el_analysis", "role": "analysis", "sentences": "all", "filters": {"min_characters": 14}}]

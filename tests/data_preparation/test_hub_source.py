@@ -53,6 +53,15 @@ def test_rows_are_taken_in_their_order_and_no_more_than_needed(hub: Path, tmp_pa
     assert len(source["sha256"]) == 64
 
 
+def test_texts_of_other_chunks_are_not_drawn_again(hub: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": TEXTS[:30]}), hub / "el-2.parquet")
+    for path in (hub / "el-0.parquet", hub / "el-1.parquet"):
+        pq.write_table(pq.read_table(path, columns=["text"]), path)
+    prepared = prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": "all"}), tmp_path / "out")
+    assert texts_of(tmp_path / "out") == TEXTS
+    assert entry_of(prepared)["passed_over"] == {"equal to another": 30}
+
+
 def test_with_rows_the_sample_is_drawn_from_these(hub: Path, tmp_path: Path) -> None:
     prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 20, "rows": 60}), tmp_path / "out")
     expected = sorted(TEXTS[:60], key=lambda text: Keys(22).of(text.encode()))[:20]
