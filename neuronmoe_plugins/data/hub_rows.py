@@ -17,6 +17,7 @@ from neuronmoe_plugins.neurons.corpora.records import list_fields, one_line
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 64 << 20
+ZSTD_ADVICE = "pip install 'neuronmoe-plugins[data]'"
 
 
 class HubRows:
@@ -74,9 +75,10 @@ class HubRows:
         except UserError:
             raise
         except Exception as error:  # the hub, the network and every file format have errors of their own
+            advice = f"{ZSTD_ADVICE}; then " if "zstd not supported" in str(error) else ""
             raise UserError(
-                f"{self._dataset} cannot be read beyond row {position['rows']}: {one_line(error)}; the same command "
-                "goes on from there"
+                f"{self._dataset} cannot be read beyond row {position['rows']}: {one_line(error)}; {advice}the same "
+                "command goes on from there"
             ) from error
         rows = position["rows"] + len(lines)
         write_text(path, "".join(lines))

@@ -131,6 +131,34 @@ def test_a_dropped_connection_ends_cleanly_and_the_same_command_goes_on(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_the_schemas_of_slimpajama_and_skypile(tmp_path: Path) -> None:
+    """Nested files of JSON lines, compressed by zstd with a record beside the text, or plain with the text alone."""
+    slim, sky = tmp_path / "SlimPajama-627B", tmp_path / "SkyPile-150B"
+    (slim / "train/chunk1").mkdir(parents=True)
+    (sky / "data").mkdir(parents=True)
+    records = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in TEXTS]
+    with pa.CompressedOutputStream(str(slim / "train/chunk1/example_train_0.jsonl.zst"), "zstd") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+    write_jsonl(sky / "data/2020-40_zh_head_0000.jsonl", [f"第{number}行" for number in range(50)])
+    given = [
+        {"name": "en_replay", "language": "en", "role": "replay", "source": f"hub:{slim}", "documents": 30},
+        {"name": "zh_replay", "language": "zh", "role": "replay", "source": f"hub:{sky}", "documents": 30},
+    ]
+    prepare(write_spec(tmp_path / "spec.yaml", given), tmp_path / "out")
+    assert texts_of(tmp_path / "out", "en_replay") == TEXTS[:30]
+    assert texts_of(tmp_path / "out", "zh_replay") == [f"第{number}行" for number in range(30)]
+
+
+def test_compressed_rows_without_the_package_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_args: Any, **_kwargs: Any) -> None:
+        raise ValueError("Compression type zstd not supported")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    spec = write_spec(tmp_path / "spec.yaml", [{"source": "hub:a/b", "documents": 1}])
+    with pytest.raises(UserError, match=r"zstd not supported; pip install 'neuronmoe-plugins\[data\]'; then the same"):
+        prepare(spec, tmp_path / "out")
+
+
 def test_missing_fields_configurations_and_data_sets(hub: Path, tmp_path: Path) -> None:
     wrong = {
         "no field 'body'; there are: 'text', 'timestamp', 'url', 'source'; name it by `text:`": {"text": "body"},
