@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.locks import locked
 
 NAME = ".data.partial"
 
@@ -34,22 +32,9 @@ class Workspace:
         Raises:
             UserError: if there is one, or the output cannot be written.
         """
-        lock = FileLock(self.output / f"{NAME}.lock", timeout=0)
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                f"another run is writing to --output {self.output}; wait for it or name another folder"
-            ) from error
-        except OSError as error:
-            raise UserError(f"--output {self.output} cannot be written: {error.strerror}") from error
-        try:
+        with locked(self.output / f"{NAME}.lock", self.output, "run"):
             self._clear_unfinished_files()
             yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
 
     def folder(self, kind: str, needs: object) -> Path:
         """The folder of what depends on nothing but `needs` (JSON values); made if it is not there."""

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.locks import locked
 
 # Other versions of these may compute other activations.
 PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "accelerate", "peft", "numpy")
@@ -39,21 +39,8 @@ class WorkingFolder:
         Raises:
             UserError: if there is one, or the output cannot be written.
         """
-        lock = FileLock(self.path.with_name(f"{self.path.name}.lock"), timeout=0)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                f"another analysis is writing to --output {self.path.parent}; wait for it or name another folder"
-            ) from error
-        except OSError as error:
-            raise UserError(f"--output {self.path.parent} cannot be written: {error.strerror}") from error
-        try:
+        with locked(self.path.with_name(f"{self.path.name}.lock"), self.path.parent, "analysis"):
             yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
 
     @contextmanager
     def kept_if_interrupted(self, announce: bool) -> Iterator[None]:
