@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -49,6 +50,17 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(paths: Iterable[Path], read: Callable[[int], object] = lambda count: None) -> str:
+    """SHA-256 of files one after the other, in hexadecimal digits; `read` is told how many bytes more were read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                read(len(block))
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

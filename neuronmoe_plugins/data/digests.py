@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.data.workers import report
-from neuronmoe_plugins.files import write_json
-
-BLOCK = 1 << 20
+from neuronmoe_plugins.files import sha256_of, write_json
 
 
 @dataclass(frozen=True)
@@ -40,15 +36,4 @@ class DigestJob:
 def digest_file(job: DigestJob) -> None:
     """Write size and digest of a file."""
     path = Path(job.path)
-    write_json(job.done, {"bytes": path.stat().st_size, "sha256": sha256_of([path])})
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """SHA-256 of files one after the other, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                report(len(block))
-    return digest.hexdigest()
+    write_json(job.done, {"bytes": path.stat().st_size, "sha256": sha256_of([path], report)})

@@ -23,7 +23,6 @@ from neuronmoe_plugins.data.dataset import (
     prepare_dataset,
     require_libraries,
 )
-from neuronmoe_plugins.data.digests import sha256_of
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
@@ -31,6 +30,7 @@ from neuronmoe_plugins.data.spec_file import load_spec
 from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace, digest
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import sha256_of
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from neuronmoe_plugins.data.digests import sha256_of
 from neuronmoe_plugins.data.documents import TextMaker, TextSettings
 from neuronmoe_plugins.data.examining import changed, read_rows
 from neuronmoe_plugins.data.scanning import ScanJob
 from neuronmoe_plugins.data.shards import Shard
 from neuronmoe_plugins.data.texts import Keys
 from neuronmoe_plugins.data.workers import report
-from neuronmoe_plugins.files import replaced_file, write_json
+from neuronmoe_plugins.files import replaced_file, sha256_of, write_json
 
 PARQUET_DOCUMENTS = 100_000
 PARQUET_BYTES = 256 << 20

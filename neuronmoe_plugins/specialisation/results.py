@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import sha256_of, write_json
 from neuronmoe_plugins.neurons.arrays import ScoreArray
 
 SCORES = "specialisation.parquet"
@@ -108,7 +107,7 @@ class Specialisation:
 
     def save(self, folder: Path) -> None:
         """Write the record beside the table of scores, which has to be there."""
-        record = {"format": FORMAT, **asdict(self), "sha256": _sha256(folder / SCORES)}
+        record = {"format": FORMAT, **asdict(self), "sha256": sha256_of([folder / SCORES])}
         write_json(folder / RECORD, record)
 
     @classmethod
@@ -126,7 +125,7 @@ class Specialisation:
                 [ExpertScores(**row) for row in record["experts"]],
                 [LanguageRouting(**row) for row in record["routing"]],
             )
-            fits = record["format"] == FORMAT and record["sha256"] == _sha256(folder / SCORES)
+            fits = record["format"] == FORMAT and record["sha256"] == sha256_of([folder / SCORES])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no result of `neuronmoe specialise`: {error}") from error
         if not fits:
@@ -165,11 +164,3 @@ class ScoreWriter:
                 pa.array(values),
             ]
             self._writer.write_table(pa.table(columns, schema=SCHEMA))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
