@@ -2,8 +2,8 @@
 
 Made-up Greek text in JSON lines is drawn as it is, beside a plain Python loop that reads, parses and writes the same
 lines, and with its tokens counted, beside `datasets`: `load_dataset("json")` and a `map` that tokenises. The tokenizer
-is a byte-level BPE one of 32,000 tokens, trained on such text. `--full` takes larger corpora, and two workers beside
-two processes (minutes). Memory is that of all processes of the command together, at two sizes.
+is a byte-level BPE one of 32,000 tokens, trained on such text. `--full` takes larger corpora, two workers beside two
+processes, and near-duplicates (minutes). Memory is that of all processes of the command together, at two sizes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -40,8 +41,8 @@ SAMPLED_EVERY = 0.02
 """Seconds between two looks at the memory."""
 PLAIN, WHOLE, MAP = "plain loop", "load_dataset and map", "map alone"
 SIZES: dict[bool, dict[str, Any]] = {
-    False: {"plain": 16, "tokens": 6, "memory": (20, 200), "workers": (1,)},
-    True: {"plain": 60, "tokens": 30, "memory": (60, 600), "workers": (1, 2)},
+    False: {"plain": 12, "tokens": 4, "memory": (20, 200), "workers": (1,)},
+    True: {"plain": 60, "tokens": 16, "memory": (60, 600), "workers": (1, 2)},
 }
 """Megabytes of the corpora, and numbers of workers, by `--full`."""
 
@@ -179,8 +180,8 @@ def plain_cases(folder: Path, megabytes: float) -> Iterator[Case]:
             yield Case(f"{kind.name}, {name}", corpus, spec, 1, lambda c=corpus, s=share: plain_loop(c, s))
 
 
-def token_cases(folder: Path, megabytes: float, workers: tuple[int, ...]) -> Iterator[Case]:
-    """With tokens, and with near-duplicates beside the same baseline, which looks for none."""
+def token_cases(folder: Path, megabytes: float, workers: tuple[int, ...], full: bool) -> Iterator[Case]:
+    """With tokens and, if `full`, with near-duplicates beside the same baseline, which looks for none."""
     corpus = Corpus.write(folder / "tokens", LONG, megabytes, 2)
     tokenizer = train_tokenizer(islice(Writer(3).texts(LONG), TRAINING_DOCUMENTS), VOCABULARY, folder / "tokenizer")
     top: dict[str, Any] = {"tokenizer": str(folder / "tokenizer")}
@@ -196,7 +197,8 @@ def token_cases(folder: Path, megabytes: float, workers: tuple[int, ...]) -> Ite
         plain = corpus.spec(folder / "tokens.yaml", {"tokens": "all"}, **top)
         near = corpus.spec(folder / "near.yaml", {"tokens": "all"}, near_duplicates=0.8, **top)
         yield Case(f"{LONG.name}, tokens", corpus, plain, count, baseline)
-        yield Case(f"{LONG.name}, tokens and near-duplicates", corpus, near, count, baseline)
+        if full:
+            yield Case(f"{LONG.name}, tokens and near-duplicates", corpus, near, count, baseline)
 
 
 def peak_memory(spec: Path, workers: int) -> float:
@@ -261,18 +263,21 @@ def as_table(cases: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Measure, write the JSON and show it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="larger corpora, one and two workers")
+    parser.add_argument("--full", action="store_true", help="larger corpora, two workers, near-duplicates")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--output", type=Path, help="default: results/data.json, data_full.json with --full")
     arguments = parser.parse_args()
-    sizes = SIZES[arguments.full]
+    sizes, load = SIZES[arguments.full], os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cases = [*plain_cases(folder, sizes["plain"]), *token_cases(folder, sizes["tokens"], sizes["workers"])]
+        tokens = token_cases(folder, sizes["tokens"], sizes["workers"], arguments.full)
+        cases = [*plain_cases(folder, sizes["plain"]), *tokens]
         results = [case.measure(arguments.runs) for case in track(cases, "Timing")]
         peaks = memory(folder, sizes["memory"], arguments.full)
     result = {
-        **environment("datasets", "tokenizers", "pyarrow"),
+        **environment("datasets", "tokenizers"),
+        # Other work on the machine slows both sides, but not always evenly.
+        "load_average_before": round(load, 2),
         "full": arguments.full,
         "vocabulary": VOCABULARY,
         "cases": results,
