@@ -14,7 +14,7 @@ from benchmarks.models import DEVICE
 
 # Each in a process of its own, which the others cannot slow down or fill up.
 CPU_RUNS: tuple[tuple[str, ...], ...] = (
-    ("import_time", "--runs", "7"),
+    ("import_time", "--runs", "5"),
     ("average_precision", "--runs", "5"),
     ("analysis",),
     ("specialisation", "--runs", "5"),
@@ -23,6 +23,7 @@ CPU_RUNS: tuple[tuple[str, ...], ...] = (
     ("decode", "--runs", "5", "--new-tokens", "32"),
     ("training_step", "--layers", "4"),
     ("logging", "--layers", "4", "--runs", "5"),
+    ("data",),
 )
 GPU_RUNS: tuple[tuple[str, ...], ...] = (
     ("experts",),

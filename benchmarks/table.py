@@ -80,6 +80,22 @@ def _logging(result: Result) -> Rows:
     yield what, f"without: {without}", logged, _span(more)
 
 
+def _data(result: Result) -> Rows:
+    for case in result["cases"]:
+        workers = f"{case['workers']} worker{'s' if case['workers'] > 1 else ''}"
+        what = f"data, {case['name']}: {case['megabytes']:.3g} MB, {workers} ({case['runs']} runs)"
+        ours = _span(case["megabytes_per_second_and_core"], " MB/s per core")
+        for name, baseline in case["baselines"].items():
+            theirs = _span(baseline["megabytes_per_second_and_core"], " MB/s per core")
+            yield what, f"{name}: {theirs}", ours, f"speed: {_span(baseline['their_seconds_to_ours'])}"
+    for name in dict.fromkeys(peak["name"] for peak in result["memory"]):
+        small, large = (peak for peak in result["memory"] if peak["name"] == name)
+        growth = large["peak_gigabytes"] / small["peak_gigabytes"]
+        what = f"data, memory of all processes, {small['workers']} workers: {name}"
+        peaks = (f"of {peak['megabytes']} MB: {peak['peak_gigabytes']:.3g} GB" for peak in (small, large))
+        yield what, *peaks, f"{growth:.3g}"
+
+
 def _import_time(result: Result) -> Rows:
     torch, autoload = (_span(result[name], " ms") for name in ("import_torch_ms", "autoload_ms"))
     yield f"autoload ({result['runs']} runs)", f"`import torch`: {torch}", autoload, f"{result['ratio_of_medians']:.2%}"
@@ -93,6 +109,7 @@ READERS: dict[str, Callable[[Result], Rows]] = {
     "analysis": _analysis,
     "specialisation": _specialisation,
     "logging": _logging,
+    "data": _data,
     "import_time": _import_time,
 }
 

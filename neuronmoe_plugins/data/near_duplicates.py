@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -75,22 +76,35 @@ class Signer:
         Case and the form of accented letters make no difference, nor do punctuation and white space, unless the text
         has nothing else. A text of fewer than five tokens is one shingle.
         """
-        hashes = self._shingle_hashes(text)
-        values = self._minhash.digest_matrix_from_token_hash_sets([hashes], self._num_bands * self._rows, self._seed)
-        signature = np.array(values.to_rows()[0], dtype=np.uint64).reshape(self._num_bands, self._rows)
-        return _mix((signature * self._band_factors).sum(axis=1, dtype=np.uint64))
+        return self.bands_of([text])[0]
 
-    def _shingle_hashes(self, text: str) -> NDArray[np.uint64]:
-        """Hashes of all shingles of a text in their order, shape (max(1, tokens - 4),)."""
-        normal = unicodedata.normalize("NFC", text).casefold()
-        tokens = _TOKEN.findall(normal) or [normal.strip().encode(errors="surrogatepass")]
-        hashes = np.array(self._minhash.hash_token_sets([tokens])[0], dtype=np.uint64)
-        length = min(SHINGLE, len(tokens))
+    def bands_of(self, texts: Sequence[str]) -> NDArray[np.uint64]:
+        """The bands of several texts, shape (texts, num_bands).
+
+        Many at once, since each call of rensa waits for its threads, on a busy machine for milliseconds.
+        """
+        tokens = [_tokens(text) for text in texts]
+        hashes = map(self._shingle_hashes, self._minhash.hash_token_sets(tokens))
+        length = self._num_bands * self._rows
+        values = self._minhash.digest_matrix_from_token_hash_sets(list(hashes), length, self._seed)
+        signatures = np.array(values.to_rows(), dtype=np.uint64).reshape(len(texts), self._num_bands, self._rows)
+        return _mix((signatures * self._band_factors).sum(axis=2, dtype=np.uint64))
+
+    def _shingle_hashes(self, token_hashes: Sequence[int]) -> NDArray[np.uint64]:
+        """Hashes of all shingles of a text in their order, shape (max(1, tokens - 4),), from those of its tokens."""
+        hashes = np.array(token_hashes, dtype=np.uint64)
+        length = min(SHINGLE, len(hashes))
         # A hash of the sequence that is linear in its tokens, as products wrap around at 2**64; mixing makes it even.
-        shingles = np.zeros(len(tokens) - length + 1, dtype=np.uint64)
+        shingles = np.zeros(len(hashes) - length + 1, dtype=np.uint64)
         for position, factor in enumerate(self._shingle_factors[:length]):
             shingles += factor * hashes[position : position + len(shingles)]
         return _mix(shingles)
+
+
+def _tokens(text: str) -> list[str] | list[bytes]:
+    """The tokens of a text; what is no token, if it has none."""
+    normal = unicodedata.normalize("NFC", text).casefold()
+    return _TOKEN.findall(normal) or [normal.strip().encode(errors="surrogatepass")]
 
 
 @lru_cache

@@ -23,6 +23,9 @@ PARQUET_DOCUMENTS = 100_000
 PARQUET_BYTES = 256 << 20
 """A Parquet file is full with so many documents, or so many bytes of text."""
 
+# json.dumps makes a new encoder at every call that asks for anything but ASCII.
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclass(frozen=True)
 class WriteJob:
@@ -73,17 +76,22 @@ def write_shard(job: WriteJob) -> None:
     """
     drawn = _drawn(job)
     maker, keys = TextMaker(job.settings), Keys(job.settings.seed)
-    counts = {"documents": 0, "characters": 0, "bytes": 0}
+    takes_all = job.settings.sentences_in is None
+    number, characters, size = len(drawn), 0, 0
     with replaced_file(job.lines) as file:
         texts = read_rows(job.shard, job.settings.text, drawn["row"], report)
         for key, (_, text) in zip(drawn["key"].tolist(), texts, strict=True):
-            if keys.of(maker.document(text).encode()) != key:
+            document = maker.document(text)
+            encoded = document.encode()
+            if keys.of(encoded) != key:
                 raise changed(job.shard)
-            written = maker.written(text) or ""
-            counts["documents"] += 1
-            counts["characters"] += len(written)
-            counts["bytes"] += len(written.encode())
-            file.write(json.dumps({"text": written}, ensure_ascii=False).encode() + b"\n")
+            if not takes_all:
+                document = maker.written(text) or ""
+                encoded = document.encode()
+            characters += len(document)
+            size += len(encoded)
+            file.write(b'{"text": %b}\n' % _to_json(document).encode())
+    counts = {"documents": number, "characters": characters, "bytes": size}
     write_json(job.done, counts)
 
 

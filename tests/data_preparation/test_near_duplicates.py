@@ -282,3 +282,10 @@ def test_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(UserError, match=r"rensa: pip install 'neuronmoe-plugins\[data\]'$"):
         Signer(0.5, 0)
+
+
+def test_bands_of_many_are_those_of_each() -> None:
+    signer = Signer(0.8, 42)
+
+    texts = [*TEXTS, "?!"]
+    assert np.array_equal(signer.bands_of(texts), [signer.bands(text) for text in texts])
