@@ -28,7 +28,7 @@ PAGES = 600
 ENGLISH_SHARE = 0.15
 """Of the documents in the files of the other languages."""
 MOST_ENGLISH = 0.02
-"""Of what is drawn of them; none of the documents and of the sentences was when this was written."""
+"""Of what is drawn of them."""
 
 
 @dataclass(frozen=True)
