@@ -78,6 +78,9 @@ class Output:
 
         Returns:
             The manifest.
+
+        Raises:
+            UserError: if a data set that was moved before the run was stopped is gone.
         """
         for dataset in finished:
             place = self.folder / dataset.entry["file_name"]
@@ -85,6 +88,9 @@ class Output:
                 if place.is_dir():
                     shutil.rmtree(place)
                 dataset.path.replace(place)
+            elif dataset.entry["documents"] and not place.exists():
+                folder = dataset.path.parents[1]
+                raise UserError(f"{place} was there before this run was stopped, and is gone; remove {folder} as well")
         by_name = {dataset.entry["name"]: dataset.entry for dataset in finished}
         entries = [by_name[dataset.name] for dataset in spec.datasets]
         filled = [entry for entry in entries if entry["documents"]]

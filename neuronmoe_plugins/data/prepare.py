@@ -209,8 +209,9 @@ def _warnings(entry: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {sum(broken.values()):,} records have no readable text ({kinds}); {entry['first_broken']}"
     if entry["unreadable"]:
         yield f"{name}: left out: {entry['unreadable']}"
-    if not entry["complete"]:
+    if not entry["documents"]:
+        yield f"{name}: the source has no document to draw; it has no file and no entry in dataset_info.json"
+    elif not entry["complete"]:
         ((unit, number),) = entry["asked_for"].items()
-        asked = "some" if number is None else f"{number:,}"
-        found = {"tokens": entry["tokens"] or 0, "bytes": entry["bytes"]}.get(unit, entry["documents"])
-        yield f"{name}: {found:,} {unit} of the {asked} asked for"
+        found = entry[unit] if unit in ("tokens", "bytes") else entry["documents"]
+        yield f"{name}: {found:,} {unit} of the {number:,} asked for"

@@ -113,7 +113,13 @@ def test_what_was_done_is_not_done_again(corpus: Path, tmp_path: Path, monkeypat
 def test_interrupted_it_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [*command, "--workers", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--workers", "2"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell ignore the signal, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list((tmp_path / "out/.data.partial").rglob("*.npy")):
         time.sleep(0.005)
@@ -222,6 +228,10 @@ def test_stopped_while_it_published_it_goes_on(corpus: Path, tmp_path: Path, mon
         patch.setattr(publishing, "write_json", stop)
         prepare(corpus, tmp_path / "out")
     assert calls == ["dataset_info.json", "manifest.json"]
+    moved = (tmp_path / "out/el_train.jsonl").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"el_train\.jsonl was there before this run was stopped, and is gone; remove"):
+        prepare(corpus, tmp_path / "out")
+    moved.rename(tmp_path / "out/el_train.jsonl")
     prepare(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 

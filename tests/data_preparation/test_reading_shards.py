@@ -127,6 +127,10 @@ def test_a_text_file_of_another_encoding(tmp_path: Path) -> None:
     )
     assert entry_of(prepared)["documents"] == 0
     assert entry_of(prepared)["broken_records"]["not UTF-8"] >= 2
+    message = "el_train: the source has no document to draw; it has no file and no entry in dataset_info.json"
+    assert prepared.warnings()[-1] == message
+    assert json.loads((tmp_path / "out/dataset_info.json").read_text()) == {}
+    assert not (tmp_path / "out/el_train.jsonl").exists()
 
 
 def test_a_field_that_no_record_has(tmp_path: Path) -> None:
