@@ -63,6 +63,12 @@ def sha256_of(paths: Iterable[Path], read: Callable[[int], object] = lambda coun
     return digest.hexdigest()
 
 
+def stamp(path: Path) -> list[int]:
+    """A file's bytes and the time of its last change, in nanoseconds: with others, it may hold something else."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, replacing an older one in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)

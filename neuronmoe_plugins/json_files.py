@@ -1,12 +1,18 @@
-"""Reads the JSON files of users and other programs."""
+"""Reads the JSON files of users and other programs, and tells JSON values apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, in hexadecimal digits; the order of an object's keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_json_object(

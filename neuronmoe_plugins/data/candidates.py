@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.data.arrays import map_array
 from neuronmoe_plugins.data.scanning import CANDIDATE, RUN, ScanJob
 
 BATCH = 1 << 19
@@ -54,17 +54,9 @@ Run = tuple[int, NDArray[np.uint64], NDArray[np.uint32]]
 
 
 def _runs(number: int, job: ScanJob) -> Iterator[Run]:
-    keys, places = _mapped(Path(f"{job.stem}.keys.npy")), _mapped(Path(f"{job.stem}.places.npy"))
+    keys, places = map_array(Path(f"{job.stem}.keys.npy")), map_array(Path(f"{job.stem}.places.npy"))
     for start in range(0, len(keys), RUN):
         yield number, keys[start : start + RUN], places[start : start + RUN]
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    # An array of no bytes cannot be mapped.
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return np.load(path, allow_pickle=False)
 
 
 def _positions(keys: NDArray[np.uint64], bounds: Sequence[int]) -> list[int]:

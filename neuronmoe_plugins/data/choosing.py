@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronmoe_plugins.data.amounts import Amount
+from neuronmoe_plugins.data.arrays import map_array, save_array
 from neuronmoe_plugins.data.examining import EXAMINED, KEPT, REASONS
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates
-from neuronmoe_plugins.files import replaced_file
 
 MOST_AT_ONCE = 1 << 19
 FIRST_BYTES_PER_TOKEN = 2
@@ -39,7 +39,7 @@ class KeyFiles:
         """Whether each key is there."""
         found = np.zeros(len(keys), dtype=bool)
         for path in self.paths:
-            known = np.load(path, mmap_mode="r", allow_pickle=False)
+            known = map_array(path)
             positions = np.minimum(np.searchsorted(known, keys), len(known) - 1)
             found |= known[positions] == keys
         return found
@@ -200,6 +200,5 @@ class Chooser:
         ]
         for name, array in arrays:
             if array is not None:
-                with replaced_file(self._folder / f"{name}-{number:05}.npy") as file:
-                    np.save(file, array, allow_pickle=False)
+                save_array(self._folder / f"{name}-{number:05}.npy", array)
         self._own.paths.append(self._folder / f"keys-{number:05}.npy")

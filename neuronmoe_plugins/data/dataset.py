@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.data import hub_rows
+from neuronmoe_plugins.data.arrays import load_array
 from neuronmoe_plugins.data.choosing import Choice, Chooser, KeyFiles
 from neuronmoe_plugins.data.documents import TextSettings
 from neuronmoe_plugins.data.examining import EXAMINED, ExamineJob, ExamineSettings, examine_rows
@@ -32,11 +34,9 @@ from neuronmoe_plugins.data.writing import (
     write_shard,
 )
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import stamp, write_json
 from neuronmoe_plugins.neurons.corpora import HubDataset
 from neuronmoe_plugins.neurons.corpora.splitting import sentence_splitter
-
-FIELD_OF_HUB_ROWS = "text"
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,26 @@ class Context:
 
     Attributes:
         spec: Of the run.
-        base: The spec's folder, to which sources are relative.
+        files: Name of a data set -> its local files.
         workspace: Where everything is kept.
         workers: Share the work.
         tokenizer: File of the tokenizer, if tokens are counted.
     """
 
     spec: DataSpec
-    base: Path
+    files: Mapping[str, list[Path]]
     workspace: Workspace
     workers: Workers
     tokenizer: Path | None
 
 
 def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
-    """The local files of a data set, none of a hub data set; raises `UserError` as `find_files` does."""
+    """The local files of a data set, none of a hub data set; raises `UserError` as `find_files` does.
+
+    Args:
+        dataset: Which.
+        base: The spec's folder, to which sources are relative.
+    """
     if isinstance(dataset.source, HubDataset):
         return []
     try:
@@ -121,15 +126,14 @@ def prepare_dataset(
     finished = Finished.load(folder)
     if near is not None:
         for path in finished.bands:
-            near.remember(np.load(path, allow_pickle=False))
+            near.remember(load_array(path))
     return finished
 
 
 def _open_source(dataset: DatasetSpec, context: Context) -> Source:
     spec, of_documents = context.spec, dataset.amount.unit != "sentences"
-    from_hub = isinstance(dataset.source, HubDataset)
     settings = ScanSettings(
-        text=FIELD_OF_HUB_ROWS if from_hub else dataset.text,
+        text=_text_field(dataset),
         form=spec.normalise,
         seed=spec.seed,
         min_characters=dataset.filters.min_characters if of_documents else None,
@@ -144,20 +148,25 @@ def _open_source(dataset: DatasetSpec, context: Context) -> Source:
         rows = HubRows(dataset.source, dataset.revision, dataset.text, kept, workers.counter(f"{name}: rows streamed"))
         scans = workspace.folder("scan", [origin, asdict(settings)])
         return HubSource(dataset.source, rows, settings, scans, workers, name)
-    files = files_of(dataset, context.base)
+    files = context.files[name]
     scans = workspace.folder("scan", [describe_files(files), asdict(settings)])
     return FileSource(files, settings, scans, workers, name)
 
 
+def _text_field(dataset: DatasetSpec) -> str:
+    """Where the texts are in what is read."""
+    return hub_rows.FIELD if isinstance(dataset.source, HubDataset) else dataset.text
+
+
 def describe_files(files: list[Path]) -> list[list[Any]]:
-    """Path, bytes and time of the last change of every file: others may have other texts."""
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    """Path, bytes and time of the last change of every file."""
+    return [[str(path), *stamp(path)] for path in files]
 
 
 def _examine_settings(dataset: DatasetSpec, context: Context) -> ExamineSettings:
     of_sentences = dataset.amount.unit == "sentences"
     texts = TextSettings(
-        text=FIELD_OF_HUB_ROWS if isinstance(dataset.source, HubDataset) else dataset.text,
+        text=_text_field(dataset),
         form=context.spec.normalise,
         seed=context.spec.seed,
         sentences_in=dataset.language if of_sentences else None,
@@ -197,10 +206,10 @@ class _Examination:
         left = [job for job in jobs if not job.done.exists()]
         self._workers.run(examine_rows, left, [len(job.rows) for job in left], f"{self._name}: examining")
         examined = np.empty(len(candidates), EXAMINED)
-        examined[order] = np.concatenate([np.load(job.done, allow_pickle=False) for job in jobs])
+        examined[order] = np.concatenate([load_array(job.done) for job in jobs])
         if self._settings.near_duplicates is None:
             return examined, None
-        found = np.concatenate([np.load(job.bands, allow_pickle=False) for job in jobs])
+        found = np.concatenate([load_array(job.bands) for job in jobs])
         bands = np.empty_like(found)
         bands[order] = found
         return examined, bands

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.data.arrays import save_array
 from neuronmoe_plugins.data.documents import TextMaker, TextSettings
 from neuronmoe_plugins.data.language_id import LanguageFilter
 from neuronmoe_plugins.data.near_duplicates import Signer
@@ -23,7 +24,6 @@ from neuronmoe_plugins.data.shards import Shard
 from neuronmoe_plugins.data.texts import Keys
 from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import replaced_file
 
 AT_ONCE = 256
 KEPT, NO_SENTENCE, OTHER_LANGUAGE = range(3)
@@ -95,10 +95,8 @@ def examine_rows(job: ExamineJob) -> None:
         if job.settings.near_duplicates is not None:
             bands.append(examiner.signatures(written))
     if job.settings.near_duplicates is not None:
-        with replaced_file(job.bands) as file:
-            np.save(file, np.concatenate(bands), allow_pickle=False)
-    with replaced_file(job.done) as file:
-        np.save(file, found, allow_pickle=False)
+        save_array(job.bands, np.concatenate(bands))
+    save_array(job.done, found)
 
 
 def read_rows(

@@ -15,6 +15,8 @@ from neuronmoe_plugins.neurons.corpora import HubDataset
 from neuronmoe_plugins.neurons.corpora.hub import import_datasets
 from neuronmoe_plugins.neurons.corpora.records import list_fields, one_line
 
+FIELD = "text"
+"""Of the texts in the chunks, whatever it is called on the hub."""
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 64 << 20
 ZSTD_ADVICE = "pip install 'neuronmoe-plugins[data]'"
@@ -95,10 +97,10 @@ class HubRows:
         self._rows = iter(self._stream)
 
     def _line(self, record: dict[str, Any]) -> str:
-        """A row's text in the field `text`, as JSON that is ASCII, so that even a lone surrogate is kept."""
+        """A row's text in the field `FIELD`, as JSON that is ASCII, so that even a lone surrogate is kept."""
         if self._text not in record:
             raise UserError(
                 f"{self._dataset}: no field {self._text!r}; there are: {list_fields(record)}; name it by `text:`"
             )
         value = record[self._text]
-        return json.dumps({"text": value if isinstance(value, str) else None}) + "\n"
+        return json.dumps({FIELD: value if isinstance(value, str) else None}) + "\n"

@@ -33,16 +33,17 @@ class Output:
         path = self.folder / MANIFEST
         return read_json_object(path, "remove it") if path.exists() else None
 
-    def is_current(self, fingerprint: str) -> bool:
-        """Whether all data sets of a run are there already."""
+    def current(self, fingerprint: str) -> dict[str, Any] | None:
+        """The manifest, if all data sets of the run with this fingerprint are there already."""
         manifest = self.earlier()
         if manifest is None or manifest.get("fingerprint") != fingerprint:
-            return False
+            return None
         files = [file for entry in manifest["datasets"] for file in entry["output"]]
         info = self._info()
-        return all(_has_size(self.folder / file["file_name"], file["bytes"]) for file in files) and all(
+        is_whole = all(_has_size(self.folder / file["file_name"], file["bytes"]) for file in files) and all(
             _agrees(info.get(entry["name"]), entry) for entry in manifest["datasets"]
         )
+        return manifest if is_whole else None
 
     def place_of(self, dataset: DatasetSpec, spec: DataSpec) -> Path:
         """The file or folder of a data set."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,9 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
+from neuronmoe_plugins.data.arrays import map_array
 from neuronmoe_plugins.data.choosing import KeyFiles
 from neuronmoe_plugins.data.dataset import (
     Context,
@@ -28,9 +28,10 @@ from neuronmoe_plugins.data.output import Output
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.data.spec_file import load_spec
 from neuronmoe_plugins.data.workers import Workers, default_workers
-from neuronmoe_plugins.data.workspace import Workspace, digest
+from neuronmoe_plugins.data.workspace import Workspace
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of
+from neuronmoe_plugins.json_files import digest
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,26 @@ def prepare_data(
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; it must be at least 1")
     spec = load_spec(spec_path)
-    base = spec_path.parent
     workspace, place = Workspace(output), Output(output)
+    files = {dataset.name: files_of(dataset, spec_path.parent) for dataset in spec.datasets}
     for dataset in spec.datasets:
-        _require_other_files(dataset, files_of(dataset, base), place, spec)
+        _require_other_files(dataset, files[dataset.name], place, spec)
         require_libraries(dataset)
     console = console or Console(stderr=True)
     pool = Workers(workers or default_workers(), console)
     with workspace.locked(), _explained(workspace, console), pool.running():
         tokenizer = None if spec.tokenizer is None else _save_tokenizer(spec.tokenizer, workspace)
-        context = Context(spec, base, workspace, pool, tokenizer)
+        context = Context(spec, files, workspace, pool, tokenizer)
         needs = _needs(context)
         fingerprint = digest(list(needs.values()))
-        if place.is_current(fingerprint):
+        current = place.current(fingerprint)
+        if current is not None:
             workspace.remove()
-            return Prepared(place.earlier() or {}, is_new=False)
+            return Prepared(current, is_new=False)
+        folders = {name: workspace.folder(name, needed) for name, needed in needs.items()}
         if not force:
-            place.require_free(spec, _published(context, needs, output))
-        finished = _prepare_all(context, needs)
+            place.require_free(spec, _published(folders, output))
+        finished = _prepare_all(context, folders)
         _require_disjoint(finished)
         manifest = place.publish(spec, finished, fingerprint)
         workspace.remove()
@@ -116,7 +119,7 @@ def _require_other_files(dataset: DatasetSpec, sources: Sequence[Path], place: O
                 )
 
 
-def _prepare_all(context: Context, needs: dict[str, Any]) -> list[Finished]:
+def _prepare_all(context: Context, folders: Mapping[str, Path]) -> list[Finished]:
     spec = context.spec
     near = None
     if spec.near_duplicates is not None:
@@ -124,8 +127,7 @@ def _prepare_all(context: Context, needs: dict[str, Any]) -> list[Finished]:
     finished: list[Finished] = []
     for dataset in spec.in_order():
         elsewhere = KeyFiles([path for earlier in finished for path in earlier.keys.paths])
-        folder = context.workspace.folder(dataset.name, needs[dataset.name])
-        finished.append(prepare_dataset(dataset, context, folder, elsewhere, near))
+        finished.append(prepare_dataset(dataset, context, folders[dataset.name], elsewhere, near))
     return finished
 
 
@@ -143,7 +145,7 @@ def _needs(context: Context) -> dict[str, Any]:
     needs: dict[str, Any] = {}
     before = digest(shared)
     for dataset in spec.in_order():
-        needs[dataset.name] = [before, dataset.record(), describe_files(files_of(dataset, context.base))]
+        needs[dataset.name] = [before, dataset.record(), describe_files(context.files[dataset.name])]
         before = digest(needs[dataset.name])
     return needs
 
@@ -159,10 +161,9 @@ def _versions(spec: DataSpec) -> dict[str, str]:
     return {**{name: version(name) for name in packages}, "unicode": unicodedata.unidata_version}
 
 
-def _published(context: Context, needs: dict[str, Any], output: Path) -> list[Path]:
+def _published(folders: Mapping[str, Path], output: Path) -> list[Path]:
     """What an earlier call of this run had moved to its place before it was stopped."""
-    folders = [context.workspace.folder(dataset.name, needs[dataset.name]) for dataset in context.spec.datasets]
-    done = [Finished.load(folder) for folder in folders if (folder / "done.json").exists()]
+    done = [Finished.load(folder) for folder in folders.values() if (folder / "done.json").exists()]
     return [output / dataset.entry["file_name"] for dataset in done if not dataset.path.exists()]
 
 
@@ -182,7 +183,7 @@ def _require_disjoint(finished: Sequence[Finished]) -> None:
     """Check by their keys that no document is in two data sets."""
     for one, other in combinations(finished, 2):
         for path in other.keys.paths:
-            if one.keys.has(np.load(path, mmap_mode="r", allow_pickle=False)).any():
+            if one.keys.has(map_array(path)).any():
                 raise RuntimeError(f"{one.entry['name']} and {other.entry['name']} share documents")
 
 

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from neuronmoe_plugins.data.shards import PARQUET, Shard, UnreadableFileError
@@ -44,7 +44,7 @@ class Broken:
     """
 
     kind: str
-    where: str
+    where: str = ""
     fields: tuple[str, ...] = ()
 
 
@@ -86,7 +86,8 @@ def read_shard(
     name = shard.path if shard.compression is None else f"{shard.path} (unpacked)"
     for row, (offset, line) in enumerate(_lines(shard, consumed)):
         if wanted(row) and (line is None or not line.isspace()):
-            yield row, read(line, field, name, offset)
+            value = Broken(TOO_LONG) if line is None else read(line, field)
+            yield row, value if isinstance(value, str) else replace(value, where=f"{name} at byte {offset}")
 
 
 def missing_field(broken: Broken, field: str, path: str) -> UserError:
@@ -98,34 +99,29 @@ def missing_field(broken: Broken, field: str, path: str) -> UserError:
     )
 
 
-def _object_text(line: bytes | None, field: str, name: str, offset: int) -> str | Broken:
-    if line is None:
-        return Broken(TOO_LONG, f"{name} at byte {offset}")
+def _object_text(line: bytes, field: str) -> str | Broken:
     try:
         record = _from_json(line.decode())
         value = record[field]
         value.isascii  # noqa: B018 - cheaper than a call, and only texts have it
     except UnicodeDecodeError:
-        return Broken(NOT_UTF8, f"{name} at byte {offset}")
+        return Broken(NOT_UTF8)
     except (ValueError, RecursionError):
-        return Broken(NOT_JSON, f"{name} at byte {offset}")
+        return Broken(NOT_JSON)
     except (KeyError, TypeError, IndexError):
-        fields = tuple(record) if isinstance(record, dict) else ()
-        return Broken(NO_FIELD, f"{name} at byte {offset}", fields)
+        return Broken(NO_FIELD, fields=tuple(record) if isinstance(record, dict) else ())
     except AttributeError:
-        return Broken(NO_TEXT, f"{name} at byte {offset}")
+        return Broken(NO_TEXT)
     return str(value)
 
 
-def _line_text(line: bytes | None, field: str, name: str, offset: int) -> str | Broken:
-    if line is None:
-        return Broken(TOO_LONG, f"{name} at byte {offset}")
+def _line_text(line: bytes, field: str) -> str | Broken:
     try:
         text = line.decode()
     except UnicodeDecodeError:
-        return Broken(NOT_UTF8, f"{name} at byte {offset}")
+        return Broken(NOT_UTF8)
     # UTF-16 text mostly passes for UTF-8 with NUL characters.
-    return Broken(NOT_UTF8, f"{name} at byte {offset}") if "\0" in text else text
+    return Broken(NOT_UTF8) if "\0" in text else text
 
 
 def _lines(shard: Shard, consumed: Consumed) -> Iterator[tuple[int, bytes | None]]:

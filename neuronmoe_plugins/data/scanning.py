@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronmoe_plugins.data.reading import NO_FIELD, Broken, missing_field, read_shard
+from neuronmoe_plugins.data.arrays import save_array
+from neuronmoe_plugins.data.reading import NO_FIELD, SURROGATE, Broken, missing_field, read_shard
 from neuronmoe_plugins.data.shards import Shard, UnreadableFileError
 from neuronmoe_plugins.data.texts import Keys, normalise
 from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import replaced_file, write_json
+from neuronmoe_plugins.files import write_json
 
 RUN = 1 << 20
 """Documents that are sorted at once, in 16 MiB."""
@@ -118,10 +119,8 @@ def scan_shard(job: ScanJob) -> None:
         if job.settings.unreadable_files == "error":
             raise
         counts, runs = ShardCounts(unreadable=str(error)), _Runs()
-    with replaced_file(Path(f"{job.stem}.keys.npy")) as file:
-        np.save(file, runs.keys(), allow_pickle=False)
-    with replaced_file(Path(f"{job.stem}.places.npy")) as file:
-        np.save(file, runs.places(), allow_pickle=False)
+    save_array(Path(f"{job.stem}.keys.npy"), runs.keys())
+    save_array(Path(f"{job.stem}.places.npy"), runs.places())
     write_json(job.done, vars(counts))
 
 
@@ -140,7 +139,7 @@ def _documents(job: ScanJob, counts: ShardCounts) -> Iterator[tuple[int, int, in
             without = without or (broken if broken.kind == NO_FIELD else None)
             _count_broken(counts, broken, settings)
         except UnicodeEncodeError:
-            _count_broken(counts, Broken("a lone surrogate", f"{job.shard.path}, record {row}"), settings)
+            _count_broken(counts, Broken(SURROGATE, f"{job.shard.path}, record {row}"), settings)
         else:
             length = len(text)
             if least <= length <= most:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from neuronmoe_plugins.json_files import digest
 from neuronmoe_plugins.locks import locked
 
 NAME = ".data.partial"
@@ -49,8 +48,3 @@ class Workspace:
     def _clear_unfinished_files(self) -> None:
         for path in self.path.rglob(".*.partial"):
             path.unlink(missing_ok=True)
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

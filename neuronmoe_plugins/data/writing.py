@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from neuronmoe_plugins.data.arrays import map_array
 from neuronmoe_plugins.data.documents import TextMaker, TextSettings
 from neuronmoe_plugins.data.examining import changed, read_rows
 from neuronmoe_plugins.data.scanning import ScanJob
@@ -62,7 +63,7 @@ class WriteJob:
 
 def write_jobs(jobs: Sequence[ScanJob], settings: TextSettings, chosen: Sequence[Path], folder: Path) -> list[WriteJob]:
     """One job for every shard with a drawn document, in order."""
-    shards = [np.load(path, mmap_mode="r", allow_pickle=False)["shard"] for path in chosen]
+    shards = [map_array(path)["shard"] for path in chosen]
     numbers = np.unique(np.concatenate([np.unique(own) for own in shards])).tolist() if shards else []
     names = tuple(map(str, chosen))
     return [WriteJob(jobs[n].shard, n, settings, names, str(folder / f"{n:06}")) for n in numbers]
@@ -131,7 +132,7 @@ def _drawn(job: WriteJob) -> Any:
     """The `CANDIDATE`s of the shard, by row."""
     pieces = []
     for path in job.chosen:
-        chosen = np.load(path, mmap_mode="r", allow_pickle=False)
+        chosen = map_array(Path(path))
         first, last = np.searchsorted(chosen["shard"], [job.number, job.number + 1])
         pieces.append(chosen[first:last])
     drawn = np.concatenate(pieces)

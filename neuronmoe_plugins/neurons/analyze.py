@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.json_files import digest
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.analysis import OUTPUT_FILES, Analysis, write_analysis
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric
@@ -15,7 +16,7 @@ from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files, digest
+from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.measure import Measured

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import stamp, write_json
 from neuronmoe_plugins.locks import locked
 
 # Other versions of these may compute other activations.
@@ -109,10 +108,4 @@ def describe_files(folder: str | None) -> dict[str, list[int]]:
     """Size and modification time of the files of a local model or adapter; empty for a name on the hub, or None."""
     if folder is None or not Path(folder).is_dir():
         return {}
-    stats = {path.name: path.stat() for path in sorted(Path(folder).iterdir()) if path.is_file()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return {path.name: stamp(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
