@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,14 @@ import yaml
 from rich.console import Console
 
 from neuronmoe_plugins.data.prepare import Prepared, prepare_data
+
+ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+# As the installed command, whatever is on the path.
+COMMAND = [sys.executable, "-c", "from neuronmoe_plugins.cli import main; main()", "data"]
+SMALL_SHARDS = (
+    "from neuronmoe_plugins.data import shards; shards.cut_file.__defaults__ = (20_000,); "
+    "from neuronmoe_plugins.cli import main; main()"
+)
 
 
 def write_jsonl(path: Path, texts: Iterable[object], field: str = "text") -> Path:
@@ -47,3 +58,14 @@ def entry_of(prepared: Prepared, name: str = "el_train") -> dict[str, Any]:
     """What the manifest says of a data set."""
     entries = [*prepared.manifest["datasets"], *prepared.manifest["without_documents"]]
     return next(entry for entry in entries if entry["name"] == name)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
