@@ -108,7 +108,8 @@ class Workers:
     def _run_in_processes(self, function: Callable[[SomeJob], None], jobs: Sequence[SomeJob], task: TaskID) -> None:
         pool = self._processes()
         self._done.value = 0
-        pending = {pool.submit(function, job) for job in jobs}
+        with _without_interrupts():
+            pending = {pool.submit(function, job) for job in jobs}
         try:
             while pending:
                 finished, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
@@ -171,8 +172,18 @@ class _Reports:
 _reports = _Reports(_nowhere)
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back; processes started in the block never see it, not even while they import."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def _start(total: Any) -> None:
-    """Leave Ctrl-C to the first process, and end with it, however it ends.
+    """Report to the first process, and end with it, however it ends.
 
     Args:
         total: A shared number to which all workers add what they have done.
@@ -183,7 +194,6 @@ def _start(total: Any) -> None:
             total.value += done
 
     _reports.to = add
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -90,6 +90,30 @@ def test_interrupted_it_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
     assert process.returncode not in (0, 2)
 
 
+INTERRUPT_A_STARTING_WORKER = """\
+import os, signal, sys
+if "--multiprocessing-fork" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_workers_leave_an_interrupt_to_the_command_while_they_start(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_A_STARTING_WORKER)
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        # Tests that run in the background of a shell ignore the signal, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    prepare(corpus, tmp_path / "reference")
+    assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+
+
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(corpus: Path, tmp_path: Path) -> None:
     limit = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
