@@ -36,9 +36,11 @@ $(NEWEST)/.installed: pyproject.toml constraints-newest.txt overrides.txt
 	$(call install-into,$(NEWEST),constraints-newest.txt,$(NEWEST_HOSTS))
 	touch $@
 
-# One thread per process: two that each spin on all cores are many times slower.
+# One thread per process: two that each spin on all cores are many times slower. In the order of their names: xdist would
+# put the files with few tests last, which are the long ones, and leave one core idle at the end.
 test: install $(NEWEST)/.installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		--no-loadscope-reorder $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
 		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
 		tests/integrations/test_trl.py

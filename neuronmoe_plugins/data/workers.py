@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
@@ -108,17 +109,19 @@ class Workers:
     def _run_in_processes(self, function: Callable[[SomeJob], None], jobs: Sequence[SomeJob], task: TaskID) -> None:
         pool = self._processes()
         self._done.value = 0
-        with _without_interrupts():
-            pending = {pool.submit(function, job) for job in jobs}
-        try:
-            while pending:
-                finished, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                self._progress.update(task, completed=self._done.value)
-        finally:
-            for future in pending:
-                future.cancel()
+        with _interrupts_held() as let_through:
+            with _blocked_interrupts():
+                pending = {pool.submit(function, job) for job in jobs}
+            try:
+                while pending:
+                    finished, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                    let_through()
+                    self._progress.update(task, completed=self._done.value)
+            finally:
+                for future in pending:
+                    future.cancel()
 
     def wait_for(self, function: Callable[[], None], description: str) -> None:
         """Call a function in this process, and show that it is running."""
@@ -173,8 +176,32 @@ _reports = _Reports(_nowhere)
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back; processes started in the block never see it, not even while they import."""
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, or the block has ended.
+
+    Amid a pool's calls it would leave a lock taken for which the pool's thread then waits for ever.
+    """
+    held: list[tuple[int, FrameType | None]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def let_through() -> None:
+        if held:
+            handler(*held.pop())
+
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield let_through
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    let_through()
+
+
+@contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Processes started in the block never see a Ctrl-C, not even while they import."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from data_preparation.dying import DyingJob, die
 from data_preparation.preparing import (
     ENVIRONMENT,
     SMALL_SHARDS,
@@ -22,7 +21,8 @@ from data_preparation.preparing import (
     prepare,
     run,
 )
-from neuronmoe_plugins.data.workers import Workers
+from data_preparation.worker_jobs import EmptyJob, die, do_nothing
+from neuronmoe_plugins.data import workers
 from neuronmoe_plugins.errors import UserError
 
 
@@ -112,6 +112,28 @@ def test_workers_leave_an_interrupt_to_the_command_while_they_start(corpus: Path
     assert "Traceback" not in done.stderr
     prepare(corpus, tmp_path / "reference")
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")
+
+
+def test_an_interrupt_waits_for_the_calls_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a call takes locks, which an exception amid it would leave taken."""
+    results: list[Any] = []
+    real = workers.wait
+
+    def interrupted_wait(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        results.append(real(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(workers, "wait", interrupted_wait)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pair = workers.Workers(2, Console(file=io.StringIO()))
+        with pytest.raises(KeyboardInterrupt), pair.running():
+            pair.run(do_nothing, [EmptyJob() for _ in range(100)], [1] * 100, "waiting")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(results) == 1
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(corpus: Path, tmp_path: Path) -> None:
@@ -206,6 +228,6 @@ def test_errors_of_workers_are_those_of_one_process(corpus: Path, tmp_path: Path
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    workers = Workers(2, Console(file=io.StringIO()))
-    with pytest.raises(UserError, match=r"a worker was killed, .* fewer --workers"), workers.running():
-        workers.run(die, [DyingJob(), DyingJob()], [1, 1], "dying")
+    pair = workers.Workers(2, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"a worker was killed, .* fewer --workers"), pair.running():
+        pair.run(die, [EmptyJob(), EmptyJob()], [1, 1], "dying")
