@@ -20,7 +20,7 @@ CPU_RUNS: tuple[tuple[str, ...], ...] = (
     ("specialisation", "--runs", "5"),
     ("experts",),
     ("experts", "--curves"),
-    ("decode", "--runs", "5", "--new-tokens", "32"),
+    ("decode", "--runs", "5", "--new-tokens", "24"),
     ("training_step", "--layers", "4"),
     ("logging", "--layers", "4", "--runs", "5"),
     ("data",),

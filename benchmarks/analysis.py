@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--shape", choices=SHAPES, default=SHAPE)
-    parser.add_argument("--sentences", type=int, default=3000 if on_gpu else 60)
+    parser.add_argument("--sentences", type=int, default=3000 if on_gpu else 36)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=128 if on_gpu else 16)
     parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")

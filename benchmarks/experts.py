@@ -50,9 +50,9 @@ GPU_CASES = tuple(
     for stage in (1, 2)
 )
 CURVES = {
-    "tokens": (64, 256, 1024, 4096, 16384),
+    "tokens": (32, 128, 512, 2048, 8192),
     "experts": (2, 4, 6, 12, 24, 48),
-    "hidden": (64, 128, 256, 512),
+    "hidden": (512, 1024, 2048, 4096) if DEVICE == "cuda" else (32, 64, 128, 256),
 }
 SIZES = {"tokens": "tokens", "experts": "experts", "hidden": "hidden size"}
 LEAST_RUNS = 5
