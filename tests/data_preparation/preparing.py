@@ -19,10 +19,11 @@ from neuronmoe_plugins.data.prepare import Prepared, prepare_data
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
 # As the installed command, whatever is on the path.
 COMMAND = [sys.executable, "-c", "from neuronmoe_plugins.cli import main; main()", "data"]
-SMALL_SHARDS = (
+_SMALL_SHARDS = (
     "from neuronmoe_plugins.data import shards; shards.cut_file.__defaults__ = (20_000,); "
     "from neuronmoe_plugins.cli import main; main()"
 )
+SMALL_SHARDS_COMMAND = [sys.executable, "-c", _SMALL_SHARDS, "data"]
 
 
 def write_jsonl(path: Path, texts: Iterable[object], field: str = "text") -> Path:

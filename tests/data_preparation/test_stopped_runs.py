@@ -16,7 +16,7 @@ from rich.console import Console
 
 from data_preparation.preparing import (
     ENVIRONMENT,
-    SMALL_SHARDS,
+    SMALL_SHARDS_COMMAND,
     contents,
     prepare,
     run,
@@ -30,7 +30,7 @@ from neuronmoe_plugins.errors import UserError
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(progress: float, corpus: Path, tmp_path: Path) -> None:
     """Kill the command with its workers' parent when so many of all files of its working folder are there."""
     prepare(corpus, tmp_path / "reference")
-    command = [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out")]
+    command = [*SMALL_SHARDS_COMMAND, str(corpus), "--output", str(tmp_path / "out")]
     whole = 130  # files at the end, about
     process = subprocess.Popen([*command, "--workers", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE)
     partial = tmp_path / "out/.data.partial"
@@ -70,16 +70,20 @@ def test_what_was_done_is_not_done_again(corpus: Path, tmp_path: Path, monkeypat
     assert contents(tmp_path / "out") == contents(tmp_path / "reference")
 
 
+def heed_interrupts() -> None:
+    """Tests that run in the background of a shell ignore the signal, and what they start would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_it_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out")]
+    command = [*SMALL_SHARDS_COMMAND, str(corpus), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
         [*command, "--workers", "2"],
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that run in the background of a shell ignore the signal, and what they start would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     while process.poll() is None and not list((tmp_path / "out/.data.partial").rglob("*.npy")):
         time.sleep(0.005)
@@ -100,13 +104,12 @@ if "--multiprocessing-fork" in sys.orig_argv:
 def test_workers_leave_an_interrupt_to_the_command_while_they_start(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPT_A_STARTING_WORKER)
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
+        [*SMALL_SHARDS_COMMAND, str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
         env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,
-        # Tests that run in the background of a shell ignore the signal, and what they start would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -216,7 +219,7 @@ def test_errors_of_workers_are_those_of_one_process(corpus: Path, tmp_path: Path
         file.write("{broken\n")
     corpus.write_text(corpus.read_text().replace("role: target", "role: target\n  broken_records: error"))
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_SHARDS, "data", str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
+        [*SMALL_SHARDS_COMMAND, str(corpus), "--output", str(tmp_path / "out"), "--workers", "2"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
