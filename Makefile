@@ -8,6 +8,8 @@ NEWEST_HOSTS := '.[newest,dev]'
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Without cached byte code every process compiles what it imports: 12 s of LLaMA-Factory's 21 s, 3 s of torch's 4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv does not read pip's configuration, so it is handed the places where pip looks for wheels.
 define install-into
@@ -40,7 +42,7 @@ $(NEWEST)/.installed: pyproject.toml constraints-newest.txt overrides.txt
 # put the files with few tests last, which are the long ones, and leave one core idle at the end.
 test: install $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		--no-loadscope-reorder $(PYTEST_ARGS)
+		--no-loadscope-reorder --durations 60 $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
 		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
 		tests/integrations/test_trl.py
