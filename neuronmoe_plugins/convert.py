@@ -9,7 +9,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_json
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Metadata of the weights: the configuration that they were converted from, so that converting back restores it.

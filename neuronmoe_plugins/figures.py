@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neuronmoe_plugins.files import replaced_file
+
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
@@ -76,12 +78,8 @@ def blues() -> Colormap:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, replacing an older one in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, dpi=150, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def svg_text(figure: Figure, salt: str) -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, their checksums, and a lock on where they appear."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from neuronmoe_plugins.errors import UserError
 
 
 @contextmanager
@@ -63,6 +65,11 @@ def sha256_of(paths: Iterable[Path], read: Callable[[int], object] = lambda coun
     return digest.hexdigest()
 
 
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, in hexadecimal digits; the order of an object's keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def stamp(path: Path) -> list[int]:
     """A file's bytes and the time of its last change, in nanoseconds: with others, it may hold something else."""
     stat = path.stat()
@@ -72,12 +79,8 @@ def stamp(path: Path) -> list[int]:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, replacing an older one in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -100,3 +103,34 @@ def flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
+    """Hold a lock while the block runs, so that no two runs write to one output.
+
+    Args:
+        path: The lock's file, which is removed in the end.
+        output: What `--output` says, made if it is not there; it is named in errors.
+        kind: What the holder of the lock is called.
+
+    Raises:
+        UserError: if another process holds it, or the output cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another {kind} is writing to --output {output}; wait for it or name another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

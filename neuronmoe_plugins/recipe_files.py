@@ -9,7 +9,7 @@ from typing import Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 from neuronmoe_plugins.recipes import Recipe
 from neuronmoe_plugins.sharding import Deepspeed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from neuronmoe_plugins.allocation.checks import is_number, shown
 from neuronmoe_plugins.allocation.origin import Origin
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 FORM = 'a scores file is {"layer_scores": [..]}, or {"layer_similarities": [..]} for layer-similarity'
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from neuronmoe_plugins.comparison.layout import metric_of
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 # How lm-eval writes the end of a run into the names of its files.
 DATE = r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?"

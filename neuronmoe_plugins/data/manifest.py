@@ -8,7 +8,7 @@ from typing import Any
 
 from neuronmoe_plugins.data.spec import ROLES
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -13,7 +13,7 @@ from neuronmoe_plugins.data.manifest import FORMAT, MANIFEST
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 INFO = "dataset_info.json"
 

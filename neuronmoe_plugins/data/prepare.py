@@ -30,8 +30,7 @@ from neuronmoe_plugins.data.spec_file import load_spec
 from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import sha256_of
-from neuronmoe_plugins.json_files import digest
+from neuronmoe_plugins.files import digest, sha256_of
 
 
 @dataclass(frozen=True)

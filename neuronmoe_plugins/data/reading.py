@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from neuronmoe_plugins.data.shards import PARQUET, Shard, UnreadableFileError
-from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.errors import UserError, did_you_mean, one_line
 from neuronmoe_plugins.neurons.corpora.parquet import require_text_column
 from neuronmoe_plugins.neurons.corpora.records import list_fields
-from neuronmoe_plugins.suggestions import did_you_mean
 
 LONGEST_LINE = 256 << 20
 BLOCK = 1 << 20

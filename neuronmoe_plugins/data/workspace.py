@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neuronmoe_plugins.json_files import digest
-from neuronmoe_plugins.locks import locked
+from neuronmoe_plugins.files import digest, locked
 
 NAME = ".data.partial"
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import wrapt
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.suggestions import did_you_mean
+from neuronmoe_plugins.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments

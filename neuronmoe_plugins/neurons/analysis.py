@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import sha256_of, write_json
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.figure import save_layer_figure
 from neuronmoe_plugins.neurons.table import Neuron, read_neurons, write_neurons
@@ -45,7 +44,7 @@ class Analysis:
         record = summary.read(folder)
         path = folder / NEURONS
         neurons = read_neurons(path)
-        if _sha256(path) != record["files"].get(NEURONS):
+        if sha256_of([path]) != record["files"].get(NEURONS):
             raise UserError(
                 f"{path} is not the table that {folder / 'summary.json'} belongs to; run `neuronmoe analyze` again"
             )
@@ -87,8 +86,4 @@ def write_analysis(folder: Path, analysis: Analysis) -> None:
     threshold = "" if record["min_score"] is None else f" above {record['min_score']:g}"
     title = f"{Path(record['model']).name}: neurons{threshold} ({record['metric']})"
     save_layer_figure(folder / "neurons.png", record["layer_counts"], title)
-    write_json(folder / "summary.json", {**record, "files": {NEURONS: _sha256(folder / NEURONS)}})
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(folder / "summary.json", {**record, "files": {NEURONS: sha256_of([folder / NEURONS])}})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import digest
+from neuronmoe_plugins.files import digest
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.analysis import OUTPUT_FILES, Analysis, write_analysis
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric

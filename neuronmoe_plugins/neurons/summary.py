@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import read_json_object
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.components import component_of
 from neuronmoe_plugins.neurons.table import layer_counts
+from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.measure import Measured

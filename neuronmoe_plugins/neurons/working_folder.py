@@ -13,8 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import stamp, write_json
-from neuronmoe_plugins.locks import locked
+from neuronmoe_plugins.files import locked, stamp, write_json
 
 # Other versions of these may compute other activations.
 PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "accelerate", "peft", "numpy")

@@ -9,7 +9,7 @@ from typing import Any
 
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import digest
+from neuronmoe_plugins.files import digest
 from neuronmoe_plugins.neurons.metrics import as_metric
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences

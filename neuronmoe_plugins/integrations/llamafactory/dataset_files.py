@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llamafactory.extras.constants import FILEEXT2TYPE
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.integrations.llamafactory.tokenized_data import is_tokenized
-from neuronmoe_plugins.json_files import read_json_object
-from neuronmoe_plugins.suggestions import did_you_mean
+from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments

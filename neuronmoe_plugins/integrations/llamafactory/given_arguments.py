@@ -15,13 +15,12 @@ from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.training_args import TrainingArguments
 from transformers import HfArgumentParser
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, did_you_mean, nearest
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
     MoeFinetuningArguments,
     added_fields,
 )
-from neuronmoe_plugins.suggestions import did_you_mean, nearest
 from neuronmoe_plugins.tuner.reference_format import WITHOUT_EFFECT
 
 Given = dict[str, Any]

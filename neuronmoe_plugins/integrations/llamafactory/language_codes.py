@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.suggestions import did_you_mean
+from neuronmoe_plugins.errors import UserError, did_you_mean
 
 TAGS = ("old", "new")
 CODE = re.compile(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.integrations.llamafactory.dataset_tags import asked_tags
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.json_files import read_json_object
+from neuronmoe_plugins.reading import read_json_object
 
 
 def message(path: Path, **more: str) -> str:
