@@ -17,9 +17,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
+from neuronmoe_plugins.integrations.llamafactory.run_log.memory import num_elements
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
-from neuronmoe_plugins.tuner.memory import num_elements
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")

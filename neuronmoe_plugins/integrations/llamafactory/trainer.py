@@ -11,9 +11,8 @@ import wrapt
 from llamafactory.train.callbacks import LogCallback
 from transformers import PrinterCallback, ProgressCallback
 
-from neuronmoe_plugins.integrations.llamafactory.routing_log import LOSSES, RoutingLog
+from neuronmoe_plugins.integrations.llamafactory.run_log.log import LOSSES, RoutingLog, log_start_table
 from neuronmoe_plugins.integrations.llamafactory.saving import ResumedLogs, extend_saving
-from neuronmoe_plugins.integrations.llamafactory.start_table import log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 
 # The trainer of each stage's module.

@@ -12,9 +12,8 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from neuronmoe_plugins.integrations.llamafactory.start_table import as_text, layer_table, memory_table
-from neuronmoe_plugins.integrations.llamafactory.training_setup import setup_of
-from neuronmoe_plugins.tuner.memory import OptimizerStates, Setup, estimate_memory
+from neuronmoe_plugins.integrations.llamafactory.run_log.log import as_text, layer_table, memory_table
+from neuronmoe_plugins.integrations.llamafactory.run_log.memory import OptimizerStates, Setup, estimate_memory, setup_of
 
 FLAGS = ("shares_weights", "shares_gradients", "shares_optimizer", "has_buckets", "offloads_optimizer")
 

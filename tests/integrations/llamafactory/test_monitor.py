@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from neuronmoe_plugins.integrations.llamafactory.run_log.routing import RecentRouting, StarvationMonitor, StarvedExpert
 from neuronmoe_plugins.tuner.counts import KINDS, RoutingCounts
-from neuronmoe_plugins.tuner.monitor import RecentRouting, StarvationMonitor, StarvedExpert
 
 NUM_EXPERTS = 3
 

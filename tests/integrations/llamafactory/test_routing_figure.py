@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
+from neuronmoe_plugins.integrations.llamafactory.run_log.routing import draw_routing
 from neuronmoe_plugins.tuner.counts import KINDS, LayerShapes, RoutingCounts
-from neuronmoe_plugins.tuner.routing_figure import draw_routing
 
 
 def counts_of(shapes: LayerShapes, *kinds: str) -> RoutingCounts:
