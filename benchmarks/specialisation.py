@@ -25,11 +25,11 @@ from rich.table import Table
 from benchmarks.analysis import make_sentences
 from benchmarks.models import SHAPE, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
+from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.builtin import register_metrics
-from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons.measure import memory_limit, open_store
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.corpora.sources import CorpusSpec
 from neuronmoe_plugins.data.manifest import Manifest, ManifestDataset, read_manifest
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora.sources import CorpusSpec
 
 AGAIN = "to its specification and run `neuronmoe data` again"
 

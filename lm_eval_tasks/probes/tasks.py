@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from neuronmoe_plugins.corpora.texts import parse_json, require_text
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora.records import parse_json, require_text
 
 DATA = Path(__file__).parent / "data"
 FETCH = "python lm_eval_tasks/fetch_probes.py"

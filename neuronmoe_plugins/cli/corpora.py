@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from neuronmoe_plugins.errors import UserError
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.corpora import CorpusSpec
+    from neuronmoe_plugins.corpora import CorpusSpec
 
 DATA_HELP = "Instead: a folder of `neuronmoe data`, whose data sets of role analysis are the corpora."
 
@@ -23,7 +23,7 @@ def chosen_corpora(
         UserError: if both are, `--data` goes with an option that would have no effect, or they cannot be used.
     """
     if data is None:
-        from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+        from neuronmoe_plugins.corpora import parse_corpus_specs
 
         return parse_corpus_specs(corpus) if corpus else ()
     for option, value in (("--corpus", corpus), ("--concepts", concepts)):

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.corpora import HubDataset
+from neuronmoe_plugins.corpora.samples import sentence_splitter
 from neuronmoe_plugins.data import hub_rows
 from neuronmoe_plugins.data.arrays import load_array
 from neuronmoe_plugins.data.choosing import Choice, Chooser, KeyFiles
@@ -35,8 +37,6 @@ from neuronmoe_plugins.data.writing import (
 )
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import stamp, write_json
-from neuronmoe_plugins.neurons.corpora import HubDataset
-from neuronmoe_plugins.neurons.corpora.splitting import sentence_splitter
 
 
 @dataclass(frozen=True)

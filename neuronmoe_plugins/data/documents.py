@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neuronmoe_plugins.corpora.samples import sentence_splitter
+from neuronmoe_plugins.corpora.texts import Sentence
 from neuronmoe_plugins.data.texts import Keys, normalise
-from neuronmoe_plugins.neurons.corpora.records import Sentence
-from neuronmoe_plugins.neurons.corpora.splitting import sentence_splitter
 
 
 @dataclass(frozen=True)

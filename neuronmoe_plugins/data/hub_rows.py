@@ -8,12 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins.corpora import HubDataset
+from neuronmoe_plugins.corpora.texts import import_datasets, list_fields
 from neuronmoe_plugins.data.shards import Shard
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import write_json, write_text
-from neuronmoe_plugins.neurons.corpora import HubDataset
-from neuronmoe_plugins.neurons.corpora.hub import import_datasets
-from neuronmoe_plugins.neurons.corpora.records import list_fields, one_line
 
 FIELD = "text"
 """Of the texts in the chunks, whatever it is called on the hub."""

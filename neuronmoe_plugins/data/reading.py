@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+from neuronmoe_plugins.corpora.texts import list_fields, require_text_column
 from neuronmoe_plugins.data.shards import PARQUET, Shard, UnreadableFileError
 from neuronmoe_plugins.errors import UserError, did_you_mean, one_line
-from neuronmoe_plugins.neurons.corpora.parquet import require_text_column
-from neuronmoe_plugins.neurons.corpora.records import list_fields
 
 LONGEST_LINE = 256 << 20
 BLOCK = 1 << 20

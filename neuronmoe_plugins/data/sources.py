@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.corpora import HubDataset
 from neuronmoe_plugins.data.candidates import by_key, in_order
 from neuronmoe_plugins.data.digests import DigestJob, digest_file
 from neuronmoe_plugins.data.hub_rows import HubRows
@@ -17,7 +18,6 @@ from neuronmoe_plugins.data.scanning import ScanJob, ScanSettings, ShardCounts, 
 from neuronmoe_plugins.data.shards import Shard, UnreadableFileError, cut_file
 from neuronmoe_plugins.data.workers import Workers
 from neuronmoe_plugins.files import sha256_of
-from neuronmoe_plugins.neurons.corpora import HubDataset
 
 GROWTH = (1, 2, 4, 8)
 """Chunks of hub rows that are looked at together, at first and later, however many workers there are."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from neuronmoe_plugins.corpora import HubDataset
 from neuronmoe_plugins.data.amounts import Amount
-from neuronmoe_plugins.neurons.corpora import HubDataset
 
 ROLES = ("held-out", "analysis", "replay", "target")
 """In the order in which documents are handed out: the small sets, which must be fair samples, come first."""

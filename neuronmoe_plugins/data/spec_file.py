@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from neuronmoe_plugins.corpora.sources import HUB, HUB_DATASET, LANGUAGE, HubDataset
 from neuronmoe_plugins.data.amounts import UNITS, Amount
 from neuronmoe_plugins.data.spec import ANSWERS, FORMATS, FORMS, ROLES, DatasetSpec, DataSpec, Filters, LocalFiles
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora.sources import HUB, HUB_DATASET, LANGUAGE, HubDataset
 from neuronmoe_plugins.reading import Fields, choice, filled_text, fraction, matching, read_yaml, whole
 
 TOP = ("seed", "datasets", "normalise", "near_duplicates", "tokenizer", "format")

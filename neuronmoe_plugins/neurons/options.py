@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins.corpora import CorpusSpec
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.components import COMPONENTS
-from neuronmoe_plugins.neurons.corpora import CorpusSpec
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import (
+from neuronmoe_plugins.corpora import (
     Corpus,
     HubDataset,
     SampleSet,
@@ -19,7 +18,8 @@ from neuronmoe_plugins.neurons.corpora import (
     sample_corpus,
     shared_sentences,
 )
-from neuronmoe_plugins.neurons.corpora.samples import POSITIVE
+from neuronmoe_plugins.corpora.samples import POSITIVE
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences

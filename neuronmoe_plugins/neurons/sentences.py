@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.corpora.samples import POSITIVE, SampleSet
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.arrays import IntArray
 from neuronmoe_plugins.neurons.batches import PaddingSide
-from neuronmoe_plugins.neurons.corpora.samples import POSITIVE, SampleSet
 from neuronmoe_plugins.neurons.metrics import Samples
 
 

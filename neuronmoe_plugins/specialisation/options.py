@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins.corpora import CorpusSpec
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import CorpusSpec
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 
 MISSING = ("drop", "zero")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from data_preparation.preparing import write_spec
+from neuronmoe_plugins.corpora import HubDataset
 from neuronmoe_plugins.data.amounts import Amount
 from neuronmoe_plugins.data.spec import Filters, LocalFiles
 from neuronmoe_plugins.data.spec_file import load_spec
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import HubDataset
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from neuronmoe_plugins import plugins
+from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
 from neuronmoe_plugins.neurons import store
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
-from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.table import layer_counts

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from neuronmoe_plugins.corpora import Concepts, CorpusSpec, SampleSet, read_concepts, sample_corpus
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.average_precision import average_precision
-from neuronmoe_plugins.neurons.corpora import Concepts, CorpusSpec, SampleSet, read_concepts, sample_corpus
 
 Samples = dict[str, tuple[list[str], list[str]]]
 """Positives and negatives of every language."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from neuronmoe_plugins.corpora import CorpusSpec, HubDataset, parse_corpus_specs, sample_corpus
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import CorpusSpec, HubDataset, parse_corpus_specs, sample_corpus
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neuronmoe_plugins.corpora import Corpus, CorpusSpec, sample_corpus
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, sample_corpus
 
 TEXTS = [f"γραμμή {number}" for number in range(2500)]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neuronmoe_plugins.corpora import Corpus, CorpusSpec, parse_corpus_specs, sample_corpus
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, parse_corpus_specs, sample_corpus
 
 pytest.importorskip("datasets")
 

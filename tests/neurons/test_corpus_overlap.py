@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import (
+from neuronmoe_plugins.corpora import (
     Corpus,
     CorpusSpec,
     Sentence,
@@ -17,6 +16,7 @@ from neuronmoe_plugins.neurons.corpora import (
     sample_corpus,
     shared_sentences,
 )
+from neuronmoe_plugins.errors import UserError
 
 ReadAll = Callable[[dict[str, str]], list[Corpus]]
 

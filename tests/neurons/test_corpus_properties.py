@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuronmoe_plugins.corpora import Corpus, CorpusSpec, read_concepts, sample_corpus
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import Corpus, CorpusSpec, read_concepts, sample_corpus
 
 PLAIN = "ένα δύο.\nΤρία; πέντε\n\n\ufeffέξι\n"
 CONCEPT = {"concept": "el", "group": "sense", "sentences": {"positive": ["ένα", "δύο"], "negative": ["one", "two"]}}

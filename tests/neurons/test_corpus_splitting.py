@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from neuronmoe_plugins.corpora import CorpusSpec, Sentence, sample_corpus
+from neuronmoe_plugins.corpora.samples import sentence_splitter
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora import CorpusSpec, Sentence, sample_corpus
-from neuronmoe_plugins.neurons.corpora.splitting import sentence_splitter
 
 TEXTS = {
     "en": ["Dr. Brown came at five.", "Was she late?", "Not at all, e.g. by the clock of Mr. Hill!"],

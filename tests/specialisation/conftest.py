@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.specialisation import SpecialiseOptions, specialise
 from specialisation.extending import EXPERTS, save_adapter
 

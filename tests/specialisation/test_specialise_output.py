@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from neuronmoe_plugins.corpora import CorpusSpec, parse_corpus_specs
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import store
-from neuronmoe_plugins.neurons.corpora import CorpusSpec, parse_corpus_specs
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
 from specialisation.extending import EXPERTS, save_adapter, scores_in
 

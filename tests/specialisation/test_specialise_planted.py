@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronmoe_plugins.neurons.corpora import parse_corpus_specs
+from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
 from specialisation.extending import load_extended, observed, scores_in, tokens_of
 from specialisation.planting import MARGIN, SIGNAL, save_planted_adapter, save_planted_model

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from neuronmoe_plugins.corpora.samples import Corpus
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora.sampling import Corpus
 
 EXAMPLES = 3
 

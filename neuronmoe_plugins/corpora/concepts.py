@@ -12,11 +12,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.corpora.records import Sentence, list_fields, one_line, parse_json, require_text
-from neuronmoe_plugins.neurons.corpora.samples import SampleSet
-from neuronmoe_plugins.neurons.corpora.sampling import Corpus, CorpusFile
-from neuronmoe_plugins.neurons.corpora.sources import LANGUAGE
+from neuronmoe_plugins.corpora.samples import Corpus, CorpusFile, SampleSet
+from neuronmoe_plugins.corpora.sources import LANGUAGE
+from neuronmoe_plugins.corpora.texts import Sentence, list_fields, parse_json, require_text
+from neuronmoe_plugins.errors import UserError, one_line
 
 CONCEPT_LIST = "concept_list.csv"
 GROUP = "sense"
