@@ -85,7 +85,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list
         UserError: on an unknown key, with the nearest name, and on one that v1 has no data for.
     """
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
-    from neuronmoe_plugins.integrations.llamafactory.combinations import check_training
+    from neuronmoe_plugins.integrations.llamafactory.host_arguments import check_training
 
     given = {key: value for key, value in config.items() if key != "name"}
     tagged = [key for key in NEEDS_TAGS if given.get(key)]

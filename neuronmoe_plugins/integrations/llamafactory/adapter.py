@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from types import ModuleType
@@ -25,7 +26,6 @@ from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
 # Those that come from it unless they are given.
 FROM_ARGUMENTS_IF_GIVEN = ("topk", "experts_implementation")
-
 # A child of the host's logger, which alone has a handler and a level.
 logger = logging.get_logger("llamafactory.neuronmoe")
 
@@ -168,3 +168,28 @@ def load_adapter_config(model_args: Any) -> MoeConfig:
     if not isinstance(config, MoeConfig):
         raise UserError(f"adapter_name_or_path: {path} holds a {config.peft_type} adapter, not a MOE one")
     return config
+
+
+def extend_workflow(module: ModuleType) -> None:
+    """Let `llamafactory.train.sft.workflow` make reference models that are mixtures."""
+    wrapt.wrap_function_wrapper(module, "create_ref_model", _create_ref_model)
+
+
+def _create_ref_model(
+    wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Stand in for `create_ref_model(model_args, finetuning_args, add_valuehead)`.
+
+    The host loads the model's own adapter as LoRA and merges it, which a mixture refuses. A new mixture equals its base
+    model, which the host loads, and so does a `ref_model` of the user's.
+    """
+    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    model_args, finetuning_args = bound["model_args"], bound["finetuning_args"]
+    starts_from_mixture = finetuning_args.finetuning_type == "moe" and model_args.adapter_name_or_path
+    if not starts_from_mixture or finetuning_args.ref_model is not None:
+        return wrapped(*args, **kwargs)
+    from llamafactory.model import load_model, load_tokenizer
+
+    copied = copy.copy(model_args)  # loading changes it
+    as_it_was = MoeFinetuningArguments(finetuning_type="moe", stage=finetuning_args.stage)
+    return load_model(load_tokenizer(copied)["tokenizer"], copied, as_it_was, is_trainable=False)

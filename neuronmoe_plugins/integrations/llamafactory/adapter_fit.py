@@ -1,7 +1,8 @@
-"""Whether an adapter is one of the base model, by the headers of their files, before any weight is loaded."""
+"""The base model by its configuration alone, and whether an adapter is one of it, before any weight is loaded."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,17 @@ from huggingface_hub.errors import HFValidationError
 from peft import inject_adapter_in_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
 from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
 from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
@@ -124,3 +132,55 @@ def _first_rows(model: str, weight: str, model_args: Any) -> torch.Tensor | None
 
 def _is_same_place(one: str, two: str) -> bool:
     return one == two or (Path(one).exists() and Path(two).exists() and Path(one).samefile(two))
+
+
+def load_base_config(model_args: Any) -> PretrainedConfig:
+    """The configuration of `model_name_or_path`.
+
+    Raises:
+        UserError: if there is none, or it is that of a quantised model whose MLPs cannot be copied.
+    """
+    from llamafactory.model.loader import load_config
+
+    name = model_args.model_name_or_path
+    try:
+        config = load_config(model_args)
+    except (OSError, ValueError) as error:
+        place = "" if Path(str(name)).is_dir() else " (which is no folder here)"
+        raise UserError(f"model_name_or_path: {name}{place} has no usable config.json: {one_line(error)}") from error
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and not _is_four_bit(quantised):
+        method = _setting(quantised, "quant_method")
+        raise UserError(
+            f"model_name_or_path: {name} is quantised ({getattr(method, 'value', method)}): take it unquantised, or in "
+            "4 bits with bitsandbytes"
+        )
+    return config
+
+
+def empty_base_model(model_args: Any, config: PretrainedConfig) -> PreTrainedModel | None:
+    """The base model without memory for its weights; None for an architecture that transformers does not have.
+
+    Raises:
+        UserError: if its MLPs cannot become mixtures.
+    """
+    classes = (AutoModelForImageTextToText._model_mapping, AutoModelForCausalLM._model_mapping)
+    model_class: Any = next((known[type(config)] for known in classes if type(config) in known), None)
+    if model_class is None:
+        return None
+    with torch.device("meta"):
+        # Not from_config, which DeepSpeed's ZeRO-3 extends.
+        model: PreTrainedModel = model_class(copy.deepcopy(config))
+    try:
+        find_feed_forwards(model)
+    except ValueError as error:
+        raise UserError(f"model_name_or_path: {model_args.model_name_or_path}: {one_line(error)}") from error
+    return model
+
+
+def _is_four_bit(quantised: Any) -> bool:
+    return bool(_setting(quantised, "load_in_4bit") or _setting(quantised, "_load_in_4bit"))
+
+
+def _setting(quantised: Any, name: str) -> Any:
+    return quantised.get(name) if isinstance(quantised, dict) else getattr(quantised, name, None)

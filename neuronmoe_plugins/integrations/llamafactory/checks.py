@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +15,16 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeFinetuningArguments,
     given_moe_arguments,
 )
-from neuronmoe_plugins.integrations.llamafactory.combinations import check_inference, check_task, check_training
-from neuronmoe_plugins.integrations.llamafactory.dataset_files import check_datasets
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import GROUP
 from neuronmoe_plugins.integrations.llamafactory.experts import OLD_EXPERTS
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given, is_moe, read_given
-from neuronmoe_plugins.integrations.llamafactory.host_arguments import check_host_arguments
-from neuronmoe_plugins.integrations.llamafactory.languages import check_languages
-from neuronmoe_plugins.integrations.llamafactory.tokenized_data import check_saved_tags
+from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
+    check_host_arguments,
+    check_inference,
+    check_task,
+    check_training,
+)
+from neuronmoe_plugins.integrations.llamafactory.languages import check_datasets, check_languages
+from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_saved_tags
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
@@ -199,8 +202,11 @@ def _check_experts(run: MoeRun) -> tuple[MoeConfig, int]:
     """
     # Not at the top: these import more of the host, whose arguments are being imported when this module is.
     from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config, load_or_make_config
-    from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_adapter_fits
-    from neuronmoe_plugins.integrations.llamafactory.base_model import empty_base_model, load_base_config
+    from neuronmoe_plugins.integrations.llamafactory.adapter_fit import (
+        check_adapter_fits,
+        empty_base_model,
+        load_base_config,
+    )
 
     arguments = run.finetuning_args
     base_config = load_base_config(run.model_args)
@@ -245,3 +251,29 @@ def _check_plans(config: MoeConfig, arguments: MoeFinetuningArguments, num_layer
                 f"ada_moe_num_experts_list gives experts to layers {ignored}, which layers_to_moe {layers} leaves out: "
                 "remove layers_to_moe"
             )
+
+
+def check_launcher(training_args: Any) -> None:
+    """Refuse settings of FSDP under which training would fail, or end without an adapter.
+
+    Args:
+        training_args: The host's training arguments; accelerate passes its settings on in the environment.
+
+    Raises:
+        UserError: naming the key.
+    """
+    settings = training_args.fsdp_plugin_args
+    if settings is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    version = (settings or {}).get("fsdp_version") or int(os.environ.get("FSDP_VERSION", "1"))
+    if version != 2:
+        raise UserError(
+            "fsdp_version: 1 wraps each router by itself, apart from its experts: set fsdp_version: 2, as in "
+            "recipes/accelerate/fsdp.yaml"
+        )
+    state_dict_type = os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    if state_dict_type.upper() != "FULL_STATE_DICT":
+        raise UserError(
+            f"fsdp_state_dict_type: {state_dict_type} saves no adapter at the end: set fsdp_state_dict_type: "
+            "FULL_STATE_DICT, or FSDP_STATE_DICT_TYPE=FULL_STATE_DICT in the environment"
+        )

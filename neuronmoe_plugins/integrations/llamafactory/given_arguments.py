@@ -5,17 +5,21 @@ Only what concerns `moe` is refused here. The host refuses the rest in its own w
 
 from __future__ import annotations
 
+import re
+import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.training_args import TrainingArguments
 from transformers import HfArgumentParser
 
-from neuronmoe_plugins.errors import UserError, did_you_mean, nearest
+from neuronmoe_plugins.errors import UserError, did_you_mean, nearest, one_line
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
     MoeFinetuningArguments,
@@ -24,12 +28,11 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
 from neuronmoe_plugins.tuner.reference_format import WITHOUT_EFFECT
 
 Given = dict[str, Any]
-
 # Arguments of the published code, or of those that it is based on, whose value nothing there reads.
 PUBLISHED_WITHOUT_EFFECT = WITHOUT_EFFECT.keys() | {"different_old_experts", "per_language_experts_num"}
-
 # How like an argument of `moe` a wrong key must be to be taken for it with another method.
 SURELY_MEANT = 0.85
+METHOD = re.compile(r"""\bfinetuning_type["']?\s*[:=]\s*["']?moe\b""")
 
 
 def read_given(given: Given | list[str], classes: list[Any]) -> Given:
@@ -185,3 +188,35 @@ def _full_name(key: str, names: Iterable[str]) -> str:
     if key in names:
         return key
     return next((name for name in names if name.startswith(key)), key.removeprefix("no_"))
+
+
+def read_args(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `read_args(args)`, which reads the file that the command line names unless it is given arguments.
+
+    Raises:
+        UserError: if there is no such file, or one that asks for `moe` cannot be read.
+    """
+    try:
+        return wrapped(*args, **kwargs)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: there is no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        if not _asks_for_moe(sys.argv[1:]):
+            raise
+        raise UserError(f"{sys.argv[1]} cannot be read: {_what(error)}") from error
+
+
+def _asks_for_moe(words: list[str]) -> bool:
+    text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
+    return any(METHOD.search(part) for part in (text, *words))
+
+
+def _what(error: Exception) -> str:
+    """The problem and its line, without the excerpt of the file that a YAML error has."""
+    if isinstance(error, TypeError):
+        return "it must map keys to values"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return one_line(error)
+    if not Path(error.problem_mark.name).is_file():
+        return f"after it, {error.problem}"
+    return f"line {error.problem_mark.line + 1}: {error.problem}"

@@ -13,16 +13,15 @@ import wrapt
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.integrations.commands import end_in_one_line
 from neuronmoe_plugins.integrations.llamafactory.arguments import replace_argument_classes
+from neuronmoe_plugins.integrations.llamafactory.checkpoints import extend_choice
 from neuronmoe_plugins.integrations.llamafactory.checks import (
     MoeRun,
     check_inference_command,
+    check_launcher,
     check_method,
     check_train_command,
 )
-from neuronmoe_plugins.integrations.llamafactory.config_file import read_args
-from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given, is_moe
-from neuronmoe_plugins.integrations.llamafactory.launchers import check_launcher
-from neuronmoe_plugins.integrations.llamafactory.resume import extend_choice
+from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given, is_moe, read_args
 
 
 def extend_parser(module: ModuleType) -> None:

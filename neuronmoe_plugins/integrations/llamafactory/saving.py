@@ -7,6 +7,7 @@ holds what has been summed up since the last log, which the host starts anew.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,12 @@ from llamafactory.train.callbacks import TRAINER_LOG, LogCallback
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from neuronmoe_plugins.files import new_files
-from neuronmoe_plugins.integrations.llamafactory.resume import launch_of
-from neuronmoe_plugins.integrations.llamafactory.trainer_log import keep_until
-from neuronmoe_plugins.integrations.llamafactory.whole_checkpoints import (
+from neuronmoe_plugins.files import new_files, write_text
+from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     TRAINER_STATE,
     WEIGHTS,
     begin,
+    launch_of,
     mark_whole,
     read_marker,
     rotate,
@@ -208,3 +208,27 @@ def _add_metrics(trainer: Any, sums: dict[str, Any]) -> None:
     for name, (total, number) in sums.items():
         values = (torch.tensor(value, dtype=torch.float64, device=trainer.args.device) for value in (total, number))
         metrics.add(name, *values)
+
+
+def keep_until(log: Path, step: int) -> None:
+    """Drop what the run will write again: the lines after a step, the summary at the end, and a line cut short.
+
+    Args:
+        log: A trainer_log.jsonl, which need not exist; replaced in one go.
+        step: Step of the checkpoint that the run goes on from; 0 if it starts from the beginning.
+    """
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _stays(line, step)]
+    if kept != lines:
+        write_text(log, "".join(f"{line}\n" for line in kept))
+
+
+def _stays(line: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    at = entry["current_steps"]
+    return at < step or (at == step > 0 and ("loss" in entry or "eval_loss" in entry))

@@ -16,7 +16,7 @@ from llamafactory.data.processor import (
     SupervisedDatasetProcessor,
 )
 
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import asked_tags
+from neuronmoe_plugins.integrations.llamafactory.tags import asked_tags
 
 Columns = dict[str, list[Any]]
 

@@ -15,8 +15,14 @@ import wrapt
 from datasets import IterableDataset
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory.dataset_tags import TOKEN_TAGS, TokenTag, asked_tags
-from neuronmoe_plugins.integrations.llamafactory.tokenized_data import check_saved_tags, is_tokenized, save_tags
+from neuronmoe_plugins.integrations.llamafactory.tags import (
+    TOKEN_TAGS,
+    TokenTag,
+    asked_tags,
+    check_saved_tags,
+    is_tokenized,
+    save_tags,
+)
 
 
 def extend_data_loader(module: ModuleType) -> None:

@@ -15,8 +15,8 @@ from resumed_runs import SETTINGS, assert_same_run, written_log
 from training_runs import stage1_arguments, train
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory import resume, saving
-from neuronmoe_plugins.integrations.llamafactory.whole_checkpoints import MARKER
+from neuronmoe_plugins.integrations.llamafactory import checkpoints, saving
+from neuronmoe_plugins.integrations.llamafactory.checkpoints import MARKER
 
 STREAM = {"streaming": True, "dataloader_num_workers": 1, "mix_strategy": "interleave_over", "max_steps": 14}
 EXTENSION = {
@@ -86,7 +86,7 @@ def test_without_a_whole_checkpoint_a_run_starts_again(
 ) -> None:
     output, arguments = run
     lines: list[str] = []
-    monkeypatch.setattr(resume.logger, "warning_rank0", lines.append)
+    monkeypatch.setattr(checkpoints.logger, "warning_rank0", lines.append)
     again = interrupted(output, tmp_path / "again", 3, 6)
     (again / "checkpoint-3" / "optimizer.pt").unlink()
     (again / "checkpoint-6" / "scheduler.pt").write_bytes(b"")
@@ -140,12 +140,12 @@ def test_processes_agree_on_a_checkpoint(
 ) -> None:
     folder = interrupted(run[0], tmp_path / "shared", 3, 6)
     lines: list[str] = []
-    monkeypatch.setattr(resume.logger, "warning_rank0", lines.append)
-    monkeypatch.setattr(resume, "gather_object", lambda whole: [*whole, {3, 9}])
+    monkeypatch.setattr(checkpoints.logger, "warning_rank0", lines.append)
+    monkeypatch.setattr(checkpoints, "gather_object", lambda whole: [*whole, {3, 9}])
     training_args = SimpleNamespace(
         output_dir=str(folder), world_size=2, deepspeed=None, fsdp=None, resume_from_checkpoint=None
     )
-    resume.choose_checkpoint(training_args)
+    checkpoints.choose_checkpoint(training_args)
     assert parser.get_last_checkpoint(str(folder)) == str(folder / "checkpoint-3")
     assert lines == [f"{folder}: checkpoint-6 is skipped: it is not whole for another process; checkpoint-3 is taken"]
 

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from neuronmoe_plugins.files import new_files
-from neuronmoe_plugins.integrations.llamafactory.trainer_log import keep_until
-from neuronmoe_plugins.integrations.llamafactory.whole_checkpoints import (
+from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     MARKER,
     Launch,
     begin,
@@ -23,6 +22,7 @@ from neuronmoe_plugins.integrations.llamafactory.whole_checkpoints import (
     rotate,
     unfit,
 )
+from neuronmoe_plugins.integrations.llamafactory.saving import keep_until
 
 PLAIN = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 SHARDS = [f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
