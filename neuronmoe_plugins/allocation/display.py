@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.comparison import compare
+from neuronmoe_plugins.tables import Table, as_rich
 
 UNKNOWN = "unknown"
 
 
 def print_allocation(console: Console, allocation: Allocation, other: Allocation | None = None) -> None:
     """Print the layers, the sizes, and the differences to another allocation if there is one."""
-    console.print(allocation_table(allocation))
+    console.print(as_rich(allocation_table(allocation)))
     print_text(console, f"{expert_sentence(allocation)}; {parameter_sentence(allocation)}")
     if other is not None:
-        console.print(comparison_table(allocation, other))
+        console.print(as_rich(comparison_table(allocation, other)))
     if allocation.note:
         print_text(console, f"Note: {allocation.note}.")
 
 
 def allocation_table(allocation: Allocation) -> Table:
     """One row per layer with its score, experts and added parameters, and the totals."""
-    table = Table(show_footer=True)
-    table.add_column("layer", footer="total", justify="right")
-    table.add_column(allocation.score_name, footer=f"{sum(allocation.layer_scores):.6g}", justify="right")
-    table.add_column("experts", footer=str(allocation.total_experts), justify="right")
-    table.add_column("added parameters", footer=_count(allocation.added_parameters), justify="right")
     added = allocation.layer_added_parameters
-    for layer, (score, experts) in enumerate(zip(allocation.layer_scores, allocation.num_experts, strict=True)):
-        table.add_row(str(layer), f"{score:.6g}", str(experts), UNKNOWN if added is None else f"{added[layer]:,}")
-    return table
+    rows = [
+        [str(layer), f"{score:.6g}", str(experts), _count(None if added is None else added[layer])]
+        for layer, (score, experts) in enumerate(zip(allocation.layer_scores, allocation.num_experts, strict=True))
+    ]
+    total = ["total", f"{sum(allocation.layer_scores):.6g}", str(allocation.total_experts)]
+    header = ["layer", allocation.score_name, "experts", "added parameters"]
+    return Table("", header, rows, words=(), footer=[*total, _count(allocation.added_parameters)])
 
 
 def comparison_table(this: Allocation, other: Allocation) -> Table:
     """One row per measure: both allocations, and the difference in absolute numbers and per cent of the other."""
-    table = Table("", "this", "other", "difference", "per cent")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
     for row in compare(this, other):
         per_cent = "–" if row.per_cent is None else f"{row.per_cent:+.1f} %"
         absolute = "–" if row.absolute is None else f"{row.absolute:+,}"
-        table.add_row(row.measure, _count(row.this), _count(row.other), absolute, per_cent)
-    return table
+        rows.append([row.measure, _count(row.this), _count(row.other), absolute, per_cent])
+    return Table("", ["", "this", "other", "difference", "per cent"], rows)
 
 
 def expert_sentence(allocation: Allocation) -> str:

@@ -156,7 +156,8 @@ def specialise(
         typer.echo(f"Warning: {warning}", err=True)
     print_specialisation(console, specialisation)
     if compare is not None:
-        from neuronmoe_plugins.specialisation.drift import drift_table, measure_drift
+        from neuronmoe_plugins.specialisation.display import print_drift
+        from neuronmoe_plugins.specialisation.drift import measure_drift
 
-        console.print(drift_table(measure_drift(options.analysis(), progress=True)))
+        print_drift(console, measure_drift(options.analysis(), progress=True))
     typer.echo(f"Wrote {output}")

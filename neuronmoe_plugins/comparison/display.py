@@ -1,7 +1,8 @@
-"""Shows a comparison on the terminal."""
+"""Shows a comparison on the terminal, or as Markdown for papers and READMEs: its tables, and the notes under them."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import TypeVar
@@ -9,12 +10,23 @@ from typing import TypeVar
 from rich.console import Console
 from rich.measure import Measurement
 from rich.segment import Segments
-from rich.table import Table
-from rich.text import Text
 
-from neuronmoe_plugins.comparison.table import Cell, Comparison, Row
-from neuronmoe_plugins.comparison.text import cell_lines, experts_text, metric_text, notes
+from neuronmoe_plugins.comparison.evidence import Untested
+from neuronmoe_plugins.comparison.table import Cell, Comparison, Difference, Row, Verdict
+from neuronmoe_plugins.tables import Cell as TableCell
+from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich
 
+MISSING = "-"
+MARKS = {Verdict.BETTER: "▲", Verdict.WORSE: "▼", Verdict.DIFFERENT: "◆", Verdict.NOISE: "≈"}
+STYLES = {
+    Verdict.BETTER: "green",
+    Verdict.WORSE: "red",
+    Verdict.DIFFERENT: "bold",
+    Verdict.NOISE: "dim",
+    Verdict.UNTESTED: "dim",
+}
+# Under so many items, the items at hand say too little about the spread of all that there could be.
+FEW_ITEMS = 30
 # Wider than any table: files and pipes have no width of their own.
 UNLIMITED = 100_000
 Part = TypeVar("Part")
@@ -26,6 +38,14 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         _print_whole(console, table)
     for note in notes(comparison):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def markdown(comparison: Comparison) -> str:
+    """The paper's table, that of other tasks, and the notes."""
+    tables = [paper_table(comparison, comparison.paper_rows)] if comparison.paper_rows else []
+    if comparison.other_rows:
+        tables.append(others_table(comparison, range(len(comparison.models)), ("Task", "Metric")))
+    return "\n\n".join([*map(as_markdown, tables), *notes(comparison)])
 
 
 def _tables(console: Console, comparison: Comparison) -> Iterator[Table]:
@@ -43,30 +63,27 @@ def _benchmark(row: Row) -> str:
 
 def paper_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
     """One line per model, and a column for each of these benchmarks and languages (paper, Table 1), in per cent."""
-    table = Table("Model", show_lines=True)
-    table.add_column("#Exp", justify="right")
-    for row in rows:
-        if row.measure.column:
-            head = f"{row.measure.column.benchmark}\n{row.measure.column.language}"
-            table.add_column(head, justify="right", no_wrap=True)
-    for place, model in enumerate(comparison.models):
-        table.add_row(Text(model.name), experts_text(model), *(_text(row, row.cells[place]) for row in rows))
-    return table
+    columns = [row.measure.column for row in rows]
+    header = ["Model", "#Exp", *(f"{column.benchmark}\n{column.language}" for column in columns if column)]
+    lines: list[list[TableCell]] = [
+        [
+            model.name,
+            MISSING if model.experts is None else str(model.experts),
+            *(cell_lines(row, row.cells[place]) for row in rows),
+        ]
+        for place, model in enumerate(comparison.models)
+    ]
+    return Table("", header, lines, rules=range(len(lines)))
 
 
-def others_table(comparison: Comparison, places: Sequence[int]) -> Table:
+def others_table(comparison: Comparison, places: Sequence[int], titles: tuple[str, str] = ("task", "metric")) -> Table:
     """One line per metric of every other task, and a column for each of the models at these places."""
-    table = Table("task", "metric", show_lines=True)
-    for place in places:
-        table.add_column(Text(comparison.models[place].name), justify="right", no_wrap=True)
-    for row in comparison.other_rows:
-        cells = [_text(row, row.cells[place]) for place in places]
-        table.add_row(Text(row.measure.task), Text(metric_text(row)), *cells)
-    return table
-
-
-def _text(row: Row, cell: Cell | None) -> Text:
-    return Text("\n").join(Text(line.text, line.style) for line in cell_lines(row, cell))
+    header = [*titles, *(comparison.models[place].name for place in places)]
+    lines: list[list[TableCell]] = [
+        [row.measure.task, metric_text(row), *(cell_lines(row, row.cells[place]) for place in places)]
+        for row in comparison.other_rows
+    ]
+    return Table("", header, lines, words=range(2), rules=range(len(lines)))
 
 
 def _fitting(console: Console, parts: Sequence[Part], build: Callable[[list[Part]], Table]) -> Iterator[Table]:
@@ -83,10 +100,128 @@ def _fitting(console: Console, parts: Sequence[Part], build: Callable[[list[Part
 
 def _width(console: Console, table: Table) -> int:
     """The characters that the table takes when nothing is cut or wrapped."""
-    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
+    return Measurement.get(console, console.options.update(width=UNLIMITED), as_rich(table)).maximum
 
 
 def _print_whole(console: Console, table: Table) -> None:
     """Print a table at its full width, also on a terminal that is narrower."""
     options = console.options.update(width=_width(console, table))
-    console.print(Segments(console.render(table, options)), soft_wrap=True, end="")
+    console.print(Segments(console.render(as_rich(table), options)), soft_wrap=True, end="")
+
+
+def cell_lines(row: Row, cell: Cell | None) -> list[Line]:
+    """The value with its standard error, the difference, and its interval; shares of items in per cent and points."""
+    if cell is None:
+        return [Line(MISSING)]
+    digits = 2 if row.measure.scale == 100 else 4
+    value = f"{row.measure.scale * cell.value:.{digits}f}"
+    if cell.stderr is not None:
+        value += f" ± {row.measure.scale * cell.stderr:.{digits}f}"
+    lines = [Line(value)]
+    if cell.difference is not None:
+        style = STYLES[cell.difference.verdict]
+        lines += [Line(text, style) for text in _difference_texts(cell.difference, row.measure.scale, digits)]
+    return lines
+
+
+def _difference_texts(difference: Difference, scale: int, digits: int) -> list[str]:
+    shown = _signed(scale * difference.value, digits)
+    if difference.test is None:
+        return [f"{shown} {difference.verdict.value}"]
+    low, high = (_signed(scale * end, digits) for end in (difference.test.low, difference.test.high))
+    return [f"{MARKS[difference.verdict]} {shown}  {p_text(difference.test.p_value)}", f"[{low}, {high}]"]
+
+
+def _signed(number: float, digits: int) -> str:
+    """With a sign; what rounds to nothing is +0."""
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
+
+
+def p_text(p_value: float) -> str:
+    """`p 0.021`, and `p < 0.001` for anything smaller."""
+    return "p < 0.001" if p_value < 0.001 else f"p {p_value:.3f}"
+
+
+def metric_text(row: Row) -> str:
+    """The metric of another task, its direction, and whether it is in per cent."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[row.higher_is_better]
+    return row.measure.metric + arrow + (" %" if row.measure.scale == 100 else "")
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """The lines under the tables: what the numbers and marks mean, what was not tested, what to be careful with."""
+    return [
+        *_units(comparison),
+        *_legend(comparison),
+        *_untested(comparison),
+        *_resampled(comparison),
+        *_few_items(comparison),
+    ]
+
+
+def _units(comparison: Comparison) -> Iterator[str]:
+    """What the paper's table shows, and with how many examples each benchmark was evaluated."""
+    shots: dict[str, set[str]] = defaultdict(set)
+    for row in comparison.paper_rows:
+        if row.measure.column:
+            shots[row.measure.column.benchmark].add("mixed" if row.shots is None else str(row.shots))
+    if shots:
+        counts = ", ".join(f"{benchmark} {' or '.join(sorted(found))}" for benchmark, found in shots.items())
+        yield f"Accuracy in % ± standard error, of ARC and HellaSwag acc_norm; differences in points. Shots: {counts}."
+
+
+def _differences(comparison: Comparison) -> Iterator[tuple[Row, int, Difference]]:
+    """Every difference, with its row and the place of its model."""
+    for row in comparison.rows:
+        for place, cell in enumerate(row.cells):
+            if cell is not None and cell.difference is not None:
+                yield row, place, cell.difference
+
+
+def _legend(comparison: Comparison) -> Iterator[str]:
+    verdicts = {difference.verdict for _, _, difference in _differences(comparison) if difference.test}
+    if not verdicts:
+        return
+    how = comparison.bootstrap
+    level = f"{100 * how.confidence:g} %"
+    other = ", ◆ different (lm-eval does not say what is better)" if Verdict.DIFFERENT in verdicts else ""
+    yield (
+        f"Against {comparison.models[0].name}: ▲ better, ▼ worse{other}, ≈ within noise, where the {level} interval "
+        f"contains 0 (paired bootstrap over items, {how.resamples:,} resamples, seed {how.seed}; p-values are for each "
+        "cell by itself)."
+    )
+
+
+def _untested(comparison: Comparison) -> Iterator[str]:
+    """One line for each reason, with the models and tasks that it holds for."""
+    found: dict[Untested, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row, place, difference in _differences(comparison):
+        reasons = [(at, cell.untested) for at in (0, place) if (cell := row.cells[at]) is not None]
+        if not any(reason for _, reason in reasons):
+            reasons = [(place, difference.untested)]
+        for at, reason in reasons:
+            if reason is not None and row.measure.name not in (names := found[reason][comparison.models[at].name]):
+                names.append(row.measure.name)
+    for reason, models in found.items():
+        where = "; ".join(f"{model}: {', '.join(names)}" for model, names in models.items())
+        yield f"Not tested, since {reason.value} ({where})."
+
+
+def _resampled(comparison: Comparison) -> Iterator[str]:
+    names = [
+        row.measure.name for row in comparison.rows if any(cell and cell.stderr_is_resampled for cell in row.cells)
+    ]
+    if names:
+        yield f"Standard errors from the resamples, since lm-eval gives none: {', '.join(names)}."
+
+
+def _few_items(comparison: Comparison) -> Iterator[str]:
+    few = {
+        row.measure.task: cell.items
+        for row in comparison.rows
+        for cell in row.cells
+        if cell and cell.difference and cell.difference.test and cell.items < FEW_ITEMS
+    }
+    if few:
+        where = ", ".join(f"{task} ({items})" for task, items in few.items())
+        yield f"Intervals from fewer than {FEW_ITEMS} items are too narrow: {where}."

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from safetensors import safe_open
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.demo.figure import save_figure
 from neuronmoe_plugins.files import write_json, write_text
+from neuronmoe_plugins.tables import Table, as_markdown, as_rich
 
 TITLE = "SmolLM2-135M learns Greek"
 TEXT_TITLES = {
@@ -74,31 +74,26 @@ def save_report(results: Results, output: Path, console: Console) -> None:
         output: Folder of the files.
         console: Shows the table.
     """
-    rows = table_rows(results)
-    write_text(output / "demo.md", _markdown(rows) + "\n" + _facts(results) + "\n")
+    table = result_table(results)
+    write_text(output / "demo.md", f"{as_markdown(table)}\n\n{_facts(results)}\n")
     write_json(output / "demo.json", asdict(results))
     _save_figure(results, output / "demo.png")
-    table = Table(title=TITLE)
-    for index, title in enumerate(rows[0]):
-        table.add_column(title, justify="left" if index == 0 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
+    console.print(as_rich(table))
     console.print(_facts(results))
     console.print(f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
     console.print(f"The neurons and the experts in pictures: {output / 'report.html'}")
 
 
-def table_rows(results: Results) -> list[list[str]]:
-    """The table: a header, then one row per measure with a value for base, stage 1 and stage 2."""
-    rows = [["", *MODEL_TITLES.values()]]
+def result_table(results: Results) -> Table:
+    """One row per measure, with a value for base, stage 1 and stage 2."""
+    rows = []
     for text, title in TEXT_TITLES.items():
         values = [results.bits_per_byte[model][text] for model in MODEL_TITLES]
         rows.append([f"bits per byte: {title}", *(f"{value:.3f}" for value in values)])
     for text, language in SHARE_TEXTS.items():
         shares = [results.mean_expert0_share(stage, text) for stage in results.expert0_share]
         rows.append([f"tokens on expert 0: {language}", "–", *(f"{share:.0%}" for share in shares)])
-    return rows
+    return Table(TITLE, ["", *MODEL_TITLES.values()], rows)
 
 
 def _save_figure(results: Results, path: Path) -> None:
@@ -128,12 +123,6 @@ def _facts(results: Results) -> str:
         f"{results.added_parameters / 1e6:.1f}M parameters added.\n"
         f"Minutes: {sum(results.minutes.values()):.1f} ({steps})."
     )
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [rows[0], rule, *rows[1:]])
 
 
 def _count_parameters(path: Path) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuronmoe_plugins.figures import blues, new_figure
-from neuronmoe_plugins.report.parts import Picture, Section, count
+from neuronmoe_plugins.figures import draw_cells, new_figure
+from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tables import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,14 +60,11 @@ def _draw_components(counts: NDArray[np.int64], languages: Sequence[str], module
     panels = figure.subplots(len(languages), 1, sharex=True, squeeze=False)[:, 0]
     scale = LogNorm(vmin=1, vmax=max(2, counts.max()))
     for axes, language, own in zip(panels, languages, counts, strict=True):
-        shown = np.ma.masked_equal(own, 0)
-        mesh = axes.pcolormesh(shown, cmap=blues(), norm=scale, edgecolors="white", linewidth=0.5)
+        mesh = draw_cells(axes, np.where(own > 0, own, np.nan), scale, gap=0.5)
         axes.set_title(language, fontsize=10, pad=4)
         axes.set_facecolor("#f5f7f9")
         axes.set_yticks(np.arange(len(modules)) + 0.5, modules, fontsize=8)
         axes.invert_yaxis()
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
     ticks = range(0, counts.shape[2], max(1, counts.shape[2] // 14))
     panels[-1].set_xticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
     panels[-1].set_xlabel("decoder layer")

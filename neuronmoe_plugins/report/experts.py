@@ -14,8 +14,9 @@ from neuronmoe_plugins.allocation.options import AllocationRequest
 from neuronmoe_plugins.allocation.sizes import read_shapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.table import layer_counts
-from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import MAIN_ALLOCATION, Run
+from neuronmoe_plugins.tables import Table, count
 
 LAYER_SIMILARITY = "layer-similarity"
 # LayerMoE shares out 70 for the 28 layers of Llama-3.2-3B before it rounds up.
@@ -175,7 +176,7 @@ def _size_table(shown: Shown) -> Table:
         for name, allocation in shown.allocations.items()
     ]
     header = ["allocation", "strategy", "languages", "experts", "new experts", "mixture layers", "new parameters"]
-    return Table("What each allocation adds", header, rows, text_columns=3)
+    return Table("What each allocation adds", header, rows, words=range(3))
 
 
 def _layer_table(shown: Shown) -> Table:

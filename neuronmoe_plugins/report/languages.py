@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuronmoe_plugins.figures import INK, blues, new_figure
+from neuronmoe_plugins.figures import draw_cells, new_figure
 from neuronmoe_plugins.neurons.figure import draw_layer_counts
-from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tables import Table, count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +80,7 @@ def shared_neurons(neurons: Sequence[Neuron], languages: Sequence[str]) -> NDArr
 
 def _draw_overlap(shared: NDArray[np.int64], languages: Sequence[str]) -> Figure:
     """A cell per pair; the diagonal is left out of the colours, which it would use up, and so are zeros."""
+    from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
     size = len(languages)
@@ -90,18 +92,14 @@ def _draw_overlap(shared: NDArray[np.int64], languages: Sequence[str]) -> Figure
     axes.set_facecolor("#f5f7f9")
     own = np.ma.masked_array(diagonal, ~diagonal)
     axes.pcolormesh(own, cmap="Greys", vmin=0, vmax=6, edgecolors="white", linewidth=2)
-    coloured = np.ma.masked_array(shared, diagonal | (shared == 0))
-    mesh = axes.pcolormesh(coloured, cmap=blues(), vmin=0, vmax=highest, edgecolors="white", linewidth=2)
-    for (row, column), number in np.ndenumerate(shared):
-        colour = INK if row == column or number < 0.66 * highest else "white"
-        axes.text(column + 0.5, row + 0.5, count(int(number)), ha="center", va="center", color=colour)
+    coloured = np.where(diagonal | (shared == 0), np.nan, shared)
+    texts = [list(map(count, row)) for row in shared]
+    mesh = draw_cells(axes, coloured, Normalize(0, highest), texts, gap=2, fontsize=10)
     middles = np.arange(size) + 0.5
     axes.set(title="Neurons that two languages share", xlabel="language", ylabel="language")
     axes.set_xticks(middles, languages, rotation=0 if longest <= 8 else 90)
     axes.set_yticks(middles, languages)
     axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     bar = figure.colorbar(mesh, label="shared neurons (count)", ticks=MaxNLocator(integer=True))
     bar.outline.set_visible(False)
     return figure

@@ -12,13 +12,14 @@ from neuronmoe_plugins.files import write_text
 from neuronmoe_plugins.report.components import components_section
 from neuronmoe_plugins.report.experts import experts_section, main_allocation
 from neuronmoe_plugins.report.languages import layers_section, overlap_section
-from neuronmoe_plugins.report.parts import Section, count
+from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.provenance import provenance_section
 from neuronmoe_plugins.report.run import Run, read_run
 from neuronmoe_plugins.report.scores import scores_section, top_section
 from neuronmoe_plugins.report.similarity import similarity_section
 from neuronmoe_plugins.report.specialisation import routing_section, specialisation_section
 from neuronmoe_plugins.report.svg import inline_svg
+from neuronmoe_plugins.tables import count
 
 SECTIONS = (
     layers_section,

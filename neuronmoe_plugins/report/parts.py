@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from neuronmoe_plugins.tables import Table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,19 +24,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of texts; the first `text_columns` columns are words, the others numbers."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
-    footer: Sequence[str] = ()
-    folded: bool = False
-    """Shown only when asked for."""
-
-
-@dataclass(frozen=True)
 class Section:
     """One part of the page, in the order picture, notes, tables."""
 
@@ -45,8 +34,3 @@ class Section:
     notes: Sequence[str] = ()
     """Sentences, as when there is nothing to show and why."""
     tables: Sequence[Table] = field(default_factory=tuple)
-
-
-def count(number: float) -> str:
-    """A number of things, with thousands set apart."""
-    return f"{number:,.0f}" if number == round(number) else f"{number:,.2f}"

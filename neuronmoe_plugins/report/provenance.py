@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuronmoe_plugins.report.parts import Section, Table, count
+from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tables import Table, count
 
 SETTINGS = {
     "model": "model",
@@ -39,9 +40,9 @@ def provenance_section(run: Run) -> Section:
     notes = run.lacks(*SETTINGS, "corpora", "versions")
     settings = [[title, _text(run.summary[key])] for key, title in SETTINGS.items() if key in run.summary]
     versions = [[name, str(version)] for name, version in run.summary.get("versions", {}).items()]
-    tables = [Table("Settings", ["setting", "value"], settings, text_columns=2)]
+    tables = [Table("Settings", ["setting", "value"], settings, words=range(2))]
     if versions:
-        tables.append(Table("Versions", ["package", "version"], versions, text_columns=2))
+        tables.append(Table("Versions", ["package", "version"], versions, words=range(2)))
     if corpora := run.summary.get("corpora"):
         tables.append(_corpus_table(corpora))
     return Section("run", "The run", notes=notes, tables=tables)
@@ -57,7 +58,7 @@ def _corpus_table(corpora: Sequence[Mapping[str, Any]]) -> Table:
         for corpus in corpora
     ]
     header = ["language", "file", "SHA-256", *CORPUS_COUNTS.values()]
-    return Table("Corpora", header, rows, text_columns=3)
+    return Table("Corpora", header, rows, words=range(3))
 
 
 def _text(value: Any) -> str:

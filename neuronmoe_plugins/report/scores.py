@@ -7,8 +7,9 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from neuronmoe_plugins.figures import new_figure
-from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tables import Table, count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

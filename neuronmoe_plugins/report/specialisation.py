@@ -7,8 +7,9 @@ from math import log
 from typing import TYPE_CHECKING
 
 from neuronmoe_plugins.report.measured import FOLDER, Measured
-from neuronmoe_plugins.report.parts import Picture, Section, Table, count
+from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tables import Table, count
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.specialisation import ExpertScores, LanguageRouting, Specialisation
@@ -116,13 +117,11 @@ def _base_rate_notes(specialisation: Specialisation) -> list[str]:
 
 def _expert_table(specialisation: Specialisation) -> Table:
     """Tables 4 and 10, with a pair of columns per language, and how many of its sentences reach the expert."""
+    from neuronmoe_plugins.specialisation.display import experts_by_place
+
     languages = specialisation.languages
-    by_place: dict[tuple[int, str], dict[str, ExpertScores]] = {}
-    for row in specialisation.experts:
-        by_place.setdefault((row.layer, row.expert), {})[row.language] = row
     rows = []
-    for by_language in by_place.values():
-        own = [by_language[language] for language in languages]
+    for own in experts_by_place(specialisation):
         cells = [cell for scores in own for cell in _cells(scores)]
         rows.append([_place(own[0]), count(own[0].neurons), *cells, *(count(scores.sentences) for scores in own)])
     pairs = [title for language in languages for title in (f"{language} high-AP", f"{language} ratio (%)")]
@@ -147,6 +146,8 @@ def _base_shares(specialisation: Specialisation) -> Iterable[str]:
 
 def _routing_table(specialisation: Specialisation) -> Table:
     """Tokens, shares and mean weights of each layer and language."""
+    from neuronmoe_plugins.specialisation.display import token_shares
+
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
     names = ["base", *(f"expert_{expert}" for expert in range(num_experts - 1))]
     header = ["layer", "language", "most used pairs", "tokens", *names, "entropy"]
@@ -156,8 +157,7 @@ def _routing_table(specialisation: Specialisation) -> Table:
             row.language,
             _most_used_pairs(row, names),
             count(row.tokens),
-            *_shares(row),
-            *[""] * (num_experts - len(row.expert_tokens)),
+            *token_shares(row, num_experts, " "),
             f"{row.entropy:.3f} of {log(len(row.expert_tokens)):.3f}",
         ]
         for row in specialisation.routing
@@ -165,14 +165,7 @@ def _routing_table(specialisation: Specialisation) -> Table:
     caption = (
         "Tokens that chose an expert (%), its mean router weight there, and the router’s entropy of at most (nats)"
     )
-    return Table(caption, header, rows, text_columns=3)
-
-
-def _shares(row: LanguageRouting) -> list[str]:
-    return [
-        f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f" ({weight:.2f})")
-        for tokens, weight in zip(row.expert_tokens, row.mean_weights, strict=True)
-    ]
+    return Table(caption, header, rows, words=range(3))
 
 
 def _most_used_pairs(row: LanguageRouting, names: Sequence[str]) -> str:

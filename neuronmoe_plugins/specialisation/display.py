@@ -1,41 +1,54 @@
-"""Shows a specialisation on the terminal, in the layout of the paper's Tables 4 and 10."""
+"""Shows a specialisation on the terminal, in the layout of the paper's Tables 4, 6 and 10."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Sequence
 
-from neuronmoe_plugins.specialisation.results import ExpertScores, Specialisation
+from rich.console import Console
+
+from neuronmoe_plugins.specialisation.drift import LayerDrift
+from neuronmoe_plugins.specialisation.results import ExpertScores, LanguageRouting, Specialisation
+from neuronmoe_plugins.tables import Table, as_rich
 
 NOT_MEASURED = "not measured"
+DRIFT_PARTS = ("base", "extended", "kept")
 
 
 def print_specialisation(console: Console, specialisation: Specialisation) -> None:
     """Print a table of the experts and one of the routing, with a pair of columns per language."""
-    console.print(expert_table(specialisation))
-    console.print(routing_table(specialisation))
+    console.print(as_rich(expert_table(specialisation), no_wrap=(0,)))
+    # Without padding, six experts fit into eighty characters.
+    console.print(as_rich(routing_table(specialisation), padding=0))
+
+
+def print_drift(console: Console, rows: Sequence[LayerDrift]) -> None:
+    """Print how many neurons each layer had, has and kept."""
+    console.print(as_rich(drift_table(rows)))
+
+
+def experts_by_place(specialisation: Specialisation) -> list[list[ExpertScores]]:
+    """For each layer and expert, in their order, its scores for each language."""
+    places: dict[tuple[int, str], dict[str, ExpertScores]] = {}
+    for row in specialisation.experts:
+        places.setdefault((row.layer, row.expert), {})[row.language] = row
+    return [[own[language] for language in specialisation.languages] for own in places.values()]
 
 
 def expert_table(specialisation: Specialisation) -> Table:
     """One row per layer and expert: the neurons specific to each language, and their share of the expert's."""
-    threshold, languages = specialisation.settings["threshold"], specialisation.languages
-    table = Table(title=f"Neurons with an average precision of {threshold:g} or more")
-    table.add_column("layer-expert", no_wrap=True)
-    table.add_column("neurons", justify="right")
-    for language in languages:
-        table.add_column(f"{language}\nhigh-AP", justify="right")
-        table.add_column("\nratio (%)", justify="right")
-    rows: dict[tuple[int, str], dict[str, ExpertScores]] = {}
-    for scores in specialisation.experts:
-        rows.setdefault((scores.layer, scores.expert), {})[scores.language] = scores
-    last = None
-    for (layer, expert), by_language in rows.items():
-        if last not in (None, layer):
-            table.add_section()
-        last = layer
-        cells = [cell for language in languages for cell in _cells(by_language[language])]
-        table.add_row(f"L{layer} {expert}", f"{by_language[languages[0]].neurons:,}", *cells)
-    return table
+    pairs = [title for language in specialisation.languages for title in (f"{language}\nhigh-AP", "\nratio (%)")]
+    experts = experts_by_place(specialisation)
+    rows = [
+        [_place(own[0]), f"{own[0].neurons:,}", *(cell for scores in own for cell in _cells(scores))] for own in experts
+    ]
+    last = [row for row in range(len(rows) - 1) if experts[row][0].layer != experts[row + 1][0].layer]
+    caption = f"Neurons with an average precision of {specialisation.settings['threshold']:g} or more"
+    return Table(caption, ["layer-expert", "neurons", *pairs], rows, rules=last)
+
+
+def _place(scores: ExpertScores) -> str:
+    """As in the paper's Table 4."""
+    return f"L{scores.layer} {scores.expert}"
 
 
 def _cells(scores: ExpertScores) -> tuple[str, str]:
@@ -47,16 +60,38 @@ def _cells(scores: ExpertScores) -> tuple[str, str]:
 def routing_table(specialisation: Specialisation) -> Table:
     """One row per layer and language: the share of its tokens that chose each expert, and the router's entropy."""
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
-    # Six experts fit into eighty characters.
-    table = Table(title="Tokens that chose an expert (%), and mean router weight there", padding=0)
     names = ["base", *(f"expert\n{expert}" for expert in range(num_experts - 1))]
-    for column in ("layer", "language", "tokens", *names, "entropy"):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    for row in specialisation.routing:
-        shares = [
-            f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f"\n({weight:.2f})")
-            for tokens, weight in zip(row.expert_tokens, row.mean_weights, strict=True)
+    rows = [
+        [
+            str(row.layer),
+            row.language,
+            f"{row.tokens:,}",
+            *token_shares(row, num_experts, "\n"),
+            f"{row.entropy:.3f}",
         ]
-        filled = [*shares, *[""] * (num_experts - len(shares))]
-        table.add_row(str(row.layer), row.language, f"{row.tokens:,}", *filled, f"{row.entropy:.3f}")
-    return table
+        for row in specialisation.routing
+    ]
+    caption = "Tokens that chose an expert (%), and mean router weight there"
+    return Table(caption, ["layer", "language", "tokens", *names, "entropy"], rows, words=(1,))
+
+
+def token_shares(row: LanguageRouting, num_experts: int, separator: str) -> list[str]:
+    """For each expert the share of the tokens that chose it (%) and its mean weight; empty where there is no expert."""
+    shares = [
+        f"{100 * tokens / row.tokens:.1f}" + ("" if weight is None else f"{separator}({weight:.2f})")
+        for tokens, weight in zip(row.expert_tokens, row.mean_weights, strict=True)
+    ]
+    return shares + [""] * (num_experts - len(shares))
+
+
+def drift_table(rows: Sequence[LayerDrift]) -> Table:
+    """One row per layer, three columns per language, and the totals."""
+    languages = list(dict.fromkeys(row.language for row in rows))
+    titles = [f"{language if part == 'base' else ''}\n{part}" for language in languages for part in DRIFT_PARTS]
+    layers: dict[int, list[int]] = {}
+    for row in sorted(rows, key=lambda row: row.layer):
+        layers.setdefault(row.layer, []).extend((row.base, row.extended, row.kept))
+    totals = [str(sum(column)) for column in zip(*layers.values(), strict=True)]
+    caption = "Language-specific neurons of the base and of the extended model"
+    cells = [[str(layer), *map(str, own)] for layer, own in layers.items()]
+    return Table(caption, ["layer", *titles], cells, words=(), footer=["total", *totals])

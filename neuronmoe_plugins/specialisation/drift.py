@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.table import Table
-
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.analysis import Analysis
@@ -91,19 +89,3 @@ def load_drift(folder: Path) -> list[LayerDrift] | None:
         return [LayerDrift(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no result of `neuronmoe specialise --compare base`: {error}") from error
-
-
-def drift_table(rows: Sequence[LayerDrift]) -> Table:
-    """One row per layer, three columns per language, and the totals."""
-    languages = list(dict.fromkeys(row.language for row in rows))
-    table = Table(title="Language-specific neurons of the base and of the extended model", show_footer=True)
-    table.add_column("layer", footer="total", justify="right")
-    for language in languages:
-        own = [row for row in rows if row.language == language]
-        for name in ("base", "extended", "kept"):
-            header = f"{language if name == 'base' else ''}\n{name}"
-            table.add_column(header, footer=str(sum(getattr(row, name) for row in own)), justify="right")
-    for layer in sorted({row.layer for row in rows}):
-        own = [row for row in rows if row.layer == layer]
-        table.add_row(str(layer), *(str(value) for row in own for value in (row.base, row.extended, row.kept)))
-    return table

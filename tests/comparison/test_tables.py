@@ -12,12 +12,10 @@ import pytest
 from rich.console import Console
 
 from neuronmoe_plugins.comparison import Cell, Comparison, Difference, Row, Test, Verdict, compare
-from neuronmoe_plugins.comparison.display import print_comparison
+from neuronmoe_plugins.comparison.display import cell_lines, markdown, notes, p_text, print_comparison
 from neuronmoe_plugins.comparison.experts import count_experts
 from neuronmoe_plugins.comparison.layout import COLUMNS
-from neuronmoe_plugins.comparison.markdown import markdown
 from neuronmoe_plugins.comparison.measures import Measure
-from neuronmoe_plugins.comparison.text import cell_lines, notes, p_text
 from runs import save_run
 
 # Task and metric as the paper's columns have them.
