@@ -21,8 +21,7 @@ from benchmarks.models import SHAPE, SHAPES, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
-from neuronmoe_plugins.neurons.builtin import register_metrics
-from neuronmoe_plugins.neurons.metrics import NeuronMetric
+from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.recording import recording
@@ -61,9 +60,7 @@ class Benchmark:
             **{key: (place, pooling.mean) for key, place in projections.items()},
             **{key: (place, pooling.sum_of_directions) for key, place in find_mlp_inputs(self.model).items()},
         }
-        metrics: dict[str, NeuronMetric] = {}
-        register_metrics(metrics.__setitem__)  # type: ignore[arg-type]
-        self.metric = metrics["ap"]
+        self.metric = AVERAGE_PRECISION
 
     def run(self) -> dict[str, float]:
         """Seconds of the plain forward pass, of the recorded one, and of the scoring."""

@@ -29,9 +29,8 @@ from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.builtin import register_metrics
+from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.measure import memory_limit, open_store
-from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.recording import recording
@@ -110,9 +109,7 @@ class Benchmark:
         self.batch_size, self.on_gpu = arguments.batch_size, arguments.device.startswith("cuda")
         self.mixtures = find_mixtures(self.model)
         self.projections, _ = find_projections(self.model)
-        metrics: dict[str, NeuronMetric] = {}
-        register_metrics(metrics.__setitem__)  # type: ignore[arg-type]
-        self.metric = metrics["ap"]
+        self.metric = AVERAGE_PRECISION
         # The sources and names are not read: the sentences and the model are there.
         corpora = parse_corpus_specs([f"{language}={language}.txt" for language in LANGUAGES])
         self.options = SpecialiseOptions("model", "adapter", Path("output"), corpora)

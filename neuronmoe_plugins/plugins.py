@@ -1,4 +1,4 @@
-"""Finds plugins and collects what they register; the built-ins are plugins too.
+"""Finds plugins and collects what they register; this package is a plugin too, the first.
 
 A third-party plugin is a module (or object) with `hookimpl` functions, named by an entry point of the group
 `neuronmoe_plugins`. Plugins are imported at the first question, not at import of this module.
@@ -8,66 +8,89 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
 from neuronmoe_plugins import hookspecs
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, one_line
 
-if TYPE_CHECKING:
-    from neuronmoe_plugins.allocation.strategies import AllocationStrategy
-    from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
-    from neuronmoe_plugins.neurons.metrics import Metric
+BUILT_IN = "neuronmoe_plugins.builtin"
 
-BUILT_IN = (
-    "neuronmoe_plugins.neurons.builtin",
-    "neuronmoe_plugins.allocation.builtin",
-    "neuronmoe_plugins.feed_forward.builtin",
-)
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed plugin.
+
+    Attributes:
+        name: Its entry point's name.
+        source: What is loaded, as "module" or "module:object".
+        package: The distribution that brings it and its version, "greek-metrics 1.2"; "-" if not known.
+        problem: Why it cannot be loaded, in one line; None if it is.
+    """
+
+    name: str
+    source: str
+    package: str
+    problem: UserError | None = None
+
+
+class PluginManager(pluggy.PluginManager):
+    """pluggy's manager with all plugins that can be loaded, and a list of all that are installed."""
+
+    def __init__(self) -> None:
+        super().__init__(hookspecs.NAMESPACE)
+        self.add_hookspecs(hookspecs)
+        self.register(importlib.import_module(BUILT_IN), name="built-in")
+        own = f"neuronmoe-plugins {importlib.metadata.version('neuronmoe-plugins')}"
+        self.installed = [Plugin("built-in", BUILT_IN, own)]
+        for entry_point in importlib.metadata.entry_points(group=hookspecs.NAMESPACE):
+            self.installed.append(self._install(entry_point))
+
+    def _install(self, entry_point: importlib.metadata.EntryPoint) -> Plugin:
+        distribution = getattr(entry_point, "dist", None)
+        package = "-" if distribution is None else f"{distribution.name} {distribution.version}"
+        name = None
+        try:
+            name = self.register(entry_point.load(), name=entry_point.name)
+            self.check_pending()
+        except Exception as error:  # whatever a third party's import raises
+            if name is not None:
+                self.unregister(name=name)
+            problem = UserError(
+                f"plugin {entry_point.name} ({entry_point.value}) cannot be loaded: {type(error).__name__}: "
+                f"{one_line(error)}; fix or uninstall it"
+            )
+            return Plugin(entry_point.name, entry_point.value, package, problem)
+        return Plugin(entry_point.name, entry_point.value, package)
+
+    def registrations(self, name: str, kind: str) -> dict[str, Any]:
+        """What the plugin called `name` alone registers of a kind, by its names; raises what the plugin raises."""
+        found: dict[str, Any] = {}
+        for implementation in getattr(self.hook, hookspecs.HOOKS[kind]).get_hookimpls():
+            if implementation.plugin_name == name:
+                implementation.function(*[found.__setitem__ for _ in implementation.argnames])
+        return found
 
 
 @cache
-def plugin_manager() -> pluggy.PluginManager:
-    """The manager with all plugins loaded; raises `UserError` naming the plugin that cannot be loaded."""
-    manager = pluggy.PluginManager(hookspecs.NAMESPACE)
-    manager.add_hookspecs(hookspecs)
-    for name in BUILT_IN:
-        manager.register(importlib.import_module(name), name=name)
-    for entry_point in importlib.metadata.entry_points(group=hookspecs.NAMESPACE):
-        _register_entry_point(manager, entry_point)
-    return manager
+def plugin_manager() -> PluginManager:
+    """The manager, with all plugins loaded that can be."""
+    return PluginManager()
 
 
-def _register_entry_point(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint) -> None:
-    try:
-        manager.register(entry_point.load(), name=entry_point.name)
-        manager.check_pending()
-    except Exception as error:  # whatever a third party's import raises
-        raise UserError(
-            f"plugin {entry_point.name} ({entry_point.value}) cannot be loaded: {type(error).__name__}: {error}; "
-            "fix or uninstall it"
-        ) from error
+def registered(kind: str) -> dict[str, Any]:
+    """All that plugins register of a kind ("metric", or another of `hookspecs.HOOKS`) by name, in order of the names.
 
-
-def metrics() -> dict[str, Metric]:
-    """All neuron metrics by name."""
-    return _collect(plugin_manager().hook.register_metrics, "metric")
-
-
-def allocation_strategies() -> dict[str, AllocationStrategy]:
-    """All allocation strategies by name."""
-    return _collect(plugin_manager().hook.register_allocation_strategies, "allocation strategy")
-
-
-def feed_forward_families() -> dict[str, FeedForwardFamily]:
-    """All feed-forward families by name."""
-    return _collect(plugin_manager().hook.register_feed_forward_families, "feed-forward family")
-
-
-def _collect(hook: Callable[..., Any], kind: str) -> dict[str, Any]:
+    Raises:
+        UserError: if any plugin cannot be loaded, as it might register what is asked for; or two register one name.
+    """
+    manager = plugin_manager()
+    for plugin in manager.installed:
+        if plugin.problem is not None:
+            raise plugin.problem
     found: dict[str, Any] = {}
 
     def register(name: str, thing: Any) -> None:
@@ -75,7 +98,7 @@ def _collect(hook: Callable[..., Any], kind: str) -> dict[str, Any]:
             raise UserError(f"two plugins register the {kind} {name!r}; uninstall one of them")
         found[name] = thing
 
-    hook(register=register)
+    getattr(manager.hook, hookspecs.HOOKS[kind])(register=register)
     return dict(sorted(found.items()))
 
 

@@ -15,6 +15,7 @@ import pytest
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
+from neuronmoe_plugins.neurons.metrics import metrics
 
 
 class EntryPoint:
@@ -41,23 +42,23 @@ class Variance:
 
 
 def test_built_ins() -> None:
-    from neuronmoe_plugins.allocation.strategies import neuron_diversity
+    from neuronmoe_plugins.allocation.strategies import allocation_strategies, neuron_diversity
 
-    assert set(plugins.metrics()) == {"ap", "lape"}
-    assert plugins.allocation_strategies()["neuron-diversity"] is neuron_diversity
+    assert set(metrics()) == {"ap", "lape"}
+    assert allocation_strategies()["neuron-diversity"] is neuron_diversity
 
 
 def test_third_party_metric_joins(install: Callable[..., None]) -> None:
     install(EntryPoint("variance", Variance))
-    assert list(plugins.metrics()) == ["ap", "lape", "variance"]
-    scores = plugins.choose("metric", "variance", plugins.metrics())(np.eye(4, dtype=np.float32), np.arange(4), 4)
+    assert list(metrics()) == ["ap", "lape", "variance"]
+    scores = plugins.choose("metric", "variance", metrics())(np.eye(4, dtype=np.float32), np.arange(4), 4)
     assert scores.shape == (4, 4)
 
 
 def test_name_taken_twice(install: Callable[..., None]) -> None:
     install(EntryPoint("one", Variance), EntryPoint("two", Variance))
     with pytest.raises(UserError, match="two plugins register the metric 'variance'"):
-        plugins.metrics()
+        metrics()
 
 
 def test_plugin_that_cannot_be_imported(install: Callable[..., None]) -> None:
@@ -66,18 +67,19 @@ def test_plugin_that_cannot_be_imported(install: Callable[..., None]) -> None:
 
     install(EntryPoint("bad", fail))
     with pytest.raises(UserError, match=r"plugin bad \(bad_package:plugin\) cannot be loaded: ImportError: no module"):
-        plugins.metrics()
+        metrics()
 
 
 def test_plugin_with_an_unknown_hook(install: Callable[..., None]) -> None:
     install(EntryPoint("typo", lambda: SimpleNamespace(register_metrix=hookimpl(lambda register: None))))
     with pytest.raises(UserError, match=r"plugin typo .* cannot be loaded.*register_metrix"):
-        plugins.metrics()
+        metrics()
 
 
 def test_asking_for_plugins_imports_no_torch() -> None:
     code = (
-        "import sys; from neuronmoe_plugins import plugins; plugins.metrics(); plugins.allocation_strategies();"
+        "import sys; from neuronmoe_plugins.allocation.strategies import allocation_strategies;"
+        "from neuronmoe_plugins.neurons.metrics import metrics; metrics(); allocation_strategies();"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from neuronmoe_plugins import plugins
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.analysis_folder import AnalysisFolder
 from neuronmoe_plugins.allocation.budget import Limits, fit_parameters, fit_total
@@ -14,8 +13,9 @@ from neuronmoe_plugins.allocation.experts import ExpertPlan, check_scores
 from neuronmoe_plugins.allocation.options import AllocationRequest, Settings, resolve
 from neuronmoe_plugins.allocation.scale import Score, rescale
 from neuronmoe_plugins.allocation.scores_file import ScoresFile
-from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy
+from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.plugins import choose
 
 DEFAULT_STRATEGY = "neuron-diversity"
 
@@ -38,7 +38,7 @@ def allocate(request: AllocationRequest, strategy: str = DEFAULT_STRATEGY) -> Al
 
 
 def _choose(name: str) -> AllocationStrategy:
-    chosen = plugins.choose("strategy", name, plugins.allocation_strategies())
+    chosen = choose("strategy", name, allocation_strategies())
     if not isinstance(chosen, AllocationStrategy):
         raise UserError(f"the strategy {name!r} of a plugin is no AllocationStrategy but {chosen!r}; update the plugin")
     return chosen

@@ -14,6 +14,7 @@ from neuronmoe_plugins.allocation.scale import Score
 from neuronmoe_plugins.allocation.scores_file import ScoresFile
 from neuronmoe_plugins.allocation.similarity import dissimilarities
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.plugins import registered
 
 AllocationOrigin: TypeAlias = AnalysisFolder | ScoresFile
 ScoreFunction: TypeAlias = Callable[[AllocationOrigin, Settings], Sequence[Score]]
@@ -40,6 +41,11 @@ class AllocationStrategy:
     score_name: str = "layer score"
     options: frozenset[str] = frozenset()
     counts_neurons: bool = False
+
+
+def allocation_strategies() -> dict[str, AllocationStrategy]:
+    """All allocation strategies by name; raises `UserError` if plugins cannot be loaded or two have one name."""
+    return registered("allocation strategy")
 
 
 def _diversity_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest
 from neuronmoe_plugins.neurons import summary
 from neuronmoe_plugins.neurons.analysis import OUTPUT_FILES, Analysis, write_analysis
-from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric
+from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric, metrics
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files
+from neuronmoe_plugins.plugins import choose
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.measure import Measured
@@ -32,7 +32,7 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     Raises:
         UserError: for bad input; an earlier analysis is left as it is.
     """
-    metric = as_metric(plugins.choose("metric", options.metric, plugins.metrics()))
+    metric = as_metric(choose("metric", options.metric, metrics()))
     settings = options.resolved(metric)
     processes = Processes.from_environment()
     working = WorkingFolder(options.output)

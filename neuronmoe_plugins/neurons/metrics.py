@@ -11,6 +11,7 @@ import numpy as np
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.table import Neuron, select_neurons
+from neuronmoe_plugins.plugins import registered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +77,16 @@ Metric: TypeAlias = NeuronMetric | Callable[[FloatArray, IntArray, int], ScoreAr
 """What a plugin registers; a function takes pooled activations of projections, labels and the number of languages."""
 
 
-def as_metric(registered: Metric) -> NeuronMetric:
+def metrics() -> dict[str, Metric]:
+    """All neuron metrics by name; raises `UserError` if plugins cannot be loaded or two have one name."""
+    return registered("metric")
+
+
+def as_metric(metric: Metric) -> NeuronMetric:
     """A registered metric: as it is, or made of a function of activations, labels and the number of languages."""
-    if isinstance(registered, NeuronMetric):
-        return registered
-    return NeuronMetric(lambda pooled, samples: registered(pooled, samples.labels, samples.num_languages))
+    if isinstance(metric, NeuronMetric):
+        return metric
+    return NeuronMetric(lambda pooled, samples: metric(pooled, samples.labels, samples.num_languages))
 
 
 def require_finite(module: str, pooled: FloatArray, sample_names: Sequence[str]) -> None:

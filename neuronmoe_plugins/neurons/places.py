@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.feed_forward.finding import find_feed_forwards, without_adapter
+from neuronmoe_plugins.feed_forward import find_feed_forwards, without_adapter
 from neuronmoe_plugins.neurons.arrays import ModuleKey
 from neuronmoe_plugins.neurons.components import COMPONENTS, Component, component_of
 

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from neuronmoe_plugins import plugins
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest
-from neuronmoe_plugins.neurons.metrics import as_metric
+from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files
@@ -44,7 +43,7 @@ def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisa
 
 def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[TokenizedSentences, dict[str, Any]]:
     """Sample and tokenise the corpora, and keep or make the working folder."""
-    sentences, description = prepare_sentences(options.analysis(), as_metric(plugins.metrics()["ap"]))
+    sentences, description = prepare_sentences(options.analysis(), AVERAGE_PRECISION)
     from neuronmoe_plugins.neurons.loading import adapter_commit, model_commit
 
     working.prepare(

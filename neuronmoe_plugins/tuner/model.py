@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PreTrainedModel
 
-from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
+from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts.choosing import check_implementation
 from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer

@@ -14,7 +14,7 @@ import pytest
 from allocations import allocated, run_allocate, save_scores
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.allocation.rules import ShareRule
-from neuronmoe_plugins.allocation.strategies import AllocationStrategy
+from neuronmoe_plugins.allocation.strategies import AllocationStrategy, allocation_strategies
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
 
@@ -106,4 +106,4 @@ def test_the_example_of_the_documentation(install: Callable[[Any], None], analys
 def test_the_built_in_strategies_are_those_of_the_documentation() -> None:
     table = PAGE.read_text(encoding="utf-8").split("## A total to keep to")[0]
     named = re.findall(r"^\| `(\w[\w-]+)` \|", table, flags=re.M)
-    assert sorted(named) == list(plugins.allocation_strategies())
+    assert sorted(named) == list(allocation_strategies())

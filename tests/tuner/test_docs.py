@@ -100,7 +100,7 @@ def test_a_third_party_family(tmp_path: Path) -> None:
 
 
 def test_the_families_named_are_those_there_are() -> None:
-    from neuronmoe_plugins.plugins import feed_forward_families
+    from neuronmoe_plugins.feed_forward.family import feed_forward_families
 
     page = (DOCS / "feed_forward_families.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w-]+)` \| (.*?) \| `(\w+)` \|", page, flags=re.M)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
-from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
+from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.tuner import MoeLayer
 from tuner.tiny import FAMILIES, GEMMA, TINY, moe_config, tiny_model
 
@@ -20,7 +20,7 @@ NAMES = {"phi3": "fused-gated", "gpt_neox": "gpt-neox", "phi": "phi"}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_is_found_with_its_family(family: str) -> None:
-    from neuronmoe_plugins.plugins import feed_forward_families
+    from neuronmoe_plugins.feed_forward.family import feed_forward_families
 
     found = find_feed_forwards(tiny_model(family))
     assert list(found) == [0, 1, 2]

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.feed_forward.finding import find_feed_forwards
+from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
 from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published

@@ -1,0 +1,34 @@
+"""What this package registers of its own, by the hooks that every plugin has; each imports its things when asked."""
+
+from __future__ import annotations
+
+from neuronmoe_plugins.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
+    from neuronmoe_plugins.neurons.lape import LAPE
+
+    register("ap", AVERAGE_PRECISION)
+    register("lape", LAPE)
+
+
+@hookimpl
+def register_allocation_strategies(register: Register) -> None:
+    from neuronmoe_plugins.allocation import strategies
+
+    register("neuron-diversity", strategies.neuron_diversity)
+    register("source-only", strategies.source_only)
+    register("layer-similarity", strategies.layer_similarity)
+    register("uniform", strategies.uniform)
+
+
+@hookimpl
+def register_feed_forward_families(register: Register) -> None:
+    from neuronmoe_plugins.feed_forward import family
+
+    register("gated", family.GATED)
+    register("fused-gated", family.FUSED_GATED)
+    register("gpt-neox", family.GPT_NEOX)
+    register("phi", family.PHI)
