@@ -21,7 +21,7 @@ from benchmarks.models import SHAPE, SHAPES, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
-from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
+from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.recording import recording

@@ -29,8 +29,8 @@ from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.measure import memory_limit, open_store
+from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.recording import recording

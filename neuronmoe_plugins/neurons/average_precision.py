@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
-from neuronmoe_plugins.neurons.metrics import NeuronMetric
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LabelArray: TypeAlias = NDArray[np.unsignedinteger]
 
@@ -130,16 +126,3 @@ def _score_tied(ranked_labels: LabelArray, group_ends: NDArray[np.bool_], counts
     sums = np.diff(ends, prepend=-1) * (ranks_in_language / ranks)
     first_runs = ends.searchsorted((row_starts + starts).ravel())
     return np.add.reduceat(sums, first_runs).reshape(rows, len(counts)) / counts
-
-
-def _average_precision_on_device(pooled: Tensor, labels: Tensor, num_languages: int) -> Tensor:
-    from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
-
-    return average_precision_torch(pooled, labels, num_languages)
-
-
-AVERAGE_PRECISION = NeuronMetric(
-    lambda pooled, samples: average_precision(pooled, samples.labels, samples.num_languages),
-    one_against_rest=True,
-    score_tensor=_average_precision_on_device,
-)

@@ -10,6 +10,7 @@ import numpy as np
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.average_precision import average_precision
 from neuronmoe_plugins.neurons.table import Neuron, select_neurons
 from neuronmoe_plugins.plugins import registered
 
@@ -80,6 +81,19 @@ Metric: TypeAlias = NeuronMetric | Callable[[FloatArray, IntArray, int], ScoreAr
 def metrics() -> dict[str, Metric]:
     """All neuron metrics by name; raises `UserError` if plugins cannot be loaded or two have one name."""
     return registered("metric")
+
+
+def _average_precision_on_device(pooled: Tensor, labels: Tensor, num_languages: int) -> Tensor:
+    from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
+
+    return average_precision_torch(pooled, labels, num_languages)
+
+
+AVERAGE_PRECISION = NeuronMetric(
+    lambda pooled, samples: average_precision(pooled, samples.labels, samples.num_languages),
+    one_against_rest=True,
+    score_tensor=_average_precision_on_device,
+)
 
 
 def as_metric(metric: Metric) -> NeuronMetric:

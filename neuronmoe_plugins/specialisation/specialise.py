@@ -9,7 +9,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest
-from neuronmoe_plugins.neurons.average_precision import AVERAGE_PRECISION
+from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files
