@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,28 @@ from typing import Any
 import pytest
 from training_runs import stage1_arguments, train
 
+from forking.commands import forked_commands
+
 if find_spec("llamafactory") is None:  # the extra `train` is not installed
     collect_ignore_glob = ["test_*.py"]
 
+# The hosts import most of these only when they train.
+IMPORTED = [
+    "llamafactory.train.tuner",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "transformers.models.llama.modeling_llama",
+    "accelerate.commands.launch",
+    "torch.distributed.run",
+]
+COMMANDS = ["llamafactory-cli", "torchrun", "accelerate"]
 LATIN, GREEK = "abcdefghijklmnopqrstuvwxyz", "αβγδεζηθικλμνξοπρστυφχψω"
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of LLaMA-Factory's commands that are forked from a process which has imported what they need."""
+    with forked_commands(tmp_path_factory.mktemp("forked"), IMPORTED, COMMANDS) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

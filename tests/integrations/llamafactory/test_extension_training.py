@@ -38,7 +38,7 @@ STAGE2 = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path, forked: Path) -> Path:
     """The folder of the runs `stage1`, `extension` and `stage2`."""
     folder = tmp_path_factory.mktemp("extension") / "runs"
     folder.mkdir()
@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_di
         (folder / f"{name}.yaml").write_text(
             json.dumps({key: value for key, value in args.items() if value is not None})
         )
-        llamafactory_train(folder / f"{name}.yaml")
+        llamafactory_train(folder / f"{name}.yaml", commands=forked)
         adapter = {"adapter_name_or_path": str(folder / name)}
     return folder
 
@@ -113,10 +113,10 @@ def test_every_log_has_the_losses(runs: Path, name: str, coefficients: dict[str,
         assert step["loss"] == pytest.approx(total, abs=2e-5)
 
 
-def test_two_processes_reduce_the_same_losses(runs: Path) -> None:
+def test_two_processes_reduce_the_same_losses(runs: Path, forked: Path) -> None:
     output = runs / "stage2_double"
     overrides = [f"output_dir={output}", "per_device_train_batch_size=2"]
-    llamafactory_train(runs / "stage2.yaml", *overrides, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    llamafactory_train(runs / "stage2.yaml", *overrides, commands=forked, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     one, two = losses(runs / "stage2"), losses(output)
     # The fresh classifiers are random.
     for name in ("lm_loss", "lpr_loss"):

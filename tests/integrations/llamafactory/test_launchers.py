@@ -47,40 +47,45 @@ def recipe_in(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def single(recipe_in: Callable[[str], Path]) -> Path:
+def single(recipe_in: Callable[[str], Path], forked: Path) -> Path:
     folder = recipe_in("single")
     for stage in STAGES:
-        run(["llamafactory-cli", "train", stage, "per_device_train_batch_size=2", ON_CPU], folder)
+        run(["llamafactory-cli", "train", stage, "per_device_train_batch_size=2", ON_CPU], folder, forked)
     return folder
 
 
-def ddp(folder: Path) -> None:
+# The first stage is forked to its last worker; the second is made of the commands that a user starts.
+def ddp(folder: Path, forked: Path) -> None:
     for stage, name in zip(STAGES, IMPLEMENTATIONS["ddp"], strict=True):
-        options = [f"experts_implementation={name}", ON_CPU]
-        run(["llamafactory-cli", "train", stage, *options], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+        command = ["llamafactory-cli", "train", stage, f"experts_implementation={name}", ON_CPU]
+        run(command, folder, commands_of(stage, forked), FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
 
 
-def zero3(folder: Path) -> None:
+def zero3(folder: Path, forked: Path) -> None:
     configuration = f"deepspeed={RECIPES / 'deepspeed' / 'zero3.json'}"
     for stage, name in zip(STAGES, IMPLEMENTATIONS["zero3"], strict=True):
-        options = [f"experts_implementation={name}", configuration]
-        run(["llamafactory-cli", "train", stage, *options], folder, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+        command = ["llamafactory-cli", "train", stage, f"experts_implementation={name}", configuration]
+        run(command, folder, commands_of(stage, forked), FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
 
 
-def fsdp(folder: Path) -> None:
+def fsdp(folder: Path, forked: Path) -> None:
     configuration = yaml.safe_load((RECIPES / "accelerate" / "fsdp.yaml").read_text())
     (folder / "fsdp.yaml").write_text(yaml.safe_dump(configuration | {"use_cpu": True, "mixed_precision": "no"}))
     launch = ["accelerate", "launch", "--config_file", "fsdp.yaml", "--main_process_port", free_port()]
     for stage in STAGES:
-        run([*launch, "-m", "llamafactory.launcher", stage, ON_CPU], folder)
+        run([*launch, "-m", "llamafactory.launcher", stage, ON_CPU], folder, commands_of(stage, forked))
 
 
-def two_nodes(folder: Path) -> None:
-    """Two machines of one process each, with ZeRO-2."""
+def commands_of(stage: str, forked: Path) -> Path | None:
+    return forked if stage == "stage1" else None
+
+
+def two_nodes(folder: Path, forked: Path) -> None:
+    """Two machines of one process each, with ZeRO-2; whatever the script starts is forked."""
     nodes = {"NNODES": "2", "NPROC_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = ["sh", str(RECIPES / "multi-node.sh"), ".", *OVERRIDES, "per_device_train_batch_size=1", ON_CPU]
-    second = start(command, folder, **nodes, NODE_RANK="1")
-    first = start(command, folder, **nodes, NODE_RANK="0")
+    second = start(command, folder, forked, **nodes, NODE_RANK="1")
+    first = start(command, folder, forked, **nodes, NODE_RANK="0")
     for process in (first, second):
         finish(process)
 
@@ -90,11 +95,15 @@ LAUNCHERS = {"ddp": ddp, "two nodes": two_nodes, "zero3": zero3, "fsdp": fsdp}
 
 @pytest.mark.parametrize("launch", LAUNCHERS.values(), ids=LAUNCHERS.keys())
 def test_two_processes_train_as_one(
-    launch: Callable[[Path], None], recipe_in: Callable[[str], Path], single: Path, tiny_model_dir: Path
+    launch: Callable[[Path, Path], None],
+    recipe_in: Callable[[str], Path],
+    single: Path,
+    forked: Path,
+    tiny_model_dir: Path,
 ) -> None:
     assert NUM_EXPERTS[0] - 1 > CUTOFF_LEN * TOPK, "every new expert could get a token"
     folder = recipe_in(launch.__name__)
-    launch(folder)
+    launch(folder, forked)
     for stage in STAGES:
         one, two = losses(single / stage), losses(folder / stage)
         assert len(one) == len(two) == STEPS
@@ -146,17 +155,17 @@ def loads_outside(adapter: Path, base: Path) -> None:
     assert all(value.equal(weights[name]) for name, value in parameters.items())
 
 
-def run(command: list[str], folder: Path, **environment: str) -> None:
+def run(command: list[str], folder: Path, commands: Path | None, **environment: str) -> None:
     """Run a command in which a stage's name stands for its YAML and what all runs have in common."""
     overrides = [*OVERRIDES, "per_device_train_batch_size=1"]
     words = [word for part in command for word in ([f"{part}.yaml", *overrides] if part in STAGES else [part])]
-    finish(start(words, folder, **environment))
+    finish(start(words, folder, commands, **environment))
 
 
-def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+def start(command: list[str], folder: Path, commands: Path | None, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
-        env=tools_environment(**environment),
+        env=tools_environment(commands, **environment),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

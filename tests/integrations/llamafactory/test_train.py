@@ -23,14 +23,20 @@ EXPERT_SHARES = {f"expert_share/layer_{layer}/expert_{e}" for layer, count in ((
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path) -> dict[str, Any]:
-    """Both stages in one process; `folder` and what each printed."""
+def single(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, data_dir: Path, forked: Path
+) -> dict[str, Any]:
+    """Both stages in one process, the first in a forked one; `folder` and what each printed."""
     folder = tmp_path_factory.mktemp("single") / "run"
     folder.mkdir()
     save_allocation(folder / "allocation.yaml", [3, 1, 1, 2], [9.0, 1.0, 1.0, 5.0])
     data = (("el_even",), ("en_even",), data_dir)
     write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), *data, folder))
-    return {"folder": folder} | {stage: llamafactory_train(folder / f"{stage}.yaml", *TINY) for stage in STAGES}
+    printed = {
+        stage: llamafactory_train(folder / f"{stage}.yaml", *TINY, commands=commands)
+        for stage, commands in zip(STAGES, (forked, None), strict=True)
+    }
+    return {"folder": folder} | printed
 
 
 def test_stage1_trains_experts_and_routers(single: dict[str, Any]) -> None:
@@ -126,7 +132,7 @@ def test_the_trained_adapter_serves_inference(single: dict[str, Any], tiny_model
         assert served(token_ids).logits.allclose(expected.eval()(token_ids).logits, atol=1e-5)
 
 
-def test_lora_runs_are_those_without_the_package(tmp_path: Path, moe_args: dict[str, Any]) -> None:
+def test_lora_runs_are_those_without_the_package(tmp_path: Path, moe_args: dict[str, Any], forked: Path) -> None:
     config = tmp_path / "run" / "lora.yaml"
     config.parent.mkdir()
     args = moe_args | {"finetuning_type": "lora", "dataset": "en_even,el_even", "lora_dropout": 0.1}
@@ -134,9 +140,9 @@ def test_lora_runs_are_those_without_the_package(tmp_path: Path, moe_args: dict[
     config.write_text(json.dumps(args))
     times = {"elapsed_time", "remaining_time"}
     seen = []
-    for autoload in ("0", "1"):
+    for autoload, commands in (("0", None), ("1", forked)):
         output = tmp_path / f"lora{autoload}"
-        llamafactory_train(config, f"output_dir={output}", NEURONMOE_AUTOLOAD=autoload)
+        llamafactory_train(config, f"output_dir={output}", commands=commands, NEURONMOE_AUTOLOAD=autoload)
         entries = map(json.loads, (output / "trainer_log.jsonl").read_text().splitlines())
         log = [{key: value for key, value in entry.items() if key not in times} for entry in entries]
         seen.append((log, (output / "adapter_model.safetensors").read_bytes()))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forking.commands import commands_environment
 
 
 def stage1_arguments(model: Path, data_dir: Path, output: Path) -> dict[str, Any]:
@@ -35,11 +36,11 @@ def stage1_arguments(model: Path, data_dir: Path, output: Path) -> dict[str, Any
     }
 
 
-def llamafactory_train(yaml: Path, *overrides: str, **environment: str) -> str:
-    """Run it from another folder, and return what it printed."""
+def llamafactory_train(yaml: Path, *overrides: str, commands: Path | None = None, **environment: str) -> str:
+    """Run the command, or the one that is forked, from another folder, and return what it printed."""
     result = subprocess.run(
         ["llamafactory-cli", "train", str(yaml), *overrides],
-        env=tools_environment(**environment),
+        env=tools_environment(commands, **environment),
         cwd=yaml.parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -59,11 +60,15 @@ def _crashes(output: str) -> str:
     return "".join(line + "\n" for start in starts for line in lines[start : start + 40])
 
 
-def tools_environment(**environment: str) -> dict[str, str]:
-    """The environment in which the commands beside this Python are found, and DeepSpeed compiles nothing."""
-    tools, no_compiler = Path(sys.executable).parent, Path(__file__).parent / "no_compiler"
-    return os.environ | {
-        "PATH": os.pathsep.join([str(tools), os.environ["PATH"]]),
+def tools_environment(commands: Path | None = None, **environment: str) -> dict[str, str]:
+    """The environment in which the commands are found, and DeepSpeed compiles nothing.
+
+    Args:
+        commands: The folder of those that are forked; without it, they are those beside this Python.
+        **environment: What to add.
+    """
+    no_compiler = Path(__file__).parent / "no_compiler"
+    return commands_environment(commands) | {
         "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": os.pathsep.join([str(no_compiler), *filter(None, [os.environ.get("PYTHONPATH")])]),
         **environment,
