@@ -32,3 +32,17 @@ def register_feed_forward_families(register: Register) -> None:
     register("fused-gated", family.FUSED_GATED)
     register("gpt-neox", family.GPT_NEOX)
     register("phi", family.PHI)
+
+
+@hookimpl
+def register_commands(register: Register) -> None:
+    """In the order of `neuronmoe --help`, which is that of a run."""
+    from neuronmoe_plugins.cli.data import data
+    from neuronmoe_plugins.cli.experts import allocate
+    from neuronmoe_plugins.cli.first_steps import demo, doctor, plugins
+    from neuronmoe_plugins.cli.neurons import analyze, specialise
+    from neuronmoe_plugins.cli.results import compare, report
+    from neuronmoe_plugins.cli.training import convert, recipe
+
+    for command in (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, demo):
+        register(command.__name__, command)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from dataclasses import dataclass
-from functools import cache
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import pluggy
@@ -67,11 +68,17 @@ class PluginManager(pluggy.PluginManager):
         return Plugin(entry_point.name, entry_point.value, package)
 
     def registrations(self, name: str, kind: str) -> dict[str, Any]:
-        """What the plugin called `name` alone registers of a kind, by its names; raises what the plugin raises."""
+        """What the plugin called `name` alone registers of a kind, in its order; `UserError` naming it if it fails."""
         found: dict[str, Any] = {}
-        for implementation in getattr(self.hook, hookspecs.HOOKS[kind]).get_hookimpls():
-            if implementation.plugin_name == name:
-                implementation.function(*[found.__setitem__ for _ in implementation.argnames])
+        try:
+            for implementation in getattr(self.hook, hookspecs.HOOKS[kind]).get_hookimpls():
+                if implementation.plugin_name == name:
+                    implementation.function(*[partial(_add, found, kind) for _ in implementation.argnames])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a third party's function raises
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"plugin {name} cannot register a {kind}: {problem}; fix or uninstall it") from error
         return found
 
 
@@ -82,7 +89,7 @@ def plugin_manager() -> PluginManager:
 
 
 def registered(kind: str) -> dict[str, Any]:
-    """All that plugins register of a kind ("metric", or another of `hookspecs.HOOKS`) by name, in order of the names.
+    """All that plugins register of a kind ("metric", or another of `hookspecs.HOOKS`) by name, this package's first.
 
     Raises:
         UserError: if any plugin cannot be loaded, as it might register what is asked for; or two register one name.
@@ -92,14 +99,45 @@ def registered(kind: str) -> dict[str, Any]:
         if plugin.problem is not None:
             raise plugin.problem
     found: dict[str, Any] = {}
+    for plugin_name, _ in manager.list_name_plugin():
+        for name, thing in manager.registrations(plugin_name, kind).items():
+            _add(found, kind, name, thing)
+    return found
 
-    def register(name: str, thing: Any) -> None:
-        if name in found:
-            raise UserError(f"two plugins register the {kind} {name!r}; uninstall one of them")
-        found[name] = thing
 
-    getattr(manager.hook, hookspecs.HOOKS[kind])(register=register)
-    return dict(sorted(found.items()))
+def usable(kind: str) -> dict[str, Any]:
+    """As `registered`, without what is in trouble, and the earlier of two with one name: raises nothing."""
+    manager = plugin_manager()
+    found: dict[str, Any] = {}
+    for plugin in manager.installed:
+        with suppress(UserError):
+            for name, thing in manager.registrations(plugin.name, kind).items():
+                found.setdefault(name, thing)
+    return found
+
+
+def describe_plugins() -> list[tuple[Plugin, dict[str, list[str]]]]:
+    """All installed plugins, each with the names that it registers, by kind; its problem, if it has one, says why none.
+
+    Imports what plugins register; raises nothing.
+    """
+    manager = plugin_manager()
+    described: list[tuple[Plugin, dict[str, list[str]]]] = []
+    for plugin in manager.installed:
+        names: dict[str, list[str]] = {}
+        if plugin.problem is None:
+            try:
+                names = {kind: list(manager.registrations(plugin.name, kind)) for kind in hookspecs.HOOKS}
+            except UserError as error:
+                plugin = replace(plugin, problem=error)
+        described.append((plugin, {kind: own for kind, own in names.items() if own}))
+    return described
+
+
+def _add(found: dict[str, Any], kind: str, name: str, thing: Any) -> None:
+    if name in found:
+        raise UserError(f"two plugins register the {kind} {name!r}; uninstall one of them")
+    found[name] = thing
 
 
 def choose(kind: str, name: str, known: dict[str, Any]) -> Any:

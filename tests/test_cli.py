@@ -11,7 +11,19 @@ import typer
 
 from neuronmoe_plugins.cli import app
 
-ORDER = ["data", "analyze", "allocate", "specialise", "report", "recipe", "convert", "compare", "doctor", "demo"]
+ORDER = [
+    "data",
+    "analyze",
+    "allocate",
+    "specialise",
+    "report",
+    "recipe",
+    "convert",
+    "compare",
+    "doctor",
+    "plugins",
+    "demo",
+]
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib"]
 
 

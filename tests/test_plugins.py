@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.main import get_group
+from typer.testing import CliRunner
 
 from neuronmoe_plugins import plugins
+from neuronmoe_plugins.cli import make_app
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
 from neuronmoe_plugins.neurons.metrics import metrics
@@ -62,9 +69,6 @@ def test_name_taken_twice(install: Callable[..., None]) -> None:
 
 
 def test_plugin_that_cannot_be_imported(install: Callable[..., None]) -> None:
-    def fail() -> None:
-        raise ImportError("no module named x")
-
     install(EntryPoint("bad", fail))
     with pytest.raises(UserError, match=r"plugin bad \(bad_package:plugin\) cannot be loaded: ImportError: no module"):
         metrics()
@@ -73,6 +77,85 @@ def test_plugin_that_cannot_be_imported(install: Callable[..., None]) -> None:
 def test_plugin_with_an_unknown_hook(install: Callable[..., None]) -> None:
     install(EntryPoint("typo", lambda: SimpleNamespace(register_metrix=hookimpl(lambda register: None))))
     with pytest.raises(UserError, match=r"plugin typo .* cannot be loaded.*register_metrix"):
+        metrics()
+
+
+class Greeting:
+    @hookimpl
+    def register_commands(self, register: Callable[[str, Any], None]) -> None:
+        def greet(name: str) -> None:
+            """Say hello."""
+            print(f"Hello {name}")
+
+        register("greet", greet)
+        register("doctor", greet)
+
+    @hookimpl
+    def register_report_sections(self, register: Callable[[str, Any], None]) -> None:
+        register("greetings", lambda run: None)
+
+
+def run_command(*arguments: str) -> Result:
+    return CliRunner().invoke(make_app(), arguments, env={"COLUMNS": "300"})
+
+
+def fail() -> None:
+    raise ImportError("no module\nnamed x")
+
+
+def test_third_party_command_comes_after_the_built_in_ones_and_replaces_none(install: Callable[..., None]) -> None:
+    own = list(get_group(make_app()).commands)
+    install(EntryPoint("greeting", Greeting))
+    assert list(get_group(make_app()).commands) == [*own, "greet"]
+    assert run_command("greet", "Athens").output == "Hello Athens\n"
+    assert "Say hello." in run_command("--help").output
+    assert "which hosts are installed" in run_command("doctor", "--help").output
+    with pytest.raises(UserError, match="two plugins register the command 'doctor'"):
+        plugins.registered("command")
+
+
+def test_listed_with_what_each_registers(install: Callable[..., None]) -> None:
+    install(EntryPoint("greeting", Greeting))
+    result = run_command("plugins")
+    assert result.exit_code == 0
+    assert f"neuronmoe-plugins {version('neuronmoe-plugins')}" in result.output
+    assert "metric: ap, lape" in result.output
+    assert "allocation strategy: neuron-diversity, source-only, layer-similarity, uniform" in result.output
+    assert "command: data, analyze, allocate" in result.output
+    assert "command: greet, doctor" in result.output
+    assert "report section: greetings" in result.output
+
+
+def test_an_installed_plugin_is_listed_with_its_package(tmp_path: Path) -> None:
+    (tmp_path / "greek.py").write_text("raise RuntimeError('half installed')")
+    (tmp_path / "greek_plugin-1.2.dist-info").mkdir()
+    (tmp_path / "greek_plugin-1.2.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: greek-plugin\nVersion: 1.2\n"
+    )
+    (tmp_path / "greek_plugin-1.2.dist-info" / "entry_points.txt").write_text("[neuronmoe_plugins]\ngreek = greek\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "300"}
+    command = [sys.executable, "-m", "neuronmoe_plugins", "plugins"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    problem = "plugin greek (greek) cannot be loaded: RuntimeError: half installed; fix or uninstall it"
+    assert result.returncode == 1
+    assert result.stderr == f"Warning: {problem}\n"
+    (row,) = [line for line in result.stdout.splitlines() if "greek-plugin 1.2" in line]
+    assert problem in row
+
+
+def test_a_broken_plugin_leaves_the_commands_that_need_no_plugin(install: Callable[..., None]) -> None:
+    def register(register: Callable[[str, Any], None]) -> None:
+        raise KeyError("greet")
+
+    broken = SimpleNamespace(register_commands=hookimpl(register))
+    install(EntryPoint("bad", fail), EntryPoint("broken", lambda: broken), EntryPoint("greeting", Greeting))
+    assert "greet" in run_command("--help").output
+    assert "Show which hosts" in run_command("doctor", "--help").output
+    result = run_command("plugins")
+    assert result.exit_code == 1
+    assert "plugin bad (bad_package:plugin) cannot be loaded: ImportError: no module named x; fix" in result.output
+    assert "plugin broken cannot register a command: KeyError: 'greet'; fix" in result.output
+    with pytest.raises(UserError, match="plugin bad"):
         metrics()
 
 

@@ -45,7 +45,7 @@ class AllocationStrategy:
 
 def allocation_strategies() -> dict[str, AllocationStrategy]:
     """All allocation strategies by name; raises `UserError` if plugins cannot be loaded or two have one name."""
-    return registered("allocation strategy")
+    return dict(sorted(registered("allocation strategy").items()))
 
 
 def _diversity_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:

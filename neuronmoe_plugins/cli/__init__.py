@@ -9,30 +9,32 @@ import sys
 
 import typer
 
-from neuronmoe_plugins.cli.data import data
-from neuronmoe_plugins.cli.experts import allocate
-from neuronmoe_plugins.cli.first_steps import demo, doctor
-from neuronmoe_plugins.cli.neurons import analyze, specialise
-from neuronmoe_plugins.cli.results import compare, report
-from neuronmoe_plugins.cli.training import convert, recipe
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.plugins import plugin_manager, usable
 
-# In the order of `neuronmoe --help`, which is that of a run.
-COMMANDS = (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, demo)
 
-app = typer.Typer(
-    name="neuronmoe",
-    help="Extend an LLM to a new language with neuron-guided experts.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in COMMANDS:
-    app.command()(command)
+def make_app() -> typer.Typer:
+    """`neuronmoe` with the commands of all plugins that can be used, the built-in ones first."""
+    app = typer.Typer(
+        name="neuronmoe",
+        help="Extend an LLM to a new language with neuron-guided experts.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for name, command in usable("command").items():
+        app.command(name)(command)
+    return app
+
+
+app = make_app()
 
 
 def main() -> None:
     """Run the command line; bad input ends in one line on standard error and exit code 2."""
+    for plugin in plugin_manager().installed:
+        if plugin.problem is not None:
+            typer.echo(f"Warning: {plugin.problem}", err=True)
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The commands that need no files of the user's: `doctor` and `demo`."""
+"""The commands that need no files of the user's: `doctor`, `plugins` and `demo`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,25 @@ def doctor() -> None:
         table.add_row(finding.host.name, finding.version or "-", supported, words[finding.hooked], finding.advice)
     console.print(table)
     if not all(finding.healthy for finding in findings):
+        raise typer.Exit(1)
+
+
+def plugins() -> None:
+    """List the plugins of this package: where each comes from, what it registers, or why it cannot be loaded."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from neuronmoe_plugins.plugins import describe_plugins
+
+    table = Table("plugin", "package", "registers", show_lines=True)
+    described = describe_plugins()
+    for plugin, registers in described:
+        names = "\n".join(f"{kind}: {', '.join(own)}" for kind, own in registers.items())
+        says = names if plugin.problem is None else f"[red]{escape(str(plugin.problem))}[/red]"
+        table.add_row(escape(plugin.name), escape(plugin.package), says)
+    Console().print(table)
+    if any(plugin.problem is not None for plugin, _ in described):
         raise typer.Exit(1)
 
 

@@ -42,7 +42,7 @@ class FeedForwardFamily:
 
 def feed_forward_families() -> dict[str, FeedForwardFamily]:
     """All feed-forward families by name; raises `UserError` if plugins cannot be loaded or two have one name."""
-    return registered("feed-forward family")
+    return dict(sorted(registered("feed-forward family").items()))
 
 
 def gated(hidden_states: Any, linear: Projection, act_fn: Activation) -> Any:

@@ -80,7 +80,7 @@ Metric: TypeAlias = NeuronMetric | Callable[[FloatArray, IntArray, int], ScoreAr
 
 def metrics() -> dict[str, Metric]:
     """All neuron metrics by name; raises `UserError` if plugins cannot be loaded or two have one name."""
-    return registered("metric")
+    return dict(sorted(registered("metric").items()))
 
 
 def _average_precision_on_device(pooled: Tensor, labels: Tensor, num_languages: int) -> Tensor:
