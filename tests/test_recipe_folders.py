@@ -12,8 +12,7 @@ import yaml
 
 from neuronmoe_plugins.allocation.experts import scale_experts
 from neuronmoe_plugins.allocation.sizes import MlpShapes
-from neuronmoe_plugins.data.amounts import Amount
-from neuronmoe_plugins.data.spec_file import load_spec
+from neuronmoe_plugins.data.spec import Amount, load_spec
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAPER = json.loads((Path(__file__).parent / "data" / "paper_tables.json").read_text(encoding="utf-8"))

@@ -31,6 +31,6 @@ def chosen_corpora(
             raise UserError(f"--data {data} and {option} both say what to analyse; leave one out")
     if text_field is not None:
         raise UserError("--text-field has no effect with --data, whose texts are in the field text; leave it out")
-    from neuronmoe_plugins.data_roles import analysis_corpora
+    from neuronmoe_plugins.data.manifest import analysis_corpora
 
     return analysis_corpora(data)

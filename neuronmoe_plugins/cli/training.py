@@ -47,9 +47,11 @@ def _chosen_datasets(
     if data is not None:
         if given := [option for option, value in options.items() if value is not None]:
             raise UserError(f"--data {data} says what {given[0]} says; leave one out")
-        from neuronmoe_plugins.data_roles import training_datasets
+        from neuronmoe_plugins.allocation.allocation import Allocation
+        from neuronmoe_plugins.data.manifest import read_manifest, training_datasets
 
-        return *training_datasets(data, allocation), data
+        manifest = read_manifest(data)
+        return *training_datasets(manifest, Allocation.load(allocation).targets, allocation), data
     if target_dataset is None or replay_dataset is None or folder is None:
         missing = ", ".join(option for option, value in options.items() if value is None)
         raise UserError(f"missing {missing}: name data sets and their folder, or pass --data DIR instead")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuronmoe_plugins.corpora.samples import Corpus, CorpusFile, SampleSet
-from neuronmoe_plugins.corpora.sources import LANGUAGE
 from neuronmoe_plugins.corpora.texts import Sentence, list_fields, parse_json, require_text
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.languages import NAME
 
 CONCEPT_LIST = "concept_list.csv"
 GROUP = "sense"
@@ -87,7 +87,7 @@ def _read_concept(path: Path) -> _Concept:
     text, sha256 = _read_text(path)
     record = parse_json(text, str(path))
     language = _member(record, "concept", str(path))
-    if not isinstance(language, str) or not LANGUAGE.fullmatch(language):
+    if not isinstance(language, str) or not NAME.fullmatch(language):
         raise UserError(f"{path}: the concept {language!r} is no language name (letters, digits, - and _)")
     sentences = _member(record, "sentences", str(path))
     positives, negatives = (_sentences(sentences, kind, path) for kind in ("positive", "negative"))

@@ -15,17 +15,9 @@ from numpy.typing import NDArray
 from neuronmoe_plugins.corpora.sources import CorpusSpec, HubDataset
 from neuronmoe_plugins.corpora.texts import Digest, Sentence, find_files, read_file, read_hub
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.languages import ISO_639_1, base_code
 
 POSITIVE, NEGATIVE, UNUSED = 1, 0, -1
-ISO_639_1 = """
-aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
-es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka
-kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng
-nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su
-sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
-"""
-# sentencex takes any other string for English without a word, "old" and "EL" as well.
-LANGUAGE_CODES = frozenset(ISO_639_1.split())
 
 
 @dataclass(frozen=True)
@@ -164,8 +156,9 @@ def sentence_splitter(language: str) -> Callable[[Sentence], Iterator[Sentence]]
     """
     import sentencex
 
-    code = language.replace("_", "-").split("-")[0].lower()
-    if code not in LANGUAGE_CODES:
+    code = base_code(language)
+    # sentencex takes any other string for English without a word, "old" and "EL" as well.
+    if code not in ISO_639_1:
         raise UserError(
             f"{language!r} is no language code, by which sentences are split; use the ISO 639-1 code, as in el, or "
             "split the sentences beforehand"

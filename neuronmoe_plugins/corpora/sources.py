@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.languages import NAME
 
-LANGUAGE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 HUB = "hub:"
 HUB_DATASET = re.compile(
     r"(?P<name>[^:@]*/[^:@]*)(:(?P<config>[^:@]+))?(@(?P<split>[\w.-]+)(\[:(?P<rows>[1-9][0-9]*)\])?)?"
@@ -72,7 +72,7 @@ def parse_corpus_specs(values: Sequence[str]) -> tuple[CorpusSpec, ...]:
 
 def _parse_spec(value: str) -> CorpusSpec:
     language, separator, source = value.partition("=")
-    if not separator or not source or not LANGUAGE.fullmatch(language):
+    if not separator or not source or not NAME.fullmatch(language):
         raise UserError(f"--corpus {value!r} is not LANGUAGE=SOURCE, as in el=greek.jsonl (letters, digits, - and _)")
     return CorpusSpec(language, _parse_hub(value, source) if source.startswith(HUB) else Path(source))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronmoe_plugins.data.amounts import Amount
-from neuronmoe_plugins.data.arrays import map_array, save_array
 from neuronmoe_plugins.data.examining import EXAMINED, KEPT, REASONS
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates
+from neuronmoe_plugins.data.spec import Amount
+from neuronmoe_plugins.data.workspace import map_array, save_array
 
 MOST_AT_ONCE = 1 << 19
 FIRST_BYTES_PER_TOKEN = 2

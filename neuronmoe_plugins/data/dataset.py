@@ -14,20 +14,16 @@ from numpy.typing import NDArray
 
 from neuronmoe_plugins.corpora import HubDataset
 from neuronmoe_plugins.corpora.samples import sentence_splitter
-from neuronmoe_plugins.data import hub_rows
-from neuronmoe_plugins.data.arrays import load_array
 from neuronmoe_plugins.data.choosing import Choice, Chooser, KeyFiles
-from neuronmoe_plugins.data.documents import TextSettings
+from neuronmoe_plugins.data.documents import LanguageFilter, TextSettings
 from neuronmoe_plugins.data.examining import EXAMINED, ExamineJob, ExamineSettings, examine_rows
-from neuronmoe_plugins.data.hub_rows import HubRows
-from neuronmoe_plugins.data.language_id import LanguageFilter
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates
 from neuronmoe_plugins.data.scanning import ScanSettings
 from neuronmoe_plugins.data.shards import find_files
-from neuronmoe_plugins.data.sources import FileSource, HubSource, Source
+from neuronmoe_plugins.data.sources import HUB_FIELD, FileSource, HubRows, HubSource, Source
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.data.workers import Workers
-from neuronmoe_plugins.data.workspace import Workspace
+from neuronmoe_plugins.data.workspace import Workspace, load_array
 from neuronmoe_plugins.data.writing import (
     assemble_lines,
     assemble_parquet,
@@ -155,7 +151,7 @@ def _open_source(dataset: DatasetSpec, context: Context) -> Source:
 
 def _text_field(dataset: DatasetSpec) -> str:
     """Where the texts are in what is read."""
-    return hub_rows.FIELD if isinstance(dataset.source, HubDataset) else dataset.text
+    return HUB_FIELD if isinstance(dataset.source, HubDataset) else dataset.text
 
 
 def describe_files(files: list[Path]) -> list[list[Any]]:

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronmoe_plugins.data.arrays import save_array
-from neuronmoe_plugins.data.documents import TextMaker, TextSettings
-from neuronmoe_plugins.data.language_id import LanguageFilter
+from neuronmoe_plugins.data.documents import Keys, LanguageFilter, TextMaker, TextSettings
 from neuronmoe_plugins.data.near_duplicates import Signer
 from neuronmoe_plugins.data.reading import Consumed, ignore, read_shard
 from neuronmoe_plugins.data.shards import Shard
-from neuronmoe_plugins.data.texts import Keys
 from neuronmoe_plugins.data.workers import report
+from neuronmoe_plugins.data.workspace import save_array
 from neuronmoe_plugins.errors import UserError
 
 AT_ONCE = 256

@@ -1,11 +1,13 @@
-"""Reads `manifest.json`: the data sets that `neuronmoe data` wrote into a folder, their languages and roles."""
+"""Reads `manifest.json`: the data sets that `neuronmoe data` wrote into a folder, and what others take of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from neuronmoe_plugins.corpora import CorpusSpec
 from neuronmoe_plugins.data.spec import ROLES
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.reading import read_json_object
@@ -13,6 +15,7 @@ from neuronmoe_plugins.reading import read_json_object
 MANIFEST = "manifest.json"
 FORMAT = 1
 REMEDY = "run `neuronmoe data` again"
+AGAIN = "to its specification and run `neuronmoe data` again"
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,70 @@ def _read_dataset(path: Path, number: int, entry: Any) -> ManifestDataset:
 
 def _has_text(path: Path) -> bool:
     return any(path.glob("*.parquet")) if path.is_dir() else path.is_file()
+
+
+def analysis_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
+    """The corpora of an analysis: the data sets of role analysis, one per language.
+
+    Raises:
+        UserError: if the folder cannot be used, has two such data sets for a language, or not two languages.
+    """
+    manifest = read_manifest(folder)
+    chosen: dict[str, ManifestDataset] = {}
+    for dataset in manifest.with_role("analysis"):
+        earlier = chosen.setdefault(dataset.language, dataset)
+        if earlier is not dataset:
+            raise UserError(
+                f"{manifest.path}: {earlier.name} and {dataset.name} are both of role analysis and language "
+                f"{dataset.language}; keep one in its specification and run `neuronmoe data` again"
+            )
+    if not chosen:
+        raise UserError(f"{manifest.path} has no data set of role analysis; add one for each language {AGAIN}")
+    if len(chosen) < 2:
+        raise UserError(
+            f"{manifest.path} has a data set of role analysis for {next(iter(chosen))} alone, and specificity needs at "
+            f"least two languages; add one for another {AGAIN}"
+        )
+    return tuple(
+        CorpusSpec(language, dataset.path, f"--data, data set {dataset.name}: ") for language, dataset in chosen.items()
+    )
+
+
+def training_datasets(
+    manifest: Manifest, wanted: Sequence[str], allocation: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The data sets that a recipe trains on.
+
+    Args:
+        manifest: Of what `neuronmoe data` wrote.
+        wanted: Languages to learn; none for all that the folder has.
+        allocation: The file that names them, for errors.
+
+    Returns:
+        The names of the data sets to learn, and of those of the languages to keep.
+
+    Raises:
+        UserError: if one of these languages has no data set to learn, or there are none to keep.
+    """
+    targets = manifest.with_role("target")
+    _require_targets(manifest, allocation, wanted)
+    replays = tuple(dataset.name for dataset in manifest.with_role("replay"))
+    if not replays:
+        raise UserError(
+            f"{manifest.path} has no data set of role replay, and stage 2 needs the languages to keep; add one {AGAIN}"
+        )
+    return tuple(dataset.name for dataset in targets if not wanted or dataset.language in wanted), replays
+
+
+def _require_targets(manifest: Manifest, allocation: Path, wanted: Sequence[str]) -> None:
+    languages = list(dict.fromkeys(dataset.language for dataset in manifest.with_role("target")))
+    if not languages:
+        raise UserError(
+            f"{manifest.path} has no data set of role target, so there is nothing to learn; add one {AGAIN}"
+        )
+    missing = [language for language in wanted if language not in languages]
+    if missing:
+        raise UserError(
+            f"{manifest.path} has no data set of role target for {', '.join(missing)}, which {allocation} is for (it "
+            f"has {', '.join(languages)}); add one {AGAIN}"
+        )

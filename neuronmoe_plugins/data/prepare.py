@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from neuronmoe_plugins.data.arrays import map_array
 from neuronmoe_plugins.data.choosing import KeyFiles
 from neuronmoe_plugins.data.dataset import (
     Context,
@@ -25,10 +24,9 @@ from neuronmoe_plugins.data.dataset import (
 )
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
-from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
-from neuronmoe_plugins.data.spec_file import load_spec
+from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec, load_spec
 from neuronmoe_plugins.data.workers import Workers, default_workers
-from neuronmoe_plugins.data.workspace import Workspace
+from neuronmoe_plugins.data.workspace import Workspace, map_array
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest, sha256_of
 

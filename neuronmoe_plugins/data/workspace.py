@@ -1,4 +1,7 @@
-"""The hidden folder of an unfinished `neuronmoe data`: every part of it is used again by whatever needs the same."""
+"""The hidden folder of an unfinished `neuronmoe data`: every part of it is used again by whatever needs the same.
+
+Arrays are there in files that are whole or not there, and hold no pickled objects.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from neuronmoe_plugins.files import digest, locked
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronmoe_plugins.files import digest, locked, replaced_file
 
 NAME = ".data.partial"
 
@@ -47,3 +54,24 @@ class Workspace:
     def _clear_unfinished_files(self) -> None:
         for path in self.path.rglob(".*.partial"):
             path.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array, replacing an older file in one go."""
+    with replaced_file(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """Read an array into memory."""
+    array: NDArray[Any] = np.load(path, allow_pickle=False)
+    return array
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """An array that stays in its file; parts are read as they are used."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an array of no bytes cannot be mapped
+        return load_array(path)
+    return array

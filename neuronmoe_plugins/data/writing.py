@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from neuronmoe_plugins.data.arrays import map_array
-from neuronmoe_plugins.data.documents import TextMaker, TextSettings
+from neuronmoe_plugins.data.documents import Keys, TextMaker, TextSettings
 from neuronmoe_plugins.data.examining import changed, read_rows
 from neuronmoe_plugins.data.scanning import ScanJob
 from neuronmoe_plugins.data.shards import Shard
-from neuronmoe_plugins.data.texts import Keys
 from neuronmoe_plugins.data.workers import report
+from neuronmoe_plugins.data.workspace import map_array
 from neuronmoe_plugins.files import replaced_file, sha256_of, write_json
 
 PARQUET_DOCUMENTS = 100_000

@@ -9,9 +9,7 @@ import pytest
 
 from data_preparation.preparing import write_spec
 from neuronmoe_plugins.corpora import HubDataset
-from neuronmoe_plugins.data.amounts import Amount
-from neuronmoe_plugins.data.spec import Filters, LocalFiles
-from neuronmoe_plugins.data.spec_file import load_spec
+from neuronmoe_plugins.data.spec import Amount, Filters, LocalFiles, load_spec
 from neuronmoe_plugins.errors import UserError
 
 

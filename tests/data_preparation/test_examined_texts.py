@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
 from neuronmoe_plugins.data import choosing
-from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.data.documents import Keys
 from neuronmoe_plugins.errors import UserError
 
 

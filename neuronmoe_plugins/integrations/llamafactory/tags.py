@@ -13,7 +13,7 @@ import wrapt
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
-from neuronmoe_plugins.integrations.llamafactory.language_codes import TAGS, check_tag, twin
+from neuronmoe_plugins.languages import TAGS, check_tag, twin
 from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:
