@@ -37,9 +37,8 @@ def compare(
 
     from neuronmoe_plugins.comparison import Bootstrap
     from neuronmoe_plugins.comparison import compare as compare_results
+    from neuronmoe_plugins.comparison.display import as_record, print_comparison
     from neuronmoe_plugins.comparison.display import markdown as as_markdown
-    from neuronmoe_plugins.comparison.display import print_comparison
-    from neuronmoe_plugins.comparison.record import as_record
     from neuronmoe_plugins.files import write_json
 
     comparison = compare_results(results, name or (), Bootstrap(resamples, seed, confidence))

@@ -1,18 +1,18 @@
-"""Shows a comparison on the terminal, or as Markdown for papers and READMEs: its tables, and the notes under them."""
+"""A comparison on the terminal, as Markdown for papers and READMEs, and as JSON."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain, groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.segment import Segments
 
-from neuronmoe_plugins.comparison.evidence import Untested
-from neuronmoe_plugins.comparison.table import Cell, Comparison, Difference, Row, Verdict
+from neuronmoe_plugins.comparison.layout import Cell, Comparison, Difference, Row, Untested, Verdict
 from neuronmoe_plugins.tables import Cell as TableCell
 from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich
 
@@ -225,3 +225,53 @@ def _few_items(comparison: Comparison) -> Iterator[str]:
     if few:
         where = ", ".join(f"{task} ({items})" for task, items in few.items())
         yield f"Intervals from fewer than {FEW_ITEMS} items are too narrow: {where}."
+
+
+def as_record(comparison: Comparison) -> dict[str, Any]:
+    """The models, how they were compared, and for each row one cell per model, in their order."""
+    models = [
+        {"name": model.name, "results": str(model.results), "experts": model.experts} for model in comparison.models
+    ]
+    return {
+        "models": models,
+        "bootstrap": asdict(comparison.bootstrap),
+        "rows": [_row_record(row) for row in comparison.rows],
+    }
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    column = row.measure.column
+    return {
+        "task": row.measure.task,
+        "metric": row.measure.key,
+        "benchmark": column and column.benchmark,
+        "language": column and column.language,
+        "higher_is_better": row.higher_is_better,
+        "shots": row.shots,
+        "cells": [_cell_record(cell) for cell in row.cells],
+    }
+
+
+def _cell_record(cell: Cell | None) -> dict[str, Any] | None:
+    if cell is None:
+        return None
+    origin = "resamples" if cell.stderr_is_resampled else "lm-eval"
+    return {
+        "value": cell.value,
+        "stderr": cell.stderr,
+        "stderr_from": None if cell.stderr is None else origin,
+        "items": cell.items,
+        "difference": cell.difference and _difference_record(cell.difference),
+    }
+
+
+def _difference_record(difference: Difference) -> dict[str, Any]:
+    test = difference.test
+    return {
+        "value": difference.value,
+        "verdict": difference.verdict.value,
+        "low": test and test.low,
+        "high": test and test.high,
+        "p_value": test and test.p_value,
+        "untested": difference.untested and difference.untested.value,
+    }

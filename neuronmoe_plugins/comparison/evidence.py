@@ -1,36 +1,162 @@
 """What a run's samples say of one measure: the items, and how lm-eval makes its value of them.
 
-A results file says neither how a group weighs its tasks nor, for functions of a task's own, how one value is made of
+`lm_eval --log_samples` writes the samples, per-item values, beside a results file (the format of lm-eval 0.4.13). A
+results file says neither how a group weighs its tasks nor, for functions of a task's own, how one value is made of
 many. Both are found out by what gives the value that lm-eval reports; if nothing does, there is no test.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from neuronmoe_plugins.comparison.bootstrap import Stratum
-from neuronmoe_plugins.comparison.checks import check_items
-from neuronmoe_plugins.comparison.layout import metric_of
-from neuronmoe_plugins.comparison.measures import Measure
-from neuronmoe_plugins.comparison.results import Results
-from neuronmoe_plugins.comparison.samples import Items, read_samples, samples_file
-from neuronmoe_plugins.comparison.statistic import BY_NAME, Statistic, candidates, is_close
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.comparison.bootstrap import BY_NAME, Array, Statistic, Stratum, candidates, is_close
+from neuronmoe_plugins.comparison.layout import Measure, Untested
+from neuronmoe_plugins.comparison.lm_eval_results import DATE, Results, metric_of
+from neuronmoe_plugins.errors import UserError, one_line
+
+# What tells an item from another: lm-eval's hashes, and what each is of.
+HASHES = {"doc_hash": "item", "prompt_hash": "prompt", "target_hash": "answer"}
 
 
-class Untested(str, Enum):
-    """Why a difference cannot be tested, and what to do."""
+@dataclass(frozen=True)
+class Items:
+    """A metric of one task's items, in the order of their numbers.
 
-    ALONE = "there is no other model to compare with"
-    NO_SAMPLES = "there are no samples: rerun lm_eval with --log_samples"
-    RENAMED = "a results file was renamed, and its samples are found by the date in its name: give it back"
-    AGGREGATION = "the value is neither a mean over items nor a ratio of sums"
-    TOO_FEW = "one item cannot be resampled"
-    UNDEFINED = "some resamples have no value"
+    Attributes:
+        numbers: lm-eval's `doc_id` of each.
+        hashes: The values of HASHES of each.
+        values: (items, 2) float64: a value and 1, or, if `is_ratio`, both numbers of lm-eval's pair.
+        is_ratio: Whether lm-eval gave pairs.
+    """
+
+    numbers: tuple[int, ...]
+    hashes: tuple[tuple[str, ...], ...]
+    values: Array
+    is_ratio: bool
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    hashes: tuple[str, ...]
+    filter: str
+    metrics: Mapping[str, object]
+
+
+def samples_file(results: Results, task: str) -> Path | None:
+    """The samples of a run's task; None if it has none, or the results file was renamed, so that they cannot be told.
+
+    Raises:
+        UserError: if there are samples of a run whose own results are not there, as after a mix-up of files.
+    """
+    if results.date is None:
+        return None
+    folder = results.path.parent
+    path = folder / f"samples_{task}_{results.date}.jsonl"
+    if path.exists():
+        return path
+    for other in sorted(folder.glob("samples_*.jsonl")):
+        dated = re.fullmatch(rf"samples_{re.escape(task)}_({DATE})\.jsonl", other.name)
+        if dated and not any(folder.glob(f"*_{dated[1]}.json")):
+            raise UserError(
+                f"{other} is of another run than {results.path}, as their dates say; keep each with its own"
+            )
+    return None
+
+
+def read_samples(path: Path, task: str, items_hash: str | None) -> dict[str, Items]:
+    """Read a samples file.
+
+    Args:
+        path: The file.
+        task: The task that it is of.
+        items_hash: lm-eval's hash of all items in the results file; None leaves them unchecked.
+
+    Returns:
+        Metric and filter, such as `acc,none`, to the items that have it; without metrics that are no numbers.
+
+    Raises:
+        UserError: naming the file, and the line that is damaged; also if items are missing or stand there twice.
+    """
+    digest = hashlib.sha256()
+    found: dict[str, dict[int, tuple[_Line, object]]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for place, text in enumerate(file, start=1):
+                line = _parse(f"{path}:{place}", text)
+                digest.update("".join(line.hashes).encode())
+                for metric, value in line.metrics.items():
+                    by_number = found.setdefault(f"{metric},{line.filter}", {})
+                    if line.number in by_number:
+                        raise UserError(f"{path}:{place}: item {line.number} stands there twice")
+                    by_number[line.number] = (line, value)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if items_hash not in (None, digest.hexdigest()):
+        raise UserError(f"{path} has not the items of {task} in its results file: it is damaged, or of another run")
+    return {key: items for key, by_number in found.items() if (items := _items(by_number)) is not None}
+
+
+def _parse(place: str, text: str) -> _Line:
+    try:
+        record = json.loads(text.rstrip("\n"))
+        metrics = {metric: record[metric] for metric in record["metrics"]}
+        line = _Line(int(record["doc_id"]), tuple(str(record[name]) for name in HASHES), str(record["filter"]), metrics)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: the line is damaged ({error.msg}, character {error.pos + 1})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
+        raise UserError(f"{place}: not a sample of lm-eval: it {what}") from error
+    for metric, value in metrics.items():
+        if any(isinstance(number, float) and not math.isfinite(number) for number in _parts(value)):
+            raise UserError(f"{place}: {metric} is {value}, not a finite number")
+    return line
+
+
+def _parts(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _items(by_number: Mapping[int, tuple[_Line, object]]) -> Items | None:
+    """The items in order, or None if their values are neither all numbers nor all pairs of numbers."""
+    numbers = sorted(by_number)
+    lines, values = zip(*(by_number[number] for number in numbers), strict=True)
+    if not all(isinstance(part, int | float) for value in values for part in _parts(value)):
+        return None
+    if {isinstance(value, list) for value in values} == {True} and {len(value) for value in values} == {2}:
+        pairs, is_ratio = np.array(values, dtype=np.float64), True
+    elif not any(isinstance(value, list) for value in values):
+        column = np.array(values, dtype=np.float64)
+        pairs, is_ratio = np.stack([column, np.ones_like(column)], axis=1), False
+    else:
+        return None
+    return Items(tuple(numbers), tuple(line.hashes for line in lines), pairs, is_ratio)
+
+
+def check_items(first: Items, other: Items, task: str, first_path: object, other_path: object) -> None:
+    """Raise `UserError` unless both are of the same items with the same prompts."""
+    if different := set(first.numbers) ^ set(other.numbers):
+        only = first_path if min(different) in first.numbers else other_path
+        raise UserError(f"{task}: other items were evaluated: item {min(different)} is only in {only}")
+    for number, one, two in zip(first.numbers, first.hashes, other.hashes, strict=True):
+        for what, own, others in zip(HASHES.values(), one, two, strict=True):
+            if own != others:
+                hint = " (other examples, chat template or wording)" if what == "prompt" else ""
+                raise UserError(
+                    f"{task}: item {number} has another {what}{hint} in {first_path} than in {other_path}; evaluate "
+                    "both in the same way"
+                )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import pytest
 import scipy.stats
 
 from neuronmoe_plugins.comparison import bootstrap as module
-from neuronmoe_plugins.comparison.bootstrap import Bootstrap, Stratum, paired_test, resample, standard_error
-from neuronmoe_plugins.comparison.statistic import BY_NAME
+from neuronmoe_plugins.comparison.bootstrap import BY_NAME, Bootstrap, Stratum, paired_test, resample, standard_error
 from neuronmoe_plugins.errors import UserError
 
 MEAN, BITS = BY_NAME["mean"], BY_NAME["bits_per_byte"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from neuronmoe_plugins.comparison import Difference, compare, evidence
-from neuronmoe_plugins.comparison.evidence import Untested
-from neuronmoe_plugins.comparison.statistic import BY_NAME, candidates
+from neuronmoe_plugins.comparison.bootstrap import BY_NAME, candidates
+from neuronmoe_plugins.comparison.layout import Untested
 from runs import DATE, load, save_run
 
 # The mean and the perplexity of items of this value are the same.

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.comparison import Bootstrap, Cell, Comparison, Row, Verdict, compare
 from neuronmoe_plugins.comparison.display import notes
-from neuronmoe_plugins.comparison.evidence import Evidence, Samples, Untested, strata_of
-from neuronmoe_plugins.comparison.measures import Measure
-from neuronmoe_plugins.comparison.results import read_results
+from neuronmoe_plugins.comparison.evidence import Evidence, Samples, strata_of
+from neuronmoe_plugins.comparison.layout import Measure, Untested
+from neuronmoe_plugins.comparison.lm_eval_results import read_results
 from neuronmoe_plugins.errors import UserError
 from runs import load, results_of, samples_of
 

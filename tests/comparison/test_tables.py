@@ -13,9 +13,8 @@ from rich.console import Console
 
 from neuronmoe_plugins.comparison import Cell, Comparison, Difference, Row, Test, Verdict, compare
 from neuronmoe_plugins.comparison.display import cell_lines, markdown, notes, p_text, print_comparison
-from neuronmoe_plugins.comparison.experts import count_experts
-from neuronmoe_plugins.comparison.layout import COLUMNS
-from neuronmoe_plugins.comparison.measures import Measure
+from neuronmoe_plugins.comparison.layout import COLUMNS, Measure
+from neuronmoe_plugins.comparison.lm_eval_results import count_experts
 from runs import save_run
 
 # Task and metric as the paper's columns have them.

@@ -7,13 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuronmoe_plugins.comparison.bootstrap import Bootstrap, Test, paired_test, standard_error
-from neuronmoe_plugins.comparison.checks import check_settings
-from neuronmoe_plugins.comparison.evidence import Evidence, Samples, Untested, strata_of
-from neuronmoe_plugins.comparison.experts import count_experts
-from neuronmoe_plugins.comparison.layout import metric_of
-from neuronmoe_plugins.comparison.measures import Measure, select_measures
-from neuronmoe_plugins.comparison.results import Results, Score, read_results
-from neuronmoe_plugins.comparison.table import Cell, Comparison, Difference, Model, Row, Verdict
+from neuronmoe_plugins.comparison.evidence import Evidence, Samples, strata_of
+from neuronmoe_plugins.comparison.layout import (
+    Cell,
+    Comparison,
+    Difference,
+    Measure,
+    Model,
+    Row,
+    Untested,
+    Verdict,
+    select_measures,
+)
+from neuronmoe_plugins.comparison.lm_eval_results import (
+    Results,
+    Score,
+    check_settings,
+    count_experts,
+    metric_of,
+    read_results,
+)
 from neuronmoe_plugins.errors import UserError
 
 

@@ -1,17 +1,20 @@
-"""What a results file of lm-eval says about a model and its tasks (the format of lm-eval 0.4.13)."""
+"""What a results file of lm-eval says about a model and its tasks (the format of lm-eval 0.4.13).
+
+Also what must be the same in two of them so that their numbers may be compared, and how many experts the model has.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from neuronmoe_plugins.comparison.layout import metric_of
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.reading import read_json_object
+from neuronmoe_plugins.reading import is_number, read_json_object
 
 # How lm-eval writes the end of a run into the names of its files.
 DATE = r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?"
@@ -168,17 +171,13 @@ def _scores(path: Path, name: str, result: Mapping[str, Any]) -> dict[str, Score
     scores = {}
     for key, value in result.items():
         metric, comma, filter_name = key.partition(",")
-        if not comma or metric.endswith(STDERR) or not _is_number(value):
+        if not comma or metric.endswith(STDERR) or not is_number(value):
             continue
         if not math.isfinite(value):
             raise UserError(f"{path}: {metric_of(key)} of {name} is {value}, not a finite number")
         stderr = result.get(f"{metric}{STDERR},{filter_name}")
-        scores[key] = Score(value, stderr if _is_number(stderr) and math.isfinite(stderr) else None)
+        scores[key] = Score(value, stderr if is_number(stderr) and math.isfinite(stderr) else None)
     return scores
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model_args(given: object) -> dict[str, str]:
@@ -187,3 +186,83 @@ def _model_args(given: object) -> dict[str, str]:
         return {str(key): str(value) for key, value in given.items()}
     pairs = (part.partition("=") for part in str(given or "").split(","))
     return {key.strip(): value for key, _, value in pairs}
+
+
+def metric_of(key: str) -> str:
+    """The metric of a key such as `acc_norm,none`."""
+    return key.partition(",")[0]
+
+
+def check_settings(first: Results, other: Results, name: str, key: str) -> None:
+    """Raise `UserError` unless a task or group has the same metric, tasks, versions, shots and items in both."""
+    if key not in other.tasks[name].scores or key not in first.tasks[name].scores:
+        has, lacks = (first, other) if key in first.tasks[name].scores else (other, first)
+        raise UserError(f"{name}: {has.path} has the metric {key}, {lacks.path} has not")
+    if different := set(first.leaves(name)) ^ set(other.leaves(name)):
+        raise UserError(f"{name}: {sorted(different)[0]} belongs to it in only one of {first.path} and {other.path}")
+    for leaf in first.leaves(name):
+        one, two = first.tasks[leaf], other.tasks[leaf]
+        metric = metric_of(key)
+        _check_same(leaf, "shots", one.shots, two.shots, first, other)
+        _check_same(leaf, "the version", one.version, two.version, first, other)
+        items = f"{one.items}{_limit(first)}", f"{two.items}{_limit(other)}"
+        if one.items != two.items:
+            _check_same(leaf, "the number of items", *items, first, other)
+        directions = one.higher_is_better.get(metric), two.higher_is_better.get(metric)
+        _check_same(leaf, f"higher_is_better of {metric}", *directions, first, other)
+
+
+def _check_same(task: str, what: str, one: object, two: object, first: Results, other: Results) -> None:
+    if one != two:
+        raise UserError(f"{task}: {what}: {one} in {first.path}, {two} in {other.path}; evaluate both in the same way")
+
+
+def _limit(results: Results) -> str:
+    return "" if results.limit is None else f" (--limit {results.limit:g})"
+
+
+def count_experts(model_args: Mapping[str, str]) -> int | None:
+    """All experts of the `moe` adapter in `--model_args`, a layer's original MLP counting as one (paper, Table 1).
+
+    Args:
+        model_args: lm-eval's, by key: `peft` names the adapter, `pretrained` the model.
+
+    Returns:
+        The number; None without an adapter of this kind, or where its folder, or that of the model if the number of
+        layers is not clear without it, cannot be read.
+    """
+    adapter = _read_or_empty(model_args.get("peft"), "adapter_config.json")
+    experts, layers = adapter.get("num_experts"), adapter.get("layers_to_transform")
+    if adapter.get("peft_type") != "MOE" or experts is None:
+        return None
+    if isinstance(experts, list) and layers is None:
+        return sum(experts)
+    num_layers = _num_layers(model_args)
+    if num_layers is None and isinstance(layers, list) and layers == list(range(len(layers))):
+        num_layers = len(layers)  # the published code names every layer
+    if num_layers is None:
+        return None
+    transformed = range(num_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+    if isinstance(experts, int):
+        experts = [experts] * len(transformed)
+    elif len(experts) == num_layers:
+        experts = [experts[layer] for layer in transformed]
+    return num_layers - len(transformed) + sum(experts)
+
+
+def _num_layers(model_args: Mapping[str, str]) -> int | None:
+    model = _read_or_empty(model_args.get("pretrained"), "config.json")
+    for config in (model, model.get("text_config", {})):
+        if "num_hidden_layers" in config:
+            return int(config["num_hidden_layers"])
+    return None
+
+
+def _read_or_empty(folder: str | None, name: str) -> dict[str, Any]:
+    """A JSON object of a folder; empty if it cannot be read."""
+    if folder is None:
+        return {}
+    try:
+        return dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
