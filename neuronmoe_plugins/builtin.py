@@ -46,3 +46,11 @@ def register_commands(register: Register) -> None:
 
     for command in (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, demo):
         register(command.__name__, command)
+
+
+@hookimpl
+def register_report_sections(register: Register) -> None:
+    from neuronmoe_plugins.report.page import SECTIONS
+
+    for name, make_section in SECTIONS.items():
+        register(name, make_section)

@@ -1,4 +1,4 @@
-"""What all figures share: a canvas without a display, colours that all can tell apart, files that appear whole."""
+"""What figures share: a canvas without a display, colours that all can tell apart, charts over layers, files."""
 
 from __future__ import annotations
 
@@ -75,6 +75,42 @@ def count_in_whole_numbers(*axes: Axis) -> None:
 
     for axis in axes:
         axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_layer_lines(lines: Mapping[str, Sequence[float]], title: str, ylabel: str, height: float = 4) -> Figure:
+    """One line per name over the decoder layers, as yet without a legend.
+
+    Args:
+        lines: Name -> one number per layer.
+        title: Of the figure.
+        ylabel: What the numbers are.
+        height: Of the figure, in inches.
+    """
+    figure = new_figure(10, height)
+    axes = figure.add_subplot()
+    for name, values in lines.items():
+        axes.plot(range(len(values)), values, label=name)
+    axes.set(title=title, xlabel="decoder layer", ylabel=ylabel)
+    axes.margins(x=0.02)
+    count_in_whole_numbers(axes.xaxis)
+    axes.grid(axis="y")
+    return figure
+
+
+def draw_layer_counts(counts: Mapping[str, Sequence[int]], title: str) -> Figure:
+    """One line per language with its neurons in every layer."""
+    figure = draw_layer_lines(counts, title, "language-specific neurons")
+    (axes,) = figure.axes
+    axes.set_ylim(bottom=0)
+    count_in_whole_numbers(axes.yaxis)
+    axes.legend(title="language")
+    return figure
+
+
+def save_layer_figure(path: Path, counts: Mapping[str, Sequence[int]], title: str) -> None:
+    """Write what `draw_layer_counts` gives as a PNG."""
+    with house_style():
+        save_png(draw_layer_counts(counts, title), path)
 
 
 def blues() -> Colormap:

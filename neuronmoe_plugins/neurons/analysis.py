@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.figures import save_layer_figure
 from neuronmoe_plugins.files import sha256_of, write_json
 from neuronmoe_plugins.neurons import summary
-from neuronmoe_plugins.neurons.figure import save_layer_figure
 from neuronmoe_plugins.neurons.table import Neuron, read_neurons, write_neurons
 
 NEURONS = "neurons.parquet"

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
 from neuronmoe_plugins.files import write_text
-from neuronmoe_plugins.report.components import components_section
-from neuronmoe_plugins.report.experts import experts_section, main_allocation
-from neuronmoe_plugins.report.languages import layers_section, overlap_section
-from neuronmoe_plugins.report.parts import Section
-from neuronmoe_plugins.report.provenance import provenance_section
-from neuronmoe_plugins.report.run import Run, read_run
-from neuronmoe_plugins.report.scores import scores_section, top_section
-from neuronmoe_plugins.report.similarity import similarity_section
-from neuronmoe_plugins.report.specialisation import routing_section, specialisation_section
-from neuronmoe_plugins.report.svg import inline_svg
-from neuronmoe_plugins.tables import count
-
-SECTIONS = (
-    layers_section,
-    experts_section,
-    specialisation_section,
-    routing_section,
-    overlap_section,
+from neuronmoe_plugins.plugins import registered
+from neuronmoe_plugins.report.allocation_section import experts_section, main_allocation
+from neuronmoe_plugins.report.analysis_sections import (
+    provenance_section,
     scores_section,
-    components_section,
     similarity_section,
     top_section,
-    provenance_section,
 )
+from neuronmoe_plugins.report.neuron_sections import components_section, layers_section, overlap_section
+from neuronmoe_plugins.report.parts import MakeSection, Section, inline_svg
+from neuronmoe_plugins.report.run import Run, read_run
+from neuronmoe_plugins.report.specialisation_sections import routing_section, specialisation_section
+from neuronmoe_plugins.tables import count
+
+# Those of this package, by their anchors, in the order of the page.
+SECTIONS: dict[str, MakeSection] = {
+    "layers": layers_section,
+    "allocation": experts_section,
+    "specialisation": specialisation_section,
+    "routing": routing_section,
+    "overlap": overlap_section,
+    "scores": scores_section,
+    "components": components_section,
+    "similarity": similarity_section,
+    "top": top_section,
+    "run": provenance_section,
+}
 
 
 def write_report(folder: Path, output: Path | None = None) -> list[Path]:
@@ -47,16 +50,15 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
         what was written, the page first.
 
     Raises:
-        UserError: there is no complete analysis, an allocation or specialisation does not fit it, or the output cannot
-            be written.
+        UserError: there is no complete analysis, an allocation or specialisation does not fit it, a plugin cannot be
+            loaded, or the output cannot be written.
     """
     run = read_run(folder)
     page = output or folder / "report.html"
     with house_style():
-        sections = [section for make_section in SECTIONS if (section := make_section(run)) is not None]
-        drawings = {
-            section.name: svg_text(section.picture.figure, section.name) for section in sections if section.picture
-        }
+        made = {name: make_section(run) for name, make_section in (SECTIONS | registered("report section")).items()}
+        sections = {name: section for name, section in made.items() if section is not None}
+        drawings = {name: svg_text(own.picture.figure, name) for name, own in sections.items() if own.picture}
         html = render(run, sections, drawings)
         try:
             figures = _write_figures(page.parent / "figures", sections, drawings)
@@ -66,12 +68,12 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
     return [page, *figures]
 
 
-def render(run: Run, sections: Sequence[Section], drawings: Mapping[str, str]) -> str:
+def render(run: Run, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> str:
     """The page as HTML; all that comes from data is escaped.
 
     Args:
         run: what the page is about.
-        sections: its parts, in order.
+        sections: its parts by their anchors, in order.
         drawings: for each section with a picture, by name, the picture as an SVG document.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -84,7 +86,7 @@ def render(run: Run, sections: Sequence[Section], drawings: Mapping[str, str]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {section.name: section.picture for section in sections if section.picture}
+    pictures = {name: section.picture for name, section in sections.items() if section.picture}
     return environment.get_template("report.html.jinja").render(
         title=_title(run),
         languages=run.languages,
@@ -115,12 +117,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
-def _write_figures(folder: Path, sections: Sequence[Section], drawings: Mapping[str, str]) -> list[Path]:
+def _write_figures(folder: Path, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> list[Path]:
     written = []
-    for section in sections:
+    for name, section in sections.items():
         if section.picture is not None:
-            png, svg = (folder / f"{section.name}{suffix}" for suffix in (".png", ".svg"))
+            png, svg = (folder / f"{name}{suffix}" for suffix in (".png", ".svg"))
             save_png(section.picture.figure, png)
-            write_text(svg, drawings[section.name])
+            write_text(svg, drawings[name])
             written += [png, svg]
     return written

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
 
-from neuronmoe_plugins.figures import blues, house_style, new_figure, save_png, svg_text
-from neuronmoe_plugins.neurons.figure import draw_layer_counts, save_layer_figure
-from neuronmoe_plugins.report.svg import inline_svg
+from neuronmoe_plugins.figures import (
+    blues,
+    draw_layer_counts,
+    house_style,
+    new_figure,
+    save_layer_figure,
+    save_png,
+    svg_text,
+)
+from neuronmoe_plugins.report.parts import inline_svg
 
 
 def test_every_line_of_many_differs_and_its_name_is_no_formula() -> None:
@@ -75,8 +83,8 @@ def test_a_failed_png_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.M
     save_png(figure, path)
     assert matplotlib.image.imread(path).shape == (150, 300, 4)
 
-    def fill_the_disk(file: Path, **_: object) -> None:
-        file.write_bytes(b"half")
+    def fill_the_disk(file: BinaryIO, **_: object) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     before = path.read_bytes()

@@ -9,7 +9,10 @@ from xml.etree.ElementTree import Element
 import pytest
 from paper_analysis import COUNTS, TABLES, UNITS, read_page, save_paper_allocation, write_analysis
 
+from neuronmoe_plugins.hookspecs import Register, hookimpl
+from neuronmoe_plugins.plugins import plugin_manager
 from neuronmoe_plugins.report.page import write_report
+from neuronmoe_plugins.report.parts import Section
 
 LANGUAGES = list(COUNTS)
 # Title, axis labels and legend of every figure.
@@ -145,3 +148,25 @@ def test_what_comes_from_data_is_shown_and_never_run(tmp_path: Path) -> None:
     assert words(page.find("head/title")) == "<img src=x onerror=alert(1)> + a & b: language-specific neurons"
     assert "<i>.yaml" in words(section(page, "allocation"))
     assert ["model", model] in table(section(page, "run"), "Settings")
+
+
+class Plugin:
+    """Adds a section, and one that has nothing to say."""
+
+    @hookimpl
+    def register_report_sections(self, register: Register) -> None:
+        register("a-note", lambda run: Section("A note", notes=[f"{run.num_layers} layers"]))
+        register("nothing", lambda run: None)
+
+
+def test_plugins_add_sections_after_ours(paper_run: Path, tmp_path: Path) -> None:
+    manager = plugin_manager()
+    manager.register(Plugin(), name="sections")
+    try:
+        page, *_ = write_report(paper_run, tmp_path / "report.html")
+    finally:
+        manager.unregister(name="sections")
+    anchors = [part.partition('"')[0] for part in page.read_text(encoding="utf-8").split('<section id="')[1:]]
+    before = (paper_run / "report.html").read_text(encoding="utf-8").split('<section id="')[1:]
+    assert anchors == [*(part.partition('"')[0] for part in before), "a-note"]
+    assert '<p class="note">28 layers</p>' in page.read_text(encoding="utf-8")

@@ -11,13 +11,21 @@ import pytest
 from paper_analysis import BINS, COUNTS, LEFT_OUT, UNITS, legend_of
 
 from neuronmoe_plugins.neurons.table import Neuron
-from neuronmoe_plugins.report.components import components_section, module_counts
-from neuronmoe_plugins.report.languages import layers_section, overlap_section, shared_neurons
+from neuronmoe_plugins.report.analysis_sections import (
+    provenance_section,
+    scores_section,
+    similarity_section,
+    top_section,
+)
+from neuronmoe_plugins.report.neuron_sections import (
+    components_section,
+    layers_section,
+    module_counts,
+    overlap_section,
+    shared_neurons,
+)
 from neuronmoe_plugins.report.parts import Section
-from neuronmoe_plugins.report.provenance import provenance_section
 from neuronmoe_plugins.report.run import Run
-from neuronmoe_plugins.report.scores import scores_section, top_section
-from neuronmoe_plugins.report.similarity import similarity_section
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.report.page import write_report
 from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.run import Run, read_run
-from neuronmoe_plugins.report.specialisation import routing_section, specialisation_section
+from neuronmoe_plugins.report.specialisation_sections import routing_section, specialisation_section
 from neuronmoe_plugins.specialisation import Specialisation
 from neuronmoe_plugins.specialisation.drift import LayerDrift
 

@@ -1,4 +1,4 @@
-"""Where each language's neurons are, and which of them belong to several languages."""
+"""Where each language's neurons are: in which layers and projections, and which belong to several languages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuronmoe_plugins.figures import draw_cells, new_figure
-from neuronmoe_plugins.neurons.figure import draw_layer_counts
+from neuronmoe_plugins.figures import draw_cells, draw_layer_counts, new_figure
+from neuronmoe_plugins.neurons.table import Neuron
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
 from neuronmoe_plugins.tables import Table, count
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from neuronmoe_plugins.neurons.table import Neuron
-
 
 def layers_section(run: Run) -> Section:
     """Neurons per layer and language."""
-    name, heading = "layers", "Neurons per layer and language"
+    heading = "Neurons per layer and language"
     if notes := run.lacks("layer_counts"):
-        return Section(name, heading, notes=notes)
+        return Section(heading, notes=notes)
     counts: dict[str, list[int]] = run.summary["layer_counts"]
     peaks = [f"{language} peaks in layer {int(np.argmax(own))} with {max(own)}" for language, own in counts.items()]
     picture = Picture(
@@ -36,7 +34,7 @@ def layers_section(run: Run) -> Section:
     rows = [[str(layer), *(count(own[layer]) for own in counts.values())] for layer in range(run.num_layers)]
     totals = ["all", *(count(sum(own)) for own in counts.values())]
     table = Table("Neurons per layer, in numbers", ["layer", *counts], rows, footer=totals, folded=True)
-    return Section(name, heading, picture, tables=[table])
+    return Section(heading, picture, tables=[table])
 
 
 def overlap_section(run: Run) -> Section:
@@ -53,7 +51,7 @@ def overlap_section(run: Run) -> Section:
         "A cell counts the neurons that both of its languages have; the grey diagonal counts all of a language.",
         f"Heatmap of the neurons that pairs of {len(languages)} languages share: {'; '.join(pairs)}.",
     )
-    return Section("overlap", "Overlap between languages", picture, tables=[_language_table(run)])
+    return Section("Overlap between languages", picture, tables=[_language_table(run)])
 
 
 def _language_table(run: Run) -> Table:
@@ -101,5 +99,62 @@ def _draw_overlap(shared: NDArray[np.int64], languages: Sequence[str]) -> Figure
     axes.set_yticks(middles, languages)
     axes.invert_yaxis()
     bar = figure.colorbar(mesh, label="shared neurons (count)", ticks=MaxNLocator(integer=True))
+    bar.outline.set_visible(False)
+    return figure
+
+
+def components_section(run: Run) -> Section:
+    """Neurons per projection, layer and language."""
+    heading = "Projections"
+    if not run.neurons:
+        return Section(heading, notes=["No neuron passes the threshold, so there is nothing to show."])
+    modules = list(run.summary["units_per_module"])
+    counts = module_counts(run, modules)
+    per_module = counts.sum(axis=2)
+    strongest = [
+        f"{language} has most in {modules[int(np.argmax(own))]} ({count(own.max())} of {count(own.sum())})"
+        for language, own in zip(run.languages, per_module, strict=True)
+        if own.any()
+    ]
+    picture = Picture(
+        _draw_components(counts, run.languages, modules),
+        "A row is a projection of the decoder layer; the darker a cell, the more of the language’s neurons are there, "
+        "and an empty one holds none.",
+        f"Heatmaps of neurons by projection and decoder layer, one per language: {'; '.join(strongest)}.",
+    )
+    return Section(heading, picture)
+
+
+def module_counts(run: Run, modules: Sequence[str]) -> NDArray[np.int64]:
+    """Neurons, int64 (languages, modules, layers)."""
+    counter = Counter((neuron.language, neuron.module, neuron.layer) for neuron in run.neurons)
+    cells = [
+        [[counter[language, module, layer] for layer in range(run.num_layers)] for module in modules]
+        for language in run.languages
+    ]
+    return np.array(cells, dtype=np.int64)
+
+
+def _draw_components(counts: NDArray[np.int64], languages: Sequence[str], modules: Sequence[str]) -> Figure:
+    """A panel per language; all have one logarithmic scale of colours, for one layer can hold most neurons."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    figure = new_figure(10, 1.4 + len(languages) * (0.5 + 0.2 * len(modules)))
+    figure.suptitle("Neurons in each projection and layer")
+    panels = figure.subplots(len(languages), 1, sharex=True, squeeze=False)[:, 0]
+    scale = LogNorm(vmin=1, vmax=max(2, counts.max()))
+    for axes, language, own in zip(panels, languages, counts, strict=True):
+        mesh = draw_cells(axes, np.where(own > 0, own, np.nan), scale, gap=0.5)
+        axes.set_title(language, fontsize=10, pad=4)
+        axes.set_facecolor("#f5f7f9")
+        axes.set_yticks(np.arange(len(modules)) + 0.5, modules, fontsize=8)
+        axes.invert_yaxis()
+    ticks = range(0, counts.shape[2], max(1, counts.shape[2] // 14))
+    panels[-1].set_xticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
+    panels[-1].set_xlabel("decoder layer")
+    figure.supylabel("projection", fontsize=10)
+    bar = figure.colorbar(mesh, ax=list(panels), label="neurons (count)", format=StrMethodFormatter("{x:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.outline.set_visible(False)
     return figure

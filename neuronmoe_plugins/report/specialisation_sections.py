@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
-from neuronmoe_plugins.report.measured import FOLDER, Measured
 from neuronmoe_plugins.report.parts import Picture, Section
-from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.report.run import FOLDER, Measured, Run
 from neuronmoe_plugins.tables import Table, count
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ PAIRS_SHOWN = 2
 
 def specialisation_section(run: Run) -> Section:
     """Language-specific neurons of every expert (Figure 3, Tables 4 and 10), and the drift of the model's own."""
-    name, heading = "specialisation", "What the experts specialise in"
+    heading = "What the experts specialise in"
     if run.measured is None:
-        return Section(name, heading, notes=[HOW_TO_SPECIALISE.format(output=run.home / FOLDER)])
+        return Section(heading, notes=[HOW_TO_SPECIALISE.format(output=run.home / FOLDER)])
     from neuronmoe_plugins.specialisation.figures import draw_specialisation
 
     specialisation, drift = run.measured.specialisation, run.measured.drift
@@ -40,7 +39,7 @@ def specialisation_section(run: Run) -> Section:
     )
     notes = [*_origin_notes(run, run.measured), *_base_rate_notes(specialisation), *_drift_notes(drift or [])]
     tables = [_expert_table(specialisation), *([_drift_table(drift)] if drift else [])]
-    return Section(name, heading, picture, notes, tables)
+    return Section(heading, picture, notes, tables)
 
 
 def routing_section(run: Run) -> Section | None:
@@ -57,7 +56,7 @@ def routing_section(run: Run) -> Section | None:
         f"Heatmaps of the share of tokens by layer and expert, one per language: "
         f"{'; '.join(_base_shares(specialisation))}.",
     )
-    return Section("routing", "Where the router sends each language", picture, tables=[_routing_table(specialisation)])
+    return Section("Where the router sends each language", picture, tables=[_routing_table(specialisation)])
 
 
 def _strongest(specialisation: Specialisation) -> Iterable[str]:

@@ -54,16 +54,16 @@ class Shown:
 
 def experts_section(run: Run) -> Section:
     """The allocation, LayerMoE's, and what both follow from."""
-    name, heading = "allocation", "Experts per layer"
+    heading = "Experts per layer"
     main_name = main_allocation(run)
     if main_name is None:
         note = HOW_TO_ALLOCATE.format(analysis=run.folder, output=run.home / MAIN_ALLOCATION)
-        return Section(name, heading, notes=[note])
+        return Section(heading, notes=[note])
     shown = _with_layermoe(run, main_name)
     line = _line(run, shown.allocations[main_name])
     picture = Picture(draw_experts(_title(shown), shown.bars(), line), _caption(shown, line), _alt(shown))
     notes = [*_comparison(shown), *shown.notes, *_origin_notes(run, shown)]
-    return Section(name, heading, picture, notes, [_size_table(shown), _layer_table(shown)])
+    return Section(heading, picture, notes, [_size_table(shown), _layer_table(shown)])
 
 
 def main_allocation(run: Run) -> str | None:

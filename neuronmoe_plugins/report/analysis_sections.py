@@ -1,12 +1,15 @@
-"""How the scores of all units are distributed, and the neurons with the highest."""
+"""What an analysis measured beside its neurons, and how it was made: scores, similarity of layers, settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins.figures import new_figure
+import numpy as np
+
+from neuronmoe_plugins.figures import draw_layer_lines, new_figure
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
 from neuronmoe_plugins.tables import Table, count
@@ -14,18 +17,44 @@ from neuronmoe_plugins.tables import Table, count
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 TOP = 20
 SCORE_NAMES = {"ap": "average precision", "lape": "activation probability"}
 # What these metrics score is not what their neurons are chosen by, so that a threshold has no place in the histogram.
 CHOOSES_BY_ANOTHER_SCORE = ("lape",)
+LEGEND_COLUMNS = 5
+SETTINGS = {
+    "model": "model",
+    "adapter": "adapter",
+    "model_type": "kind of model",
+    "model_commit": "commit of the model",
+    "dtype": "dtype",
+    "device": "device",
+    "metric": "metric",
+    "observes": "observed",
+    "components": "components",
+    "unmeasured_modules": "projections left out",
+    "pooling": "pooling over tokens",
+    "min_score": "only scores above",
+    "top_n": "neurons per language, at most",
+    "neuron_identity": "neurons are told apart by",
+    "samples": "sentences per language",
+    "max_tokens": "tokens per sentence, at most",
+    "batch_size": "batch size",
+    "seed": "seed",
+}
+CORPUS_COUNTS = {
+    "available": "sentences", "sampled": "sampled", "truncated": "truncated", "duplicates": "duplicates",
+}  # fmt: skip
+SHORT_HASH = 12
 
 
 def scores_section(run: Run) -> Section:
     """The distribution of the scores of all units of the model."""
-    name, heading = "scores", "Distribution of the scores"
+    heading = "Distribution of the scores"
     if notes := run.lacks("score_histogram", "metric", "min_score", "top_n"):
-        return Section(name, heading, notes=notes)
+        return Section(heading, notes=notes)
     threshold = shown_threshold(run)
     caption = "Each panel counts all units of the model by their score for one language, on a logarithmic scale"
     alt = f"Histograms of the scores of all units for {', '.join(run.languages)}"
@@ -33,7 +62,7 @@ def scores_section(run: Run) -> Section:
         most = f"at most {count(run.summary['top_n'])} of those" if run.summary["top_n"] is not None else "those"
         caption += f"; {most} right of the dashed line become neurons of that language"
         alt += f", with the threshold at {threshold:g}: {'; '.join(_above(run, threshold))}"
-    return Section(name, heading, Picture(_draw_histograms(run, threshold), f"{caption}.", f"{alt}."))
+    return Section(heading, Picture(_draw_histograms(run, threshold), f"{caption}.", f"{alt}."))
 
 
 def shown_threshold(run: Run) -> float | None:
@@ -104,4 +133,76 @@ def top_section(run: Run) -> Section:
         rows = [[n.module, str(n.layer), str(n.unit), f"{n.score:.4f}"] for n in own]
         best = f"the best {len(own)}" if own else "no neurons"
         tables.append(Table(f"{language}: {best}", ["module", "layer", "unit", "score"], rows))
-    return Section("top", "Most specific neurons", tables=tables)
+    return Section("Most specific neurons", tables=tables)
+
+
+def similarity_section(run: Run) -> Section:
+    """Cosine between the MLP inputs of two languages, per layer."""
+    heading = "Layer similarity between languages"
+    if notes := run.lacks("mlp_input_similarity"):
+        return Section(heading, notes=notes)
+    if run.summary["mlp_input_similarity"] is None:
+        return Section(heading, notes=["Not measured: the model's MLPs are of no known feed-forward family."])
+    similarity = np.array(run.summary["mlp_input_similarity"]["layers"], dtype=np.float64)
+    pairs = list(combinations(range(len(run.languages)), 2))
+    lowest = [
+        f"{run.languages[one]} and {run.languages[other]} are least alike in layer "
+        f"{int(np.argmin(similarity[:, one, other]))} ({similarity[:, one, other].min():.2f})"
+        for one, other in pairs
+    ]
+    picture = Picture(
+        _draw_similarity(similarity, run.languages),
+        "Each line is the mean cosine between what the MLPs get for tokens of one language and of the other; "
+        "where it is low, LayerMoE adds experts.",
+        f"Line chart of the similarity of {len(pairs)} pairs of languages over {run.num_layers} decoder layers: "
+        f"{'; '.join(lowest)}.",
+    )
+    return Section(heading, picture)
+
+
+def _draw_similarity(similarity: NDArray[np.float64], languages: Sequence[str]) -> Figure:
+    """One line per pair.
+
+    Args:
+        similarity: float64 (layers, languages, languages).
+        languages: names of its rows.
+    """
+    pairs = list(combinations(enumerate(languages), 2))
+    legend_rows = ceil(len(pairs) / LEGEND_COLUMNS)
+    lines = {f"{first} – {second}": similarity[:, one, other].tolist() for (one, first), (other, second) in pairs}
+    title = "Similarity of two languages in each decoder layer"
+    figure = draw_layer_lines(lines, title, "mean cosine", height=4 + 0.24 * legend_rows)
+    figure.legend(loc="outside lower center", title="languages", ncols=ceil(len(pairs) / legend_rows))
+    return figure
+
+
+def provenance_section(run: Run) -> Section:
+    """Settings, corpora and versions."""
+    notes = run.lacks(*SETTINGS, "corpora", "versions")
+    settings = [[title, _text(run.summary[key])] for key, title in SETTINGS.items() if key in run.summary]
+    versions = [[name, str(version)] for name, version in run.summary.get("versions", {}).items()]
+    tables = [Table("Settings", ["setting", "value"], settings, words=range(2))]
+    if versions:
+        tables.append(Table("Versions", ["package", "version"], versions, words=range(2)))
+    if corpora := run.summary.get("corpora"):
+        tables.append(_corpus_table(corpora))
+    return Section("The run", notes=notes, tables=tables)
+
+
+def _corpus_table(corpora: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            *(str(corpus.get(key, "–")) for key in ("language", "path")),
+            str(corpus.get("sha256", "–"))[:SHORT_HASH],
+            *(count(corpus[key]) if key in corpus else "–" for key in CORPUS_COUNTS),
+        ]
+        for corpus in corpora
+    ]
+    header = ["language", "file", "SHA-256", *CORPUS_COUNTS.values()]
+    return Table("Corpora", header, rows, words=range(3))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
