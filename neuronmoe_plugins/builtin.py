@@ -37,12 +37,9 @@ def register_feed_forward_families(register: Register) -> None:
 @hookimpl
 def register_commands(register: Register) -> None:
     """In the order of `neuronmoe --help`, which is that of a run."""
-    from neuronmoe_plugins.cli.data import data
-    from neuronmoe_plugins.cli.experts import allocate
-    from neuronmoe_plugins.cli.first_steps import demo, doctor, plugins
     from neuronmoe_plugins.cli.neurons import analyze, specialise
-    from neuronmoe_plugins.cli.results import compare, report
-    from neuronmoe_plugins.cli.training import convert, recipe
+    from neuronmoe_plugins.cli.results import compare, demo, doctor, plugins, report
+    from neuronmoe_plugins.cli.training import allocate, convert, data, recipe
 
     for command in (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, demo):
         register(command.__name__, command)

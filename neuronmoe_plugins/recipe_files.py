@@ -9,6 +9,7 @@ from typing import Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.options import option
 from neuronmoe_plugins.reading import read_json_object
 from neuronmoe_plugins.recipes import Recipe
 from neuronmoe_plugins.sharding import Deepspeed
@@ -18,25 +19,56 @@ from neuronmoe_plugins.sharding import Deepspeed
 class RecipeRequest:
     """What `neuronmoe recipe` is asked for.
 
-    Attributes:
-        allocation: The allocation.yaml of `neuronmoe allocate`.
-        model: Folder or hub name of the base model.
-        target_datasets: Names in dataset_info.json of the data sets to learn.
-        replay_datasets: Names of the data sets of languages to keep.
-        dataset_dir: Folder of dataset_info.json.
-        output: Folder to write to, and below which the stages will write.
-        deepspeed: Also write this DeepSpeed file, and use it.
-        force: Replace files that differ.
+    Raises:
+        UserError: if neither or both say what to train on, `data` and the three that it stands for.
     """
 
-    allocation: Path
-    model: str
-    target_datasets: tuple[str, ...]
-    replay_datasets: tuple[str, ...]
-    dataset_dir: Path
-    output: Path
-    deepspeed: Deepspeed | None = None
-    force: bool = False
+    allocation: Path = option("The allocation.yaml of `neuronmoe allocate`.")
+    model: str = option("Folder or hub name of the base model.")
+    output: Path = option("Folder for stage1.yaml and stage2.yaml and the trained adapters.")
+    target_datasets: tuple[str, ...] | None = option(
+        "Data set(s) to learn, as in dataset_info.json: a[,b].", None, flag="target_dataset", split=True
+    )
+    replay_datasets: tuple[str, ...] | None = option(
+        "Data set(s) of the languages to keep: a[,b].", None, flag="replay_dataset", split=True
+    )
+    dataset_dir: Path | None = option("Folder of dataset_info.json.", None)
+    data: Path | None = option("Instead of these three: a folder of `neuronmoe data`, which has the roles.", None)
+    deepspeed: Deepspeed | None = option("Also write this DeepSpeed file, and use it.", None)
+    force: bool = option("Replace files that differ.", False)
+
+    def __post_init__(self) -> None:
+        named = {
+            "--target-dataset": self.target_datasets,
+            "--replay-dataset": self.replay_datasets,
+            "--dataset-dir": self.dataset_dir,
+        }
+        if self.data is not None:
+            if given := [flag for flag, value in named.items() if value is not None]:
+                raise UserError(f"--data {self.data} says what {given[0]} says; leave one out")
+        elif missing := [flag for flag, value in named.items() if value is None]:
+            raise UserError(
+                f"missing {', '.join(missing)}: name data sets and their folder, or pass --data DIR instead"
+            )
+
+
+@dataclass(frozen=True)
+class _Datasets:
+    """What a recipe trains on: names in a folder's dataset_info.json."""
+
+    targets: tuple[str, ...]
+    replays: tuple[str, ...]
+    folder: Path
+
+    @classmethod
+    def of(cls, request: RecipeRequest) -> _Datasets:
+        """Those that the request names, or those of the folder that it names instead, if it fits the allocation."""
+        if request.data is None:
+            return cls(request.target_datasets or (), request.replay_datasets or (), request.dataset_dir or Path())
+        from neuronmoe_plugins.data.manifest import read_manifest, training_datasets
+
+        targets = Allocation.load(request.allocation).targets
+        return cls(*training_datasets(read_manifest(request.data), targets, request.allocation), request.data)
 
 
 def write_recipe(request: RecipeRequest) -> list[Path]:
@@ -49,6 +81,7 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
         UserError: if the allocation does not fit the model, a data set is not in dataset_info.json or not tagged for
             its role, or a file exists with another content.
     """
+    datasets = _Datasets.of(request)
     allocation = Allocation.load(request.allocation)
     _check_layers(request, allocation)
     output = request.output.resolve()
@@ -57,11 +90,11 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
     recipe = Recipe(
         model=str(Path(request.model).resolve()) if Path(request.model).is_dir() else request.model,
         num_experts=allocation.num_experts,
-        target_datasets=list(request.target_datasets),
-        replay_datasets=list(request.replay_datasets),
-        dataset_dir=str(request.dataset_dir.resolve()),
+        target_datasets=list(datasets.targets),
+        replay_datasets=list(datasets.replays),
+        dataset_dir=str(datasets.folder.resolve()),
         output_dir=str(output),
-        original_languages=_check_languages(request, allocation),
+        original_languages=_check_languages(datasets, allocation),
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
     )
     texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
@@ -86,17 +119,17 @@ def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:
         )
 
 
-def _check_languages(request: RecipeRequest, allocation: Allocation) -> list[str]:
+def _check_languages(datasets: _Datasets, allocation: Allocation) -> list[str]:
     """Check the data sets' tags; returns the codes that count as old, none if the tags are old and new."""
-    info_path = request.dataset_dir / "dataset_info.json"
+    info_path = datasets.folder / "dataset_info.json"
     info = read_json_object(
         info_path,
         "it must map names of data sets to their entries",
         missing=f"{info_path} does not exist; --dataset-dir must be LLaMA-Factory's data folder, and --data one that "
         "`neuronmoe data` wrote",
     )
-    replay = {name: _language(info_path, info, name) for name in request.replay_datasets}
-    target = {name: _language(info_path, info, name) for name in request.target_datasets}
+    replay = {name: _language(info_path, info, name) for name in datasets.replays}
+    target = {name: _language(info_path, info, name) for name in datasets.targets}
     for name, tag in replay.items():
         if tag == "new" or tag in allocation.targets:
             raise UserError(

@@ -17,21 +17,19 @@ from neuronmoe_plugins.allocation.strategies import AllocationOrigin, Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.plugins import choose
 
-DEFAULT_STRATEGY = "neuron-diversity"
 
-
-def allocate(request: AllocationRequest, strategy: str = DEFAULT_STRATEGY) -> Allocation:
-    """Allocate experts with the strategy of that name.
+def allocate(request: AllocationRequest) -> Allocation:
+    """Allocate experts with the strategy that the request names.
 
     Raises:
         UserError: for bad input, and for options that contradict each other or have no effect.
     """
-    chosen = _choose(strategy)
+    chosen = _choose(request.strategy)
     origin = _open(request.origin)
-    settings = resolve(request, strategy, chosen, origin.counts_neurons)
+    settings = resolve(request, chosen, origin.counts_neurons)
     origin.check_languages(settings.source, settings.targets)
     scores = chosen.scores(origin, settings)
-    _check_length(strategy, scores, origin.num_layers)
+    _check_length(request.strategy, scores, origin.num_layers)
     check_scores(scores)
     plan = _plan(rescale(scores, settings.scale), chosen, settings, origin)
     return _record(plan, scores, chosen, settings, origin)

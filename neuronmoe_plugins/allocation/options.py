@@ -11,15 +11,10 @@ from neuronmoe_plugins.allocation.checks import is_count
 from neuronmoe_plugins.allocation.experts import Rounding, check_bounds
 from neuronmoe_plugins.allocation.scale import Scale
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.options import option, typed
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.allocation.strategies import AllocationStrategy
-
-
-STRATEGY_HELP = "neuron-diversity, source-only, layer-similarity, uniform, or a plugin's."
-COMBINE_HELP = "union (the default), or mean: source + mean over the targets."
-SCALE_HELP = "linear (the default); sqrt and log keep one outlier layer from taking nearly all experts."
-MAX_EXPERTS_HELP = "Most experts of a layer: 6; no limit for layer-similarity."
 
 
 class Combine(str, Enum):
@@ -36,33 +31,24 @@ class Combine(str, Enum):
 
 @dataclass(frozen=True)
 class AllocationRequest:
-    """What `neuronmoe allocate` is told; None is what it was not told.
+    """What `neuronmoe allocate` is told; None is what it was not told."""
 
-    Attributes:
-        origin: Folder of an analysis, or a scores file.
-        source: Language that the model knows.
-        targets: Languages that it shall learn.
-        min_experts: Least experts of a layer, the base MLP included.
-        max_experts: Most experts of a layer.
-        rounding: How Eq. 4 becomes whole.
-        scale: What a score counts as.
-        combine: How the neurons of several languages are counted.
-        budget: What LayerMoE shares out before it rounds up.
-        total_experts: Experts of all layers, the base MLPs included.
-        max_added_parameters: New experts and routers have at most so many parameters.
-    """
-
-    origin: Path
-    source: str | None = None
-    targets: tuple[str, ...] = ()
-    min_experts: int | None = None
-    max_experts: int | None = None
-    rounding: Rounding | None = None
-    scale: Scale | None = None
-    combine: Combine | None = None
-    budget: int | None = None
-    total_experts: int | None = None
-    max_added_parameters: int | None = None
+    origin: Path = option("An analysis folder or a scores file.", metavar="DIR_OR_SCORES")
+    source: str | None = option("Language the model knows.", None)
+    targets: tuple[str, ...] = option("Language to learn; may be repeated.", (), flag="target")
+    strategy: str = option(
+        "neuron-diversity, source-only, layer-similarity, uniform, or a plugin's.", "neuron-diversity"
+    )
+    combine: Combine | None = option("union (the default), or mean: source + mean over the targets.", None)
+    scale: Scale | None = option(
+        "linear (the default); sqrt and log keep one outlier layer from taking nearly all experts.", None
+    )
+    rounding: Rounding | None = option("floor, the default, gives the paper's lists.", None)
+    min_experts: int | None = option("Least experts of a layer, the base MLP included: 1.", None)
+    max_experts: int | None = option("Most experts of a layer: 6; no limit for layer-similarity.", None)
+    budget: int | None = option("For layer-similarity: what is shared out and rounded up.", None)
+    total_experts: int | None = option("Exactly so many in all, base MLPs included.", None)
+    max_added_parameters: int | None = option("As many experts as fit into these.", None)
 
 
 OPTIONAL = ("min_experts", "max_experts", "rounding", "scale", "combine", "budget")
@@ -102,12 +88,11 @@ class Settings:
         return value.value if isinstance(value, Enum) else value
 
 
-def resolve(request: AllocationRequest, name: str, strategy: AllocationStrategy, counted: bool) -> Settings:
+def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: bool) -> Settings:
     """Fill in what was not given, and refuse what is impossible or would have no effect.
 
     Args:
         request: The options as given.
-        name: The strategy's name.
         strategy: The strategy.
         counted: Whether scores are counted from an analysis, rather than read from a file.
 
@@ -117,14 +102,16 @@ def resolve(request: AllocationRequest, name: str, strategy: AllocationStrategy,
     has_total = _check_totals(request)
     used = strategy.rule.total_options if has_total else strategy.rule.options
     used |= strategy.options if counted else frozenset()
-    given = {option: getattr(request, option) for option in OPTIONAL if getattr(request, option) is not None}
-    for option in given:
-        if option not in used:
-            raise UserError(f"{_flag(option)} has no effect {_why(option, name, strategy, has_total)}; leave it out")
+    given = {name: getattr(request, name) for name in OPTIONAL if getattr(request, name) is not None}
+    for name in given:
+        if name not in used:
+            raise UserError(
+                f"{typed(name)} has no effect {_why(name, request.strategy, strategy, has_total)}; leave it out"
+            )
     _check_count(request, "budget")
     _check_count(request, "max_experts")
     settings = Settings(
-        name,
+        request.strategy,
         request.source,
         request.targets,
         used,
@@ -140,15 +127,15 @@ def _check_totals(request: AllocationRequest) -> bool:
     """Whether a total or a number of parameters is to be kept to."""
     if request.total_experts is not None and request.max_added_parameters is not None:
         raise UserError("--total-experts and --max-added-parameters both decide the total; pass one of them")
-    for option in ("total_experts", "max_added_parameters"):
-        _check_count(request, option)
+    for name in ("total_experts", "max_added_parameters"):
+        _check_count(request, name)
     return request.total_experts is not None or request.max_added_parameters is not None
 
 
-def _check_count(request: AllocationRequest, option: str) -> None:
-    value = getattr(request, option)
+def _check_count(request: AllocationRequest, name: str) -> None:
+    value = getattr(request, name)
     if value is not None and not is_count(value):
-        raise UserError(f"{_flag(option)} is {value}; it must be at least 1 and below 2 to the power of 63")
+        raise UserError(f"{typed(name)} is {value}; it must be at least 1 and below 2 to the power of 63")
 
 
 def _why(option: str, name: str, strategy: AllocationStrategy, has_total: bool) -> str:
@@ -160,7 +147,3 @@ def _why(option: str, name: str, strategy: AllocationStrategy, has_total: bool) 
     if option in strategy.options:
         return "on a scores file, which has one score per layer already"
     return f"with --strategy {name}"
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

@@ -1,61 +1,81 @@
-"""The commands for LLaMA-Factory's and the published code's files: `recipe` and `convert`."""
+"""The commands on the way to a training: `data`, `allocate` and `recipe`, and `convert` for published adapters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.sharding import Deepspeed
+from neuronmoe_plugins.allocation.options import AllocationRequest
+from neuronmoe_plugins.cli.options import takes
+from neuronmoe_plugins.recipe_files import RecipeRequest
 
 
-def recipe(
-    allocation: Annotated[Path, typer.Option(help="The allocation.yaml of `neuronmoe allocate`.")],
-    model: Annotated[str, typer.Option(help="Folder or hub name of the base model.")],
-    output: Annotated[Path, typer.Option(help="Folder for stage1.yaml and stage2.yaml and the trained adapters.")],
-    target_dataset: Annotated[
-        str | None, typer.Option(help="Data set(s) to learn, as in dataset_info.json: a[,b].")
-    ] = None,
-    replay_dataset: Annotated[str | None, typer.Option(help="Data set(s) of the languages to keep: a[,b].")] = None,
-    dataset_dir: Annotated[Path | None, typer.Option(help="Folder of dataset_info.json.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Instead of these three: a folder of `neuronmoe data`, which has the roles.")
-    ] = None,
-    deepspeed: Annotated[Deepspeed | None, typer.Option(help="Also write this DeepSpeed file, and use it.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,
+def data(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Says which data sets, from where, and how much.")],
+    output: Annotated[Path, typer.Option(help="Folder for the data sets, dataset_info.json and manifest.json.")],
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace data sets of the same names.")] = False,
 ) -> None:
-    """Write the LLaMA-Factory YAMLs of both training stages."""
-    from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
+    """Draw training, replay, held-out and analysis texts from corpora of any size, none of them twice."""
+    from rich.console import Console
 
-    datasets = _chosen_datasets(allocation, data, target_dataset, replay_dataset, dataset_dir)
-    request = RecipeRequest(allocation, model, *datasets, output, deepspeed, force)
+    from neuronmoe_plugins.data.prepare import prepare_data
+
+    prepared = prepare_data(spec, output, workers, force)
+    for warning in prepared.warnings():
+        typer.echo(f"Warning: {warning}", err=True)
+    Console().print(_data_table(prepared.manifest["datasets"]))
+    typer.echo(f"Wrote {output}" if prepared.is_new else f"{output} is up to date")
+
+
+def _data_table(entries: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    numbers = ("documents", "characters", "bytes", "tokens")
+    table = Table()
+    for name in ("data set", "language", "role"):
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in entries:
+        counts = ("-" if entry[name] is None else f"{entry[name]:,}" for name in numbers)
+        table.add_row(entry["name"], entry["language"], entry["role"], *counts)
+    return table
+
+
+@takes(AllocationRequest)
+def allocate(
+    output: Annotated[Path, typer.Option(help="The allocation.yaml to write.")],
+    request: AllocationRequest,
+    compare: Annotated[Path | None, typer.Option(help="Another allocation.yaml to set against this one.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, and what it is compared with, into a PNG.")] = None,
+) -> None:
+    """Decide how many experts each layer gets."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.allocation.allocate import allocate as allocate_experts
+    from neuronmoe_plugins.allocation.comparison import load_comparable
+    from neuronmoe_plugins.allocation.display import print_allocation
+    from neuronmoe_plugins.allocation.figure import save_allocation_figure
+
+    allocation = allocate_experts(request)
+    other = None if compare is None else load_comparable(compare, allocation)
+    allocation.save(output)
+    if figure is not None:
+        save_allocation_figure(figure, allocation, other)
+    print_allocation(Console(), allocation, other)
+    typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
+
+
+@takes(RecipeRequest)
+def recipe(request: RecipeRequest) -> None:
+    """Write the LLaMA-Factory YAMLs of both training stages."""
+    from neuronmoe_plugins.recipe_files import write_recipe
+
     for path in write_recipe(request):
         typer.echo(f"Wrote {path}")
-
-
-def _chosen_datasets(
-    allocation: Path, data: Path | None, target_dataset: str | None, replay_dataset: str | None, folder: Path | None
-) -> tuple[tuple[str, ...], tuple[str, ...], Path]:
-    """The data sets to learn, those to keep, and their folder, by `--data` or by the options that it stands for.
-
-    Raises:
-        UserError: if neither or both are given, or the folder of `--data` does not fit the allocation.
-    """
-    options = {"--target-dataset": target_dataset, "--replay-dataset": replay_dataset, "--dataset-dir": folder}
-    if data is not None:
-        if given := [option for option, value in options.items() if value is not None]:
-            raise UserError(f"--data {data} says what {given[0]} says; leave one out")
-        from neuronmoe_plugins.allocation.allocation import Allocation
-        from neuronmoe_plugins.data.manifest import read_manifest, training_datasets
-
-        manifest = read_manifest(data)
-        return *training_datasets(manifest, Allocation.load(allocation).targets, allocation), data
-    if target_dataset is None or replay_dataset is None or folder is None:
-        missing = ", ".join(option for option, value in options.items() if value is None)
-        raise UserError(f"missing {missing}: name data sets and their folder, or pass --data DIR instead")
-    return tuple(target_dataset.split(",")), tuple(replay_dataset.split(",")), folder
 
 
 def convert(

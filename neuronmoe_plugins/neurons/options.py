@@ -1,79 +1,108 @@
-"""What `neuronmoe analyze` is told, checked."""
+"""What `neuronmoe analyze` and `neuronmoe specialise` are told, checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins.corpora import CorpusSpec
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.components import COMPONENTS
-from neuronmoe_plugins.neurons.metrics import NeuronMetric
+from neuronmoe_plugins.options import at_least_one, check_options, one_of, option, typed
 
-DTYPES = ("float32", "bfloat16", "float16")
-CHOICES = {
-    "dtype": DTYPES,
-    "pooling": ("mean", "max"),
-    "neuron_identity": ("module", "unit"),
-}
+if TYPE_CHECKING:
+    from neuronmoe_plugins.corpora import CorpusSpec
+    from neuronmoe_plugins.neurons.metrics import NeuronMetric
+
+
+def _finite(flag: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{flag} is {value}; it must be a number")
+
+
+def _gigabytes(flag: str, value: float) -> None:
+    if not value >= 0:
+        raise UserError(f"{flag} is {value}; it must be a number of gigabytes, 0 or more")
+
+
+def _average_precision(flag: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise UserError(f"{flag} is {value}; an average precision is above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """How sentences are sampled and run through a model; None leaves the choice to what measures."""
+
+    samples: int | None = option("Sentences per language.", None, shown="500", check=at_least_one)
+    text_field: str | None = option("Field of the texts.", None, shown="text")
+    split_sentences: bool = option("Split texts into sentences; LANGUAGE is an ISO 639-1 code.", False)
+    max_tokens: int = option("Longer sentences are cut.", 256, check=at_least_one)
+    batch_size: int = option("Sentences per forward pass.", 16, check=at_least_one)
+    seed: int | None = option("Seed of the sampling.", None, shown="42")
+    dtype: str = option("float32, bfloat16 or float16.", "float32", check=one_of("float32", "bfloat16", "float16"))
+    device: str | None = option("As in cpu, cuda:0, or auto for all.", None, shown="CUDA if there is any")
+    memory_limit: float | None = option(
+        "Gigabytes of activations kept in memory; more go to a file, from which a stopped run goes on.",
+        None,
+        shown="half of the free CUDA memory; 0 on a CPU",
+        check=_gigabytes,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def sampling(self) -> dict[str, Any]:
+        """How corpora are sampled: the keywords of `sample_corpus`."""
+        return {
+            "samples": 500 if self.samples is None else self.samples,
+            "seed": 42 if self.seed is None else self.seed,
+            "text_field": self.text_field or "text",
+            "split_sentences": self.split_sentences,
+        }
 
 
 @dataclass(frozen=True)
-class AnalyzeOptions:
-    """The options; None leaves the choice to the metric."""
+class AnalyzeOptions(MeasuringOptions):
+    """The options of an analysis: of a model, perhaps with an adapter, on one corpus per language or on concepts.
 
-    model: str
-    output: Path
-    corpora: Sequence[CorpusSpec] = ()
-    """One per language."""
-    concepts: Path | None = None
-    """Instead: a folder of the published code's sentences, with the negative samples of each language."""
-    adapter: str | None = None
-    """A PEFT adapter of the model, a mixture of experts among others."""
-    samples: int | None = None
-    """Sentences per language, 500 unless given."""
-    top_n: int | None = None
-    """At most so many neurons per language."""
-    min_score: float | None = None
-    """Only neurons that score above this."""
-    max_tokens: int = 256
-    """Longer sentences are cut."""
-    batch_size: int = 16
-    seed: int | None = None
-    """Of the sampling, 42 unless given."""
-    text_field: str | None = None
-    """Field or column of the texts, `text` unless given."""
-    split_sentences: bool = False
-    """Whether a text is split into sentences."""
-    metric: str = "ap"
-    components: Sequence[str] | None = None
-    """Parts of a decoder layer whose projections are measured: attention, mlp or both."""
-    pooling: str | None = None
-    """Over a sentence's tokens: mean or max."""
-    neuron_identity: str = "module"
-    """What tells the neurons of a layer apart when they are counted."""
-    dtype: str = "float32"
-    device: str | None = None
-    """A torch device, or `auto` to spread the model over all; without one, the GPU if there is one."""
-    memory_limit: float | None = None
-    """Gigabytes of pooled activations that may stay in the model's memory; more go to a file."""
+    Raises:
+        UserError: for a value that cannot be used.
+    """
+
+    model: str = option("Folder or hub name of a causal language model.")
+    output: Path = option("Folder for neurons.parquet, summary.json and neurons.png.")
+    corpora: Sequence[CorpusSpec] = option(
+        "LANGUAGE=SOURCE, once per language: a .txt, .jsonl (also .gz) or .parquet file, a folder of such, or "
+        "hub:OWNER/NAME[:CONFIG][@SPLIT[[:ROWS]]].",
+        (),
+        flag="corpus",
+    )
+    concepts: Path | None = option("Instead: a folder of the published code's sentences.", None)
+    adapter: str | None = option("Folder or hub name of a PEFT adapter for the model.", None)
+    metric: str = option("Neuron metric: ap, lape or a plugin's.", "ap", after="split_sentences")
+    top_n: int | None = option(
+        "At most so many neurons per language.", None, shown="ap 1000, lape all", check=at_least_one
+    )
+    min_score: float | None = option(
+        "Only neurons that score above this.", None, shown="ap 0.5, lape none", check=_finite
+    )
+    components: Sequence[str] | None = option(
+        "Which projections: attention,mlp.", None, shown="both", split=True, check=one_of(*COMPONENTS)
+    )
+    pooling: str | None = option(
+        "Over a sentence's tokens: mean or max.", None, shown="mean", check=one_of("mean", "max")
+    )
+    neuron_identity: str = option(
+        "Neurons of a layer are counted by module and unit, or as published by unit.",
+        "module",
+        check=one_of("module", "unit"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("samples", "top_n", "max_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_option(name)} is {value}; it must be at least 1")
-        if self.min_score is not None and not math.isfinite(self.min_score):
-            raise UserError(f"--min-score is {self.min_score}; it must be a number")
-        if self.memory_limit is not None and not self.memory_limit >= 0:
-            raise UserError(f"--memory-limit is {self.memory_limit}; it must be a number of gigabytes, 0 or more")
-        for name, choices in CHOICES.items():
-            _require_choice(name, getattr(self, name), choices)
-        for component in self.components or ():
-            _require_choice("components", component, COMPONENTS)
+        super().__post_init__()
         self._require_one_source()
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"--output {self.output} is a file; name a folder")
@@ -87,17 +116,8 @@ class AnalyzeOptions:
             return
         for name in ("corpora", "samples", "seed", "text_field", "split_sentences"):
             if getattr(self, name) not in ((), None, False):
-                option = "--corpus" if name == "corpora" else _option(name)
-                raise UserError(f"{option} has no effect with --concepts, whose sentences are used as they are")
-
-    def sampling(self) -> dict[str, Any]:
-        """How corpora are sampled: the keywords of `sample_corpus`."""
-        return {
-            "samples": 500 if self.samples is None else self.samples,
-            "seed": 42 if self.seed is None else self.seed,
-            "text_field": self.text_field or "text",
-            "split_sentences": self.split_sentences,
-        }
+                flag = "--corpus" if name == "corpora" else typed(name)
+                raise UserError(f"{flag} has no effect with --concepts, whose sentences are used as they are")
 
     def resolved(self, metric: NeuronMetric) -> dict[str, Any]:
         """The options on which the neurons depend, with the metric's defaults; JSON values.
@@ -108,7 +128,7 @@ class AnalyzeOptions:
         observes_projections = metric.observes == "projections"
         for name in ("components", "pooling"):
             if getattr(self, name) is not None and not observes_projections:
-                raise UserError(f"{_option(name)} has no effect with --metric {self.metric}; leave it out")
+                raise UserError(f"{typed(name)} has no effect with --metric {self.metric}; leave it out")
         return {
             **(self.sampling() if self.concepts is None else {"concepts": str(self.concepts)}),
             "top_n": metric.top_n if self.top_n is None else self.top_n,
@@ -123,10 +143,48 @@ class AnalyzeOptions:
         }
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+@dataclass(frozen=True)
+class SpecialiseOptions(MeasuringOptions):
+    """The options of a look into each expert: of a mixture, on one corpus per language, of two languages or more.
 
+    Raises:
+        UserError: for a value that cannot be used.
+    """
 
-def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value is not None and value not in choices:
-        raise UserError(f"unknown {_option(name)} {value!r}; there are: {', '.join(choices)}")
+    model: str = option("Folder or hub name of the base model.")
+    adapter: str = option("Folder or hub name of its moe adapter.")
+    output: Path = option("Folder for specialisation.parquet, .json and the pictures.")
+    corpora: Sequence[CorpusSpec] = option(
+        "LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.", (), flag="corpus"
+    )
+    threshold: float = option("Average precision from which a neuron is specific.", 0.9, check=_average_precision)
+    """At least this, where an analysis asks for more than its --min-score (paper, section 6.1)."""
+    missing: str = option(
+        "Sentences without a token at an expert: drop, or zero.", "drop", check=one_of("drop", "zero")
+    )
+    """Left out (drop), or as one of activation 0 (zero)."""
+    min_sentences: int = option("With fewer at an expert, it is not measured.", 10, check=at_least_one)
+    """So many of a language, and of others."""
+    # In other words than for an analysis.
+    split_sentences: bool = option("Split texts into sentences.", False, kw_only=True)
+    device: str | None = option("As in cpu, cuda:0, or auto for all.", None, kw_only=True)
+    memory_limit: float | None = option(
+        "Gigabytes of activations kept in memory.", None, check=_gigabytes, kw_only=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.corpora) < 2:
+            raise UserError(
+                "pass --corpus LANGUAGE=SOURCE for two languages or more, or --data DIR: an expert is compared on them"
+            )
+        self.analysis()
+
+    def analysis(self) -> AnalyzeOptions:
+        """The same for an analysis, which reads the corpora and loads the model."""
+        shared = {each.name for each in fields(self)} & {each.name for each in fields(AnalyzeOptions)}
+        return AnalyzeOptions(**{name: getattr(self, name) for name in shared})
+
+    def settings(self) -> dict[str, Any]:
+        """What the activations depend on; JSON values."""
+        return {**self.sampling(), "max_tokens": self.max_tokens, "batch_size": self.batch_size}

@@ -81,9 +81,9 @@ def _with_layermoe(run: Run, main: str) -> Shown:
     chosen, budget = allocations[main], round(BUDGET_PER_LAYER * run.num_layers)
     if chosen.strategy == LAYER_SIMILARITY:
         return Shown(allocations, main, None, [])
-    request = AllocationRequest(run.folder, chosen.source, tuple(chosen.targets), budget=budget)
+    request = AllocationRequest(run.folder, chosen.source, tuple(chosen.targets), LAYER_SIMILARITY, budget=budget)
     try:
-        computed = allocate(request, LAYER_SIMILARITY)
+        computed = allocate(request)
     except UserError as error:
         return Shown(allocations, main, None, [f"LayerMoE's experts cannot be computed: {error}."])
     name = f"computed here, budget {budget}"

@@ -1,6 +1,6 @@
 """What the experts of an extended model specialise in: language-specific neurons and routing (paper, section 6.1)."""
 
-from neuronmoe_plugins.specialisation.options import SpecialiseOptions
+from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.specialisation.results import ExpertScores, LanguageRouting, Specialisation
 from neuronmoe_plugins.specialisation.specialise import specialise
 

@@ -18,11 +18,11 @@ from neuronmoe_plugins.neurons.arrays import FloatArray
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.measure import memory_limit, open_store, out_of_memory_is_an_error
 from neuronmoe_plugins.neurons.metrics import require_finite
+from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.store import Store
 from neuronmoe_plugins.specialisation.observing import ROUTING, expert_name, find_mixtures, observing, places
-from neuronmoe_plugins.specialisation.options import SpecialiseOptions
 from neuronmoe_plugins.specialisation.results import ExpertScores, LanguageRouting, ScoreWriter, Specialisation
 from neuronmoe_plugins.specialisation.routing import language_routing
 from neuronmoe_plugins.specialisation.scoring import measured_languages, score_expert

@@ -10,11 +10,11 @@ from typing import Any
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
+from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.neurons.preparation import prepare_sentences
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.neurons.working_folder import WorkingFolder, describe_files
 from neuronmoe_plugins.specialisation.drift import DRIFT
-from neuronmoe_plugins.specialisation.options import SpecialiseOptions
 from neuronmoe_plugins.specialisation.results import RECORD, SCORES, Specialisation
 
 

@@ -40,7 +40,7 @@ def recipe_in(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.Tem
         folder = tmp_path_factory.mktemp(name)
         save_allocation(folder / "allocation.yaml", NUM_EXPERTS, [9.0, 1.0, 1.0, 5.0])
         data = (("el_even",), ("en_even",), data_dir)
-        write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), *data, folder))
+        write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data))
         return folder
 
     return write

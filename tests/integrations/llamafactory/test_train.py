@@ -31,7 +31,7 @@ def single(
     folder.mkdir()
     save_allocation(folder / "allocation.yaml", [3, 1, 1, 2], [9.0, 1.0, 1.0, 5.0])
     data = (("el_even",), ("en_even",), data_dir)
-    write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), *data, folder))
+    write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data))
     printed = {
         stage: llamafactory_train(folder / f"{stage}.yaml", *TINY, commands=commands)
         for stage, commands in zip(STAGES, (forked, None), strict=True)
