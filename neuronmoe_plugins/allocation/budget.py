@@ -17,7 +17,7 @@ class Ramp:
     """How the layers' experts grow together: at level t, layer l would have `start + t * slopes[l]` of them.
 
     Attributes:
-        start: Experts of a layer whose slope is 0.
+        start: Experts of a layer whose slope is 0, not more than the least that the limits allow.
         slopes: One per layer, zero or more. Where none is above 0, all grow alike.
     """
 

@@ -62,8 +62,8 @@ def test_the_order_of_the_layers_decides_ties_alone(problem: tuple[Ramp, Limits,
 @given(problems(), st.data())
 @QUICK
 def test_parameters_are_never_exceeded_and_nothing_larger_fits(problem: tuple[Ramp, Limits, int], data: object) -> None:
-    ramp, _, _ = problem
     limits = Limits(1, 6)
+    ramp = Ramp(min(problem[0].start, limits.min_experts), problem[0].slopes)
     num_layers = len(ramp.slopes)
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=num_layers, max_size=num_layers))  # type: ignore[attr-defined]
     most = data.draw(st.integers(1, 2_000))  # type: ignore[attr-defined]

@@ -40,8 +40,8 @@ def test_an_allocation_by_layer_similarity_takes_the_place_of_the_computed_one(
     make_run: Callable[..., Run], tmp_path: Path
 ) -> None:
     write_analysis(tmp_path / "analysis")
-    request = AllocationRequest(tmp_path / "analysis", "en", ("el",), budget=100)
-    by_similarity = allocate(request, "layer-similarity")
+    request = AllocationRequest(tmp_path / "analysis", "en", ("el",), "layer-similarity", budget=100)
+    by_similarity = allocate(request)
     by_similarity.save(tmp_path / "a.yaml")
     save_paper_allocation(tmp_path / "b.yaml")
     section = experts_section(read_run(tmp_path))
