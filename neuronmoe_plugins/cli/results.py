@@ -1,4 +1,4 @@
-"""The commands that show what came out, `report` and `compare`, what is installed, `doctor` and `plugins`, and all of it, `demo`."""
+"""The commands that show results, `report` and `compare`, or what is installed, and the `demo`, which does it all."""
 
 from __future__ import annotations
 
