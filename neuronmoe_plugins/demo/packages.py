@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
-from neuronmoe_plugins.demo.commands import run_command
+from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 
 # Language -> (Debian package, MPL-2.0; folder of its pages below usr/share/libreoffice/help).

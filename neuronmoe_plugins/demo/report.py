@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from safetensors import safe_open
 
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.demo.figure import save_figure
+from neuronmoe_plugins.figures import house_style, new_figure, save_png
 from neuronmoe_plugins.files import write_json, write_text
 from neuronmoe_plugins.tables import Table, as_markdown, as_rich
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TITLE = "SmolLM2-135M learns Greek"
 TEXT_TITLES = {
@@ -97,21 +100,45 @@ def result_table(results: Results) -> Table:
 
 
 def _save_figure(results: Results, path: Path) -> None:
-    """Draw the table's numbers."""
-    save_figure(
-        path,
-        TITLE,
-        {
-            MODEL_TITLES[model]: {TEXT_TITLES[text].replace(", ", ",\n"): values[text] for text in TEXT_TITLES}
-            for model, values in results.bits_per_byte.items()
-        },
-        {
-            MODEL_TITLES[stage]: {
-                language: results.mean_expert0_share(stage, text) for text, language in SHARE_TEXTS.items()
-            }
-            for stage in results.expert0_share
-        },
-    )
+    """Draw the table's numbers as two groups of bars."""
+    bits_per_byte = {
+        MODEL_TITLES[model]: {TEXT_TITLES[text].replace(", ", ",\n"): values[text] for text in TEXT_TITLES}
+        for model, values in results.bits_per_byte.items()
+    }
+    shares = {
+        MODEL_TITLES[stage]: {
+            language: results.mean_expert0_share(stage, text) for text, language in SHARE_TEXTS.items()
+        }
+        for stage in results.expert0_share
+    }
+    with house_style():
+        figure = new_figure(11, 4.2)
+        figure.suptitle(TITLE)
+        bits_axes, share_axes = figure.subplots(1, 2, width_ratios=[2, 1])
+        _draw_bars(bits_axes, bits_per_byte, "{:.2f}")
+        bits_axes.set(title="lower is better", ylabel="bits per byte")
+        _draw_bars(share_axes, shares, "{:.0%}")
+        share_label = "share of tokens on expert 0 (the base MLP)"
+        share_axes.set(title="routing on held-out help", ylabel=share_label, ylim=(0, 1.1))
+        save_png(figure, path)
+
+
+def _draw_bars(axes: Axes, values: Mapping[str, Mapping[str, float]], label: str) -> None:
+    """Draw one bar per series within each group.
+
+    Args:
+        axes: Where to draw.
+        values: Series -> group -> height; every series has the same groups.
+        label: Format of the numbers on the bars.
+    """
+    width = 0.8 / len(values)
+    groups: Sequence[str] = list(next(iter(values.values())))
+    for index, (series, heights) in enumerate(values.items()):
+        positions = [group + (index - (len(values) - 1) / 2) * width for group in range(len(groups))]
+        bars = axes.bar(positions, [heights[group] for group in groups], width, label=series)
+        axes.bar_label(bars, fmt=label.format, fontsize=7)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.legend()
 
 
 def _facts(results: Results) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from neuronmoe_plugins.demo.bits_per_byte import write_tasks
+from neuronmoe_plugins.demo.evaluation import write_tasks
 from neuronmoe_plugins.errors import UserError
 from rolling import document_nats
 

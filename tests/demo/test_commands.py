@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronmoe_plugins.demo.commands import run_command
+from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 
 
