@@ -21,13 +21,13 @@ from benchmarks.models import SHAPE, SHAPES, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
+from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore, Store
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
+from neuronmoe_plugins.neurons.pooling import recording
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.store import FileStore, MemoryStore, Store
 
 LANGUAGES = ["en", "el", "tr", "hu", "es", "zh"]
 

@@ -24,8 +24,7 @@ from sklearn.metrics import average_precision_score
 
 from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
-from neuronmoe_plugins.neurons.average_precision import average_precision
-from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
+from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
 
 Generate = Callable[[np.random.Generator, tuple[int, int]], FloatArray]
 

@@ -27,18 +27,16 @@ from benchmarks.models import SHAPE, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.activations import observe_sentences
-from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.measure import memory_limit, open_store
+from neuronmoe_plugins.neurons.activations import memory_limit, observe_sentences, open_store
+from neuronmoe_plugins.neurons.arrays import MemoryStore, ModuleKey, Store
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
+from neuronmoe_plugins.neurons.pooling import recording
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.recording import recording
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
-from neuronmoe_plugins.neurons.store import MemoryStore, Store
 from neuronmoe_plugins.specialisation import SpecialiseOptions
-from neuronmoe_plugins.specialisation.measuring import _score as score_experts
-from neuronmoe_plugins.specialisation.observing import find_mixtures, observing, places
+from neuronmoe_plugins.specialisation.expert_scores import score_experts
+from neuronmoe_plugins.specialisation.mixtures import find_mixtures, observing, places
 
 EXPERTS = {
     "smollm2-135m": [6, 2, 1, 1, 2, 4],

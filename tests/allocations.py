@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.cli import app
-from neuronmoe_plugins.neurons.table import Neuron, write_neurons
+from neuronmoe_plugins.neurons.analysis import write_neurons
+from neuronmoe_plugins.neurons.metrics import Neuron
 
 TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "paper_tables.json").read_text())
 

@@ -12,7 +12,7 @@ from neuronmoe_plugins.allocation.similarity import layer_similarity
 from neuronmoe_plugins.errors import UserError
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.table import NeuronIdentity
+    from neuronmoe_plugins.neurons.analysis import NeuronIdentity
 
 ANALYZE_AGAIN = "run `neuronmoe analyze` again"
 
@@ -45,7 +45,7 @@ class AnalysisFolder(Origin):
 
     def counts(self, *languages: str) -> list[int]:
         """Distinct neurons per layer in the union over languages (paper, Eq. 2)."""
-        from neuronmoe_plugins.neurons.table import layer_counts
+        from neuronmoe_plugins.neurons.analysis import layer_counts
 
         return layer_counts(self.neurons, languages, self.num_layers, self.neuron_identity)
 

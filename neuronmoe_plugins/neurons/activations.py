@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,13 +13,16 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.batches import PaddingSide, batches_by_length, padded
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore, ModuleKey, Store
+from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.store import Store
+from neuronmoe_plugins.neurons.sentences import PaddingSide, TokenizedSentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GIGABYTE = 1e9
 
 
 class Observer(Protocol):
@@ -33,6 +37,82 @@ class Observer(Protocol):
 
     def finish_batch(self) -> None:
         """Check that everything was seen."""
+
+
+def pool_activations(
+    model: PreTrainedModel,
+    sentences: TokenizedSentences,
+    observing: AbstractContextManager[Observer],
+    units: Mapping[ModuleKey, int],
+    options: AnalyzeOptions,
+    folder: Path,
+    processes: Processes,
+    progress: bool,
+) -> Store:
+    """Run a model over all sentences; returns what an observer pooled of them, in all processes.
+
+    Args:
+        model: A causal language model on its devices.
+        sentences: The sentences of all languages.
+        observing: Hooks the observer up.
+        units: What it pools: the number of units of each module.
+        options: How much may stay in memory, and the size of a batch.
+        folder: Where the rest goes.
+        processes: This process and its siblings, which run the same call.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        UserError: if the device's memory or the disk is too small.
+    """
+    limit = memory_limit(options.memory_limit, model.device, processes)
+    count = len(sentences.token_ids)
+    store = processes.first_first(lambda: open_store(folder, units, count, limit, processes))
+    with out_of_memory_is_an_error(options):
+        observe_sentences(
+            model,
+            sentences.token_ids,
+            observing,
+            store,
+            options.batch_size,
+            sentences.padding_side,
+            processes,
+            progress,
+        )
+    processes.wait_for_all()
+    return store
+
+
+def memory_limit(asked: float | None, device: torch.device, processes: Processes) -> float:
+    """Bytes that may stay in memory: by default none on a CPU, whose page cache keeps the file, half of a free GPU."""
+    if processes.world_size > 1:
+        if asked:
+            raise UserError("--memory-limit has no effect under torchrun, whose processes share a file; leave it out")
+        return 0
+    if asked is not None:
+        return asked * GIGABYTE
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
+
+
+def open_store(
+    folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, limit: float, processes: Processes
+) -> Store:
+    """A store in memory if its rows need no more than `limit` bytes, else one in `folder`."""
+    needed = 4 * num_sentences * sum(units.values())
+    if needed <= limit:
+        return MemoryStore(num_sentences)
+    return FileStore(folder, units, num_sentences, processes.rank)
+
+
+@contextmanager
+def out_of_memory_is_an_error(options: AnalyzeOptions) -> Iterator[None]:
+    """Raise `UserError`, which names the options that help, where the device's memory is too small for the block."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch-size {options.batch_size} with sentences of up to {options.max_tokens} tokens does not fit into "
+            "the device's memory; pass a smaller --batch-size, --max-tokens or --memory-limit, or --dtype bfloat16"
+        ) from error
 
 
 def observe_sentences(
@@ -82,6 +162,26 @@ def observe_sentences(
     finally:
         store.close()
         model.train(was_training)
+
+
+def batches_by_length(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Sentence numbers in batches; the longest first, so that memory runs out at the start or never."""
+    order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def padded(sentences: Sequence[Sequence[int]], side: PaddingSide, device: torch.device) -> dict[str, Tensor]:
+    """Token ids, mask and positions, each int64 (batch, longest); positions count real tokens only."""
+    longest = max(len(sentence) for sentence in sentences)
+    input_ids = torch.zeros(len(sentences), longest, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, sentence in enumerate(sentences):
+        real = slice(0, len(sentence)) if side == "right" else slice(longest - len(sentence), longest)
+        input_ids[row, real] = torch.tensor(sentence, dtype=torch.long)
+        mask[row, real] = 1
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def working_device(model: PreTrainedModel) -> torch.device:

@@ -1,21 +1,64 @@
-"""An analysis folder: the neurons and the summary that belongs to them."""
+"""An analysis folder: the table of neurons, the picture, and the summary that repeats it and has its counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.figures import save_layer_figure
 from neuronmoe_plugins.files import sha256_of, write_json
-from neuronmoe_plugins.neurons import summary
-from neuronmoe_plugins.neurons.table import Neuron, read_neurons, write_neurons
+from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons.components import component_of
+from neuronmoe_plugins.neurons.metrics import Neuron
+from neuronmoe_plugins.reading import read_json_object
 
+NeuronIdentity = Literal["module", "unit"]
+"""What tells a layer's neurons apart: module and unit index, or, as in the published code, the unit index alone."""
+
+SCHEMA = pa.schema(
+    [
+        ("language", pa.string()),
+        ("layer", pa.int32()),
+        ("module", pa.string()),
+        ("unit", pa.int32()),
+        ("score", pa.float64()),
+    ]
+)
 NEURONS = "neurons.parquet"
 # The summary comes last: it names the neuron table that belongs to it.
 OUTPUT_FILES = (NEURONS, "neurons.png", "summary.json")
+PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "tokenizers", "numpy")
+HISTOGRAM_BINS = 100
+# What other commands cannot do without.
+NEEDED: dict[str, type] = {"languages": list, "num_layers": int, "units_per_module": dict, "files": dict}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a model showed.
+
+    Attributes:
+        scores: For every module float64 (languages, units).
+        neurons: The language-specific ones.
+        model: What the summary says about the model; JSON values.
+        similarity: The tokens compared of each language, and for every layer the mean cosine between languages of the
+            MLP's inputs; None if the model's MLPs are of no known family.
+    """
+
+    scores: Mapping[ModuleKey, ScoreArray]
+    neurons: list[Neuron]
+    model: dict[str, Any]
+    similarity: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +84,7 @@ class Analysis:
     @classmethod
     def load(cls, folder: Path) -> Analysis:
         """Read an analysis folder; raises `UserError` if it is missing, incomplete or does not fit together."""
-        record = summary.read(folder)
+        record = read_summary(folder)
         path = folder / NEURONS
         neurons = read_neurons(path)
         if sha256_of([path]) != record["files"].get(NEURONS):
@@ -77,6 +120,111 @@ def _units(record: dict[str, Any], neuron: Neuron) -> int:
     if isinstance(units, list):
         units = units[neuron.layer] if 0 <= neuron.layer < len(units) else 0
     return units if isinstance(units, int) and 0 <= neuron.layer < record["num_layers"] else 0
+
+
+def build_summary(languages: Sequence[str], settings: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
+    """The content of `summary.json`, but for the corpora.
+
+    Args:
+        languages: Names of the languages.
+        settings: The resolved options.
+        findings: What came out.
+    """
+    num_layers, identity = findings.model["num_layers"], settings["neuron_identity"]
+    neurons, scores = findings.neurons, findings.scores
+    modules = list(dict.fromkeys(module for _, module in scores))
+    return {
+        **findings.model,
+        "languages": list(languages),
+        **settings,
+        "units_per_module": _units_per_module(scores, num_layers),
+        "module_components": {module: _component(module) for module in modules},
+        "neurons_per_language": {name: sum(neuron.language == name for neuron in neurons) for name in languages},
+        "layer_counts": {name: layer_counts(neurons, [name], num_layers, identity) for name in languages},
+        "pair_layer_counts": {
+            "+".join(pair): layer_counts(neurons, pair, num_layers, identity) for pair in combinations(languages, 2)
+        },
+        "mlp_input_similarity": findings.similarity,
+        "score_histogram": _histogram(scores, languages),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _component(module: str) -> str:
+    # Activation functions are looked for in MLPs alone, whatever their names.
+    return component_of(module) or "mlp"
+
+
+def _units_per_module(scores: Mapping[ModuleKey, ScoreArray], num_layers: int) -> dict[str, int | list[int]]:
+    """Neurons of each module: one number, or one per layer where layers differ, 0 where a layer has none."""
+    units: dict[str, list[int]] = {module: [0] * num_layers for _, module in scores}
+    for (layer, module), module_scores in scores.items():
+        units[module][layer] = module_scores.shape[1]
+    return {module: sizes[0] if len(set(sizes)) == 1 else sizes for module, sizes in units.items()}
+
+
+def _histogram(scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str]) -> dict[str, Any]:
+    """How often each score occurs among all units, by language and component."""
+    lowest = min(0.0, *(float(values.min()) for values in scores.values()))
+    highest = max(1.0, *(float(values.max()) for values in scores.values()))
+    edges = np.linspace(lowest, highest, HISTOGRAM_BINS + 1)
+    counts: dict[str, dict[str, Any]] = {language: {} for language in languages}
+    for (_, module), values in scores.items():
+        component = _component(module)
+        for language, row in zip(languages, values, strict=True):
+            counts[language][component] = counts[language].get(component, 0) + np.histogram(row, edges)[0]
+    return {
+        "edges": edges.tolist(),
+        "counts": {
+            language: {component: bins.tolist() for component, bins in of_language.items()}
+            for language, of_language in counts.items()
+        },
+    }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of the analysis in `folder`; raises `UserError` if there is none or it lacks what others need."""
+    path = folder / "summary.json"
+    record = read_json_object(
+        path,
+        "run `neuronmoe analyze` again",
+        missing=f"{folder} holds no analysis (no summary.json); run `neuronmoe analyze` first",
+        wrong="is no summary of an analysis",
+    )
+    for key, expected in NEEDED.items():
+        if not isinstance(record.get(key), expected):
+            raise UserError(f"{path} is no summary of an analysis: {key!r} is missing; run `neuronmoe analyze` again")
+    return record
+
+
+def layer_counts(
+    neurons: Sequence[Neuron],
+    languages: Sequence[str],
+    num_layers: int,
+    identity: NeuronIdentity = "module",
+) -> list[int]:
+    """Number of distinct neurons per layer over the given languages: the S_l of the paper's Eq. 2."""
+    wanted = set(languages)
+    distinct: list[set[tuple[str, int]]] = [set() for _ in range(num_layers)]
+    for neuron in neurons:
+        if neuron.language in wanted:
+            distinct[neuron.layer].add((neuron.module if identity == "module" else "", neuron.unit))
+    return [len(units) for units in distinct]
+
+
+def write_neurons(path: Path, neurons: Sequence[Neuron]) -> None:
+    """Write neurons as Parquet with the columns of `SCHEMA`."""
+    columns = {name: [getattr(neuron, name) for neuron in neurons] for name in SCHEMA.names}
+    pq.write_table(pa.table(columns, schema=SCHEMA), path)
+
+
+def read_neurons(path: Path) -> list[Neuron]:
+    """Read what `write_neurons` wrote; raises `UserError` for a missing or foreign file."""
+    try:
+        table = pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a neuron table ({error}); run `neuronmoe analyze` again") from error
+    return [Neuron(**row) for row in table.to_pylist()]
 
 
 def write_analysis(folder: Path, analysis: Analysis) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LabelArray: TypeAlias = NDArray[np.unsignedinteger]
 
 # Values ranked at once: few enough for their 512 KiB of positions to stay in a core's cache.
 CHUNK_VALUES = 1 << 16
+# The same on a GPU, where about 120 bytes are in use for each.
+TORCH_CHUNK_VALUES = 1 << 20
 
 
 def average_precision(pooled: FloatArray, labels: IntArray, num_languages: int) -> ScoreArray:
@@ -126,3 +131,46 @@ def _score_tied(ranked_labels: LabelArray, group_ends: NDArray[np.bool_], counts
     sums = np.diff(ends, prepend=-1) * (ranks_in_language / ranks)
     first_runs = ends.searchsorted((row_starts + starts).ravel())
     return np.add.reduceat(sums, first_runs).reshape(rows, len(counts)) / counts
+
+
+def average_precision_torch(pooled: Tensor, labels: Tensor, num_languages: int) -> Tensor:
+    """Average precision of every unit for every language where the activations are, such as on a GPU.
+
+    The host waits for the device once, to see that every language has a sample.
+
+    Args:
+        pooled: float32 (samples, units), finite.
+        labels: language index of every sample, int64 (samples,), each language present at least once.
+        num_languages: number of languages.
+
+    Returns:
+        float64 (num_languages, units), on the device of `pooled`: the numbers of `average_precision`.
+
+    Raises:
+        ValueError: if a language has no sample, or a sample no language.
+    """
+    import torch
+
+    counts = count_samples(labels.cpu().numpy(), num_languages).tolist()
+    labels = labels.to(pooled.device)
+    samples, units = pooled.shape
+    rows = max(1, TORCH_CHUNK_VALUES // samples)
+    scores = torch.empty((num_languages, units), dtype=torch.float64, device=pooled.device)
+    for start in range(0, units, rows):
+        _score_torch_chunk(pooled[:, start : start + rows], labels, counts, scores[:, start : start + rows])
+    return scores
+
+
+def _score_torch_chunk(pooled: Tensor, labels: Tensor, counts: list[int], scores: Tensor) -> None:
+    """Fill the scores (languages, units) of a few units, (samples, units)."""
+    import torch
+
+    negated, order = (-pooled.T).contiguous().sort(dim=1)
+    ranked_labels = labels[order]
+    # How many samples are at or above each value, and where the last of them stands.
+    ranks = torch.searchsorted(negated, negated, right=True)
+    ends = ranks - 1
+    for language, count in enumerate(counts):
+        hits = ranked_labels == language
+        positives = hits.cumsum(dim=1, dtype=torch.int32).gather(1, ends)
+        scores[language] = (hits * positives / ranks.double()).sum(dim=1) / count

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey, ScoreArray
-from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples
-from neuronmoe_plugins.neurons.table import Neuron, locate
+from neuronmoe_plugins.neurons.metrics import Neuron, NeuronMetric, Samples, locate
 
 # The paper's thresholds: a neuron must exceed the 95th percentile of all activation probabilities in some language, has
 # to be among the 1 % of lowest entropy, and belongs to the languages in which it exceeds the 95th percentile.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import stamp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +95,26 @@ def _cannot_load(option: str, name: str, error: Exception) -> UserError:
     return UserError(f"--{option} {name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def model_commit(name: str) -> str | None:
+def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
+    """What a model and its adapter are loaded from: names, local files, commits on the hub; other ones, other weights.
+
+    Raises:
+        UserError: if one cannot be had.
+    """
+    return {
+        "model": [model, _local_files(model), _model_commit(model)],
+        "adapter": adapter and [adapter, _local_files(adapter), _adapter_commit(adapter)],
+    }
+
+
+def _local_files(folder: str) -> dict[str, list[int]]:
+    """Size and modification time of the files; empty for a name on the hub."""
+    if not Path(folder).is_dir():
+        return {}
+    return {path.name: stamp(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def _model_commit(name: str) -> str | None:
     """The commit of a model on the hub; None for a local folder."""
     from transformers import AutoConfig
 
@@ -104,7 +124,7 @@ def model_commit(name: str) -> str | None:
         raise _cannot_load("model", name, error) from error
 
 
-def adapter_commit(name: str) -> str | None:
+def _adapter_commit(name: str) -> str | None:
     """The commit of an adapter on the hub; None for a local folder."""
     if Path(name).is_dir():
         return None

@@ -7,17 +7,63 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey, ScoreArray
-from neuronmoe_plugins.neurons.average_precision import average_precision
-from neuronmoe_plugins.neurons.table import Neuron, select_neurons
+from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
 from neuronmoe_plugins.plugins import registered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Observed = Literal["projections", "activation functions"]
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """One row: neuron `unit` of `module` in decoder layer `layer` is specific to `language`."""
+
+    language: str
+    layer: int
+    module: str
+    unit: int
+    score: float
+
+
+def select_neurons(
+    scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str], top_n: int | None, min_score: float | None
+) -> list[Neuron]:
+    """The `top_n` best neurons of each language that score above `min_score` (paper, section 3.1).
+
+    Args:
+        scores: for each (layer, module) float64 (languages, units).
+        languages: names of the score rows.
+        top_n: at most so many per language, if not None.
+        min_score: only those that score above it, if not None.
+
+    Returns:
+        neurons by language, best first; of equal scores the one in the earlier module of `scores`, then the lower unit.
+    """
+    keys = list(scores)
+    neurons: list[Neuron] = []
+    for row, language in enumerate(languages):
+        flat = np.concatenate([scores[key][row] for key in keys])
+        best = np.argsort(-flat, kind="stable")[:top_n]
+        best = best if min_score is None else best[flat[best] > min_score]
+        for ((layer, module), unit), score in zip(locate(best, keys, scores), flat[best], strict=True):
+            neurons.append(Neuron(language, layer, module, unit, float(score)))
+    return neurons
+
+
+def locate(
+    places: NDArray[np.intp], keys: Sequence[ModuleKey], scores: Mapping[ModuleKey, ScoreArray]
+) -> list[tuple[ModuleKey, int]]:
+    """Module and unit of places in the concatenation of all modules' units, in the order of `keys`."""
+    ends = np.cumsum([scores[key].shape[1] for key in keys])
+    modules = np.searchsorted(ends, places, side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    return [(keys[module], int(place - starts[module])) for module, place in zip(modules, places, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -83,16 +129,10 @@ def metrics() -> dict[str, Metric]:
     return dict(sorted(registered("metric").items()))
 
 
-def _average_precision_on_device(pooled: Tensor, labels: Tensor, num_languages: int) -> Tensor:
-    from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
-
-    return average_precision_torch(pooled, labels, num_languages)
-
-
 AVERAGE_PRECISION = NeuronMetric(
     lambda pooled, samples: average_precision(pooled, samples.labels, samples.num_languages),
     one_against_rest=True,
-    score_tensor=_average_precision_on_device,
+    score_tensor=average_precision_torch,
 )
 
 

@@ -1,14 +1,19 @@
-"""From a value per token to a value per sentence, on the device where the values are."""
+"""Pools what passes through a model's places, from a value per token to one per sentence, where the values are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.neurons.arrays import ModuleKey
+from neuronmoe_plugins.neurons.places import Place
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,97 @@ def sum_of_directions(values: Tensor, tokens: RealTokens) -> Tensor:
 
 def _total(values: Tensor, tokens: RealTokens) -> Tensor:
     return tokens.fill_padding(values, 0.0).sum(dim=1, dtype=torch.float32)
+
+
+class Recorder:
+    """Pools the values of each place over the real tokens of the batch at hand.
+
+    Args:
+        places: All of them.
+
+    Attributes:
+        pooled: What the last batch gave, float32 (batch, units) on the device of each place.
+    """
+
+    def __init__(self, places: Iterable[ModuleKey]) -> None:
+        self._places = places
+        self.pooled: dict[ModuleKey, Tensor] = {}
+        self._tokens: dict[torch.device, RealTokens] = {}
+        self._replaying: nn.Module | None = None
+
+    def start_batch(self, attention_mask: Tensor) -> None:
+        """Take the mask (batch, tokens) of the batch that comes next."""
+        self._tokens = {attention_mask.device: RealTokens.of(attention_mask)}
+        self.pooled = {}
+
+    def finish_batch(self) -> None:
+        """Raise `UserError` if a place recorded nothing, as attention layers that borrow the keys of others."""
+        for layer, name in self._places:
+            if (layer, name) not in self.pooled:
+                raise UserError(f"layer {layer} {name} has no part in a forward pass; choose other --components")
+
+    def record(self, key: ModuleKey, place: Place, pooling: Pooling, values: Tensor) -> None:
+        """Pool the values (batch, tokens, units) of a place.
+
+        Raises:
+            UserError: if they are not those of every token, as in a model that is itself a mixture of experts.
+        """
+        if place.mixture is not self._replaying:
+            return
+        tokens = self._tokens_on(values.device)
+        if values.dim() == 2 and len(values) == tokens.shape[0] * tokens.shape[1]:
+            values = values.unflatten(0, tokens.shape)  # as OPT's MLP has them
+        if values.shape != (*tokens.shape, place.units):
+            raise UserError(
+                f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "
+                f"expected {(*tokens.shape, place.units)}; choose other --components, or an adapter that adds no tokens"
+            )
+        self.pooled[key] = pooling(values, tokens)
+
+    def _tokens_on(self, device: torch.device) -> RealTokens:
+        if device not in self._tokens:
+            self._tokens[device] = next(iter(self._tokens.values())).to(device)
+        return self._tokens[device]
+
+    def replay(self, mixture: nn.Module, hidden_states: Tensor) -> None:
+        """Run a mixture's original MLP on all tokens.
+
+        In the mixture's own forward it sees only the tokens that the router sends there, and its activation function
+        also those of other experts.
+        """
+        self._replaying = mixture
+        try:
+            mixture.get_base_layer()(hidden_states)  # type: ignore[operator]
+        finally:
+            self._replaying = None
+
+
+@contextmanager
+def recording(places: Mapping[ModuleKey, tuple[Place, Pooling]]) -> Iterator[Recorder]:
+    """Hook all places; the hooks are gone when the block ends."""
+    recorder = Recorder(places)
+    with ExitStack() as hooks:
+        for mixture in {place.mixture for place, _ in places.values() if place.mixture is not None}:
+            hooks.callback(mixture.register_forward_pre_hook(_replay_hook(recorder), with_kwargs=True).remove)
+        for key, (place, pooling) in places.items():
+            hook = _record_hook(recorder, key, place, pooling)
+            if place.of_input:
+                hooks.callback(place.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            else:
+                hooks.callback(place.module.register_forward_hook(hook).remove)
+        yield recorder
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a forward hook's module was called with, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _replay_hook(recorder: Recorder) -> Callable[..., None]:
+    return lambda module, args, kwargs: recorder.replay(module, first_input(args, kwargs))
+
+
+def _record_hook(recorder: Recorder, key: ModuleKey, place: Place, pooling: Pooling) -> Callable[..., None]:
+    if place.of_input:
+        return lambda module, args, kwargs: recorder.record(key, place, pooling, first_input(args, kwargs))
+    return lambda module, args, output: recorder.record(key, place, pooling, output)

@@ -1,26 +1,128 @@
-"""Scores of every unit for every language, one module at a time."""
+"""Scores a model's neurons: loads it, runs it over the sentences, and scores one module at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.arena import Arena
-from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
+from neuronmoe_plugins.neurons import pooling
+from neuronmoe_plugins.neurons.activations import out_of_memory_is_an_error, pool_activations, working_device
+from neuronmoe_plugins.neurons.analysis import Findings
+from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, ModuleKey, ScoreArray, Store
+from neuronmoe_plugins.neurons.components import Component
+from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
+from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.places import (
+    Place,
+    count_mlp_parameters,
+    find_activation_functions,
+    find_mlp_inputs,
+    find_projections,
+)
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+POOLING = {"mean": pooling.mean, "max": pooling.maximum, "active tokens": pooling.active_tokens}
 
 Scorer: TypeAlias = Callable[[Tensor], ScoreArray]
+
+
+def score_neurons(
+    options: AnalyzeOptions,
+    settings: Mapping[str, Any],
+    metric: NeuronMetric,
+    sentences: TokenizedSentences,
+    folder: Path,
+    processes: Processes,
+    progress: bool,
+) -> Findings:
+    """Score a model's neurons and choose the language-specific ones.
+
+    Args:
+        options: What to load and where.
+        settings: The resolved options.
+        metric: How neurons are scored and chosen.
+        sentences: The sentences of all languages.
+        folder: For activations that do not stay in memory, and to share results between processes.
+        processes: This process and its siblings.
+        progress: Show progress bars on standard error.
+
+    Raises:
+        UserError: if the model cannot be loaded or analysed, or an activation is not finite.
+    """
+    model = load_model(options.model, options.dtype, _choose_device(options, processes), options.adapter)
+    require_positions(model, sentences.token_ids)
+    places, unmeasured = _find_places(model, metric, settings["components"])
+    description = _describe_model(options, model, unmeasured)
+    inputs = find_mlp_inputs(model)
+    everything = {
+        **{key: (place, POOLING[settings["pooling"]]) for key, place in places.items()},
+        **{key: (place, pooling.sum_of_directions) for key, place in inputs.items()},
+    }
+    units = {key: place.units for key, (place, _) in everything.items()}
+    store = pool_activations(
+        model, sentences, pooling.recording(everything), units, options, folder, processes, progress
+    )
+    score = make_scorer(options.metric, metric, sentences, working_device(model))
+    scored = {key: units[key] for key in places}
+    with out_of_memory_is_an_error(options):
+        scores = score_modules(score, scored, store, sentences, folder, processes, progress)
+    neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"])
+    return Findings(scores, neurons, description, _mlp_input_similarity(inputs, store, sentences))
+
+
+def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:
+    """The device asked for, or this process's own."""
+    if options.device not in (None, "cpu") and processes.world_size > 1:
+        raise UserError(
+            f"--device {options.device} under torchrun would put every process on the same devices; leave it out, and "
+            "each takes a GPU of its own"
+        )
+    return options.device or default_device(processes.local_rank)
+
+
+def _find_places(
+    model: PreTrainedModel, metric: NeuronMetric, components: list[Component]
+) -> tuple[dict[ModuleKey, Place], list[str]]:
+    if metric.observes == "activation functions":
+        return find_activation_functions(model), []
+    return find_projections(model, components)
+
+
+def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured: list[str]) -> dict[str, Any]:
+    config = model.config.get_text_config()
+    return {
+        "model": options.model,
+        "adapter": options.adapter,
+        "adapter_base": _adapter_base(model),
+        "model_type": model.config.model_type,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "dtype": options.dtype,
+        "device": options.device or model.device.type,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "mlp_parameters": count_mlp_parameters(model),
+        "unmeasured_modules": unmeasured,
+    }
+
+
+def _adapter_base(model: PreTrainedModel) -> str | None:
+    """The model that the adapter says it is for."""
+    configs = getattr(model, "peft_config", {}).values()
+    return next((config.base_model_name_or_path for config in configs), None)
 
 
 def score_modules(
@@ -53,10 +155,7 @@ def score_modules(
     arena = processes.first_first(lambda: Arena(folder / "scores.f64", shapes, np.float64))
     mine = processes.share(list(units))
     for key in track(mine, "Scoring neurons", console=Console(stderr=True), disable=not progress):
-        pooled = store.read(key)
-        if not torch.isfinite(pooled).all():
-            require_finite(f"layer {key[0]} {key[1]}", pooled.cpu().numpy(), sentences.names)
-        arena[key][:] = score(pooled)
+        arena[key][:] = score(read_finite(store, key, sentences.names))
     processes.wait_for_all()
     return {key: np.array(scores) for key, scores in arena.items()}
 
@@ -93,3 +192,58 @@ def _score(name: str, metric: NeuronMetric, pooled: Tensor, samples: Samples) ->
         kind = "numbers that are not finite" if scores.shape == expected else f"scores of shape {scores.shape}"
         raise UserError(f"--metric {name} gives {kind}; it must give {expected} finite numbers, a row per language")
     return scores
+
+
+def read_finite(store: Store, key: ModuleKey, names: Sequence[str], used: NDArray[np.bool_] | None = None) -> Tensor:
+    """What was pooled of a module, float32 (sentences, units).
+
+    Args:
+        store: Where it is.
+        key: The module.
+        names: Of the sentences.
+        used: Which sentences have to have finite values, bool (sentences,); all unless given.
+
+    Raises:
+        UserError: naming the module and the first of those sentences with a NaN or infinite activation.
+    """
+    pooled = store.read(key)
+    rows = np.arange(len(names)) if used is None else np.flatnonzero(used)
+    own = pooled if used is None else pooled[torch.from_numpy(used).to(pooled.device)]
+    if not torch.isfinite(own).all():
+        require_finite(f"layer {key[0]} {key[1]}", own.cpu().numpy(), [names[int(row)] for row in rows])
+    return pooled
+
+
+def language_similarity(sums_of_directions: FloatArray, tokens: IntArray, positives: NDArray[np.bool_]) -> ScoreArray:
+    """Mean cosine between the hidden states of two languages, over all pairs of their tokens (Zhang et al. 2025).
+
+    It is the dot product of the languages' mean unit vectors.
+
+    Args:
+        sums_of_directions: For every sentence the sum of its tokens' hidden states, each of length one; float32
+            (samples, hidden).
+        tokens: Tokens of every sentence, int64 (samples,).
+        positives: Which sentences are a language's own, bool (languages, samples).
+
+    Returns:
+        float64 (languages, languages), symmetric; the diagonal compares a language's tokens with each other.
+    """
+    means = np.stack([sums_of_directions[own].sum(axis=0, dtype=np.float64) / tokens[own].sum() for own in positives])
+    return means @ means.T
+
+
+def _mlp_input_similarity(
+    inputs: Mapping[ModuleKey, Place], store: Store, sentences: TokenizedSentences
+) -> dict[str, Any] | None:
+    if not inputs:
+        return None
+    tokens, positives = sentences.tokens(), sentences.positives()
+    layers = []
+    for key in inputs:
+        sums = read_finite(store, key, sentences.names).cpu().numpy()
+        layers.append(language_similarity(sums, tokens, positives))
+    counts = (int(tokens[own].sum()) for own in positives)
+    return {
+        "tokens": dict(zip(sentences.languages, counts, strict=True)),
+        "layers": np.stack(layers).tolist(),
+    }

@@ -13,7 +13,7 @@ from neuronmoe_plugins.allocation.figure import Bars, Line, draw_experts
 from neuronmoe_plugins.allocation.options import AllocationRequest
 from neuronmoe_plugins.allocation.sizes import read_shapes
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.table import layer_counts
+from neuronmoe_plugins.neurons.analysis import layer_counts
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import MAIN_ALLOCATION, Run
 from neuronmoe_plugins.tables import Table, count

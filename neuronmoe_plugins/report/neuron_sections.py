@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuronmoe_plugins.figures import draw_cells, draw_layer_counts, new_figure
-from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
 from neuronmoe_plugins.tables import Table, count

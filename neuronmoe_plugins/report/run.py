@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.analysis import Analysis
-from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.neurons.metrics import Neuron
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.specialisation import Specialisation

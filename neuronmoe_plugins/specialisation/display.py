@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from neuronmoe_plugins.specialisation.drift import LayerDrift
-from neuronmoe_plugins.specialisation.results import ExpertScores, LanguageRouting, Specialisation
+from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, Specialisation
 from neuronmoe_plugins.tables import Table, as_rich
 
 NOT_MEASURED = "not measured"

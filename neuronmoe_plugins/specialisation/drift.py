@@ -11,8 +11,8 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
+from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
-from neuronmoe_plugins.neurons.table import Neuron
 
 BASE, EXTENDED, DRIFT = "base_analysis", "extended_analysis", "drift.json"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuronmoe_plugins.figures import MUTED, draw_expert_shares, house_style, save_png
-from neuronmoe_plugins.specialisation.observing import expert_name
-from neuronmoe_plugins.specialisation.results import Specialisation
+from neuronmoe_plugins.specialisation.mixtures import expert_name
+from neuronmoe_plugins.specialisation.specialisation import Specialisation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,10 @@ from typing import Any
 
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import observe_sentences
-from neuronmoe_plugins.neurons.arrays import FloatArray, ModuleKey
-from neuronmoe_plugins.neurons.batches import PaddingSide
+from neuronmoe_plugins.neurons.arrays import FloatArray, MemoryStore, ModuleKey
 from neuronmoe_plugins.neurons.places import Place, find_projections
-from neuronmoe_plugins.neurons.pooling import Pooling
-from neuronmoe_plugins.neurons.recording import recording
-from neuronmoe_plugins.neurons.store import MemoryStore
+from neuronmoe_plugins.neurons.pooling import Pooling, recording
+from neuronmoe_plugins.neurons.sentences import PaddingSide
 
 
 def pooled_activations(

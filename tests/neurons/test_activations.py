@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import batches, pooling
-from neuronmoe_plugins.neurons.activations import working_device
+from neuronmoe_plugins.neurons import pooling
+from neuronmoe_plugins.neurons.activations import batches_by_length, padded, working_device
 from neuronmoe_plugins.neurons.places import Place, find_mlp_inputs, find_projections
-from neuronmoe_plugins.neurons.recording import Recorder, recording
+from neuronmoe_plugins.neurons.pooling import Recorder, recording
 from neurons.collecting import pooled_activations
 
 SENTENCES = [[1, *range(3, 3 + length)] for length in (5, 1, 17, 9, 9, 30, 2)]
@@ -72,7 +72,7 @@ def test_padding_may_hold_nan(pool: pooling.Pooling) -> None:
     ],
 )
 def test_positions_count_real_tokens_only(side: Any, mask: list[list[int]], positions: list[list[int]]) -> None:
-    batch = batches.padded([[7, 8, 9], [7]], side, torch.device("cpu"))
+    batch = padded([[7, 8, 9], [7]], side, torch.device("cpu"))
     real = torch.tensor(mask, dtype=torch.bool)
     assert batch["attention_mask"].tolist() == mask
     assert batch["input_ids"][real].tolist() == [7, 8, 9, 7]
@@ -80,7 +80,7 @@ def test_positions_count_real_tokens_only(side: Any, mask: list[list[int]], posi
 
 
 def test_batches_hold_every_sentence_once_the_longest_first() -> None:
-    found = batches.batches_by_length(SENTENCES, 3)
+    found = batches_by_length(SENTENCES, 3)
     assert sorted(row for batch in found for row in batch) == list(range(7))
     assert [[len(SENTENCES[row]) for row in batch] for batch in found] == [[31, 18, 10], [10, 6, 3], [2]]
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.analysis import Analysis, write_analysis
-from neuronmoe_plugins.neurons.table import Neuron, write_neurons
+from neuronmoe_plugins.neurons.analysis import Analysis, write_analysis, write_neurons
+from neuronmoe_plugins.neurons.metrics import Neuron
 
 NEURONS = [Neuron("en", 0, "mlp.up_proj", 3, 0.9), Neuron("el", 1, "self_attn.q_proj", 0, 0.8)]
 SUMMARY: dict[str, Any] = {

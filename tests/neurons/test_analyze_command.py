@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.table import layer_counts, read_neurons
+from neuronmoe_plugins.neurons.analysis import layer_counts, read_neurons
 
 ALPHABETS = {"en": "abcdefgh", "el": "αβγδεζηθ", "tr": "çğışöüab"}
 

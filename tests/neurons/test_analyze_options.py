@@ -15,12 +15,11 @@ from neuronmoe_plugins import plugins
 from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
-from neuronmoe_plugins.neurons import store
-from neuronmoe_plugins.neurons.analysis import Analysis
+from neuronmoe_plugins.neurons import arrays
+from neuronmoe_plugins.neurons.analysis import Analysis, layer_counts
 from neuronmoe_plugins.neurons.analyze import analyze
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
-from neuronmoe_plugins.neurons.table import layer_counts
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_activations_can_stay_in_memory(
     options: AnalyzeOptions, plain: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 20 + 20 sentences of 896 neurons and 4 x 32 inputs are 0.000164 GB.
-    monkeypatch.delattr(store.FileStore, "add")
+    monkeypatch.delattr(arrays.FileStore, "add")
     with pytest.raises(AttributeError, match="'FileStore' object has no attribute 'add'"):
         analyze(replace(options, output=tmp_path / "out", memory_limit=0.000160))
     assert analyze(replace(options, output=tmp_path / "out", memory_limit=0.000165)).neurons == plain.neurons

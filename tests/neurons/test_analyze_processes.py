@@ -16,18 +16,17 @@ from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import store
-from neuronmoe_plugins.neurons.processes import Processes
-from neuronmoe_plugins.neurons.working_folder import WorkingFolder
+from neuronmoe_plugins.neurons import arrays
+from neuronmoe_plugins.neurons.processes import Processes, WorkingFolder
 
 OUTPUTS = ("neurons.parquet", "summary.json")
 # Saves after every batch, and kills itself after the third.
 KILLED = """
 import os, signal
-from neuronmoe_plugins.neurons import store
+from neuronmoe_plugins.neurons import arrays
 
-store.SECONDS_BETWEEN_SAVES = 0.0
-add, batches = store.FileStore.add, []
+arrays.SECONDS_BETWEEN_SAVES = 0.0
+add, batches = arrays.FileStore.add, []
 
 def add_and_count(self, batch, sentences, pooled):
     add(self, batch, sentences, pooled)
@@ -35,7 +34,7 @@ def add_and_count(self, batch, sentences, pooled):
     if len(batches) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-store.FileStore.add = add_and_count
+arrays.FileStore.add = add_and_count
 from neuronmoe_plugins.cli import main
 main()
 """
@@ -67,13 +66,13 @@ def quiet_run(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batches that this process computes from now on."""
     batches: list[int] = []
-    add = store.FileStore.add
+    add = arrays.FileStore.add
 
-    def add_and_count(self: store.FileStore, batch: int, sentences: Any, pooled: Any) -> None:
+    def add_and_count(self: arrays.FileStore, batch: int, sentences: Any, pooled: Any) -> None:
         add(self, batch, sentences, pooled)
         batches.append(batch)
 
-    monkeypatch.setattr(store.FileStore, "add", add_and_count)
+    monkeypatch.setattr(arrays.FileStore, "add", add_and_count)
     return batches
 
 
@@ -115,9 +114,9 @@ class Stopping(list[int]):
 def interrupted(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The output of an analysis that was stopped at the third of ten batches."""
     output = tmp_path / "run" / "analysis"
-    stopped, add = Stopping(), store.FileStore.add
+    stopped, add = Stopping(), arrays.FileStore.add
     with monkeypatch.context() as patch:
-        patch.setattr(store.FileStore, "add", lambda self, n, *rest: (stopped.append(n), add(self, n, *rest)))
+        patch.setattr(arrays.FileStore, "add", lambda self, n, *rest: (stopped.append(n), add(self, n, *rest)))
         result = run(command, output)
     assert result.exit_code != 0
     message = f"Interrupted: the same command goes on from {output.parent / '.analysis.partial'}"
@@ -158,15 +157,15 @@ def test_full_memory_or_disk_keeps_what_is_done(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int]
 ) -> None:
     output = tmp_path / "analysis"
-    add = store.FileStore.add
+    add = arrays.FileStore.add
 
-    def add_two(self: store.FileStore, batch: int, *rest: Any) -> None:
+    def add_two(self: arrays.FileStore, batch: int, *rest: Any) -> None:
         if batch == 2:
             raise torch.OutOfMemoryError
         add(self, batch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.FileStore, "add", add_two)
+        patch.setattr(arrays.FileStore, "add", add_two)
         result = run(command, output)
     assert isinstance(result.exception, UserError)
     assert "--batch-size 6 with sentences of up to 256 tokens does not fit" in str(result.exception)

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import average_precision as numpy_module
-from neuronmoe_plugins.neurons import average_precision_torch as torch_module
+from neuronmoe_plugins.neurons import average_precision as average_precision_module
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray
-from neuronmoe_plugins.neurons.average_precision import average_precision
-from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
+from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
 from neuronmoe_plugins.neurons.metrics import require_finite
 
 DENORMAL = np.finfo(np.float32).smallest_subnormal
@@ -121,18 +119,20 @@ def test_hundreds_of_languages_with_one_sample_each(score: Score) -> None:
 
 @pytest.mark.parametrize("values", ["normal", "heavy ties"])
 @pytest.mark.parametrize(
-    ("module", "score"), [(numpy_module, average_precision), (torch_module, on("cpu"))], ids=["numpy", "torch"]
+    ("chunk_values", "score"),
+    [("CHUNK_VALUES", average_precision), ("TORCH_CHUNK_VALUES", on("cpu"))],
+    ids=["numpy", "torch"],
 )
 def test_units_are_scored_alone_whatever_the_chunk(
-    module: object, score: Score, values: str, monkeypatch: pytest.MonkeyPatch
+    chunk_values: str, score: Score, values: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(1)
     labels = random_labels(generator, (10, 20, 15))
     pooled = VALUES[values](generator, (45, 31)).astype(np.float32)
     whole = score(pooled, labels, 3)
-    monkeypatch.setattr(module, "CHUNK_VALUES", 4 * 45)
+    monkeypatch.setattr(average_precision_module, chunk_values, 4 * 45)
     np.testing.assert_array_equal(score(pooled, labels, 3), whole)
-    monkeypatch.setattr(module, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(average_precision_module, chunk_values, 1)
     np.testing.assert_array_equal(score(pooled, labels, 3), whole)
 
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from neuronmoe_plugins.neurons.average_precision_torch import average_precision_torch
+from neuronmoe_plugins.neurons.average_precision import average_precision_torch
 
 
 def labelled(units: int, samples: int = 2000, num_languages: int = 6) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from neuronmoe_plugins.neurons.analysis import NeuronIdentity, layer_counts
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey
 from neuronmoe_plugins.neurons.average_precision import average_precision
-from neuronmoe_plugins.neurons.table import NeuronIdentity, layer_counts, select_neurons
+from neuronmoe_plugins.neurons.metrics import select_neurons
 from neurons.collecting import pooled_activations
 
 DATA = Path(__file__).parents[1] / "data"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuronmoe_plugins.neurons import pooling
-from neuronmoe_plugins.neurons.similarity import language_similarity
+from neuronmoe_plugins.neurons.scoring import language_similarity
 
 
 def test_equals_the_mean_over_all_pairs() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import arena, store
-from neuronmoe_plugins.neurons.store import FileStore, MemoryStore
+from neuronmoe_plugins.neurons import arrays
+from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore
 
 UNITS = {(0, "a"): 3, (0, "b"): 5, (1, "a"): 3}
 BATCHES = [[2, 0], [3], [1, 4]]
@@ -51,7 +51,7 @@ def test_another_process_goes_on(tmp_path: Path) -> None:
 
 
 def test_saves_are_made_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(arrays, "SECONDS_BETWEEN_SAVES", 0.0)
     FileStore(tmp_path, UNITS, 5).add(2, BATCHES[2], pooled(BATCHES[2]))
     assert FileStore(tmp_path, UNITS, 5).missing(BATCHES) == [0, 1]
 
@@ -66,7 +66,7 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
     def no_room(*args: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(arena.os, "posix_fallocate", no_room)
+    monkeypatch.setattr(arrays.os, "posix_fallocate", no_room)
     with pytest.raises(UserError, match=r"cannot hold a file of 0\.0 GB \(No space left on device\)"):
         FileStore(tmp_path, UNITS, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
@@ -74,12 +74,12 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
 
 def test_arena_is_one_file_of_the_size_of_its_arrays(tmp_path: Path) -> None:
     shapes = {(0, "a"): (2, 3), (5, "b"): (1, 4)}
-    arrays = arena.Arena(tmp_path / "x", shapes, np.float64)
-    arrays[5, "b"][:] = 7
+    arena = arrays.Arena(tmp_path / "x", shapes, np.float64)
+    arena[5, "b"][:] = 7
     assert (tmp_path / "x").stat().st_size == 8 * 10
-    assert {key: array.shape for key, array in arena.Arena(tmp_path / "x", shapes, np.float64).items()} == shapes
-    assert (arena.Arena(tmp_path / "x", shapes, np.float64)[5, "b"] == 7).all()
-    assert (arena.Arena(tmp_path / "x", {(0, "a"): (3, 5)}, np.float64)[0, "a"] == 0).all()
+    assert {key: array.shape for key, array in arrays.Arena(tmp_path / "x", shapes, np.float64).items()} == shapes
+    assert (arrays.Arena(tmp_path / "x", shapes, np.float64)[5, "b"] == 7).all()
+    assert (arrays.Arena(tmp_path / "x", {(0, "a"): (3, 5)}, np.float64)[0, "a"] == 0).all()
 
 
 def test_other_modules_start_anew(tmp_path: Path) -> None:

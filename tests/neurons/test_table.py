@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.table import Neuron, layer_counts, read_neurons, select_neurons, write_neurons
+from neuronmoe_plugins.neurons.analysis import layer_counts, read_neurons, write_neurons
+from neuronmoe_plugins.neurons.metrics import Neuron, select_neurons
 
 SCORES = {
     (0, "self_attn.q_proj"): np.array([[0.9, 0.5, 0.7], [0.1, 0.8, 0.2]]),

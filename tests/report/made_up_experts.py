@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from paper_analysis import COUNTS, TABLES
 
 from neuronmoe_plugins.specialisation import ExpertScores, LanguageRouting, Specialisation
-from neuronmoe_plugins.specialisation.results import SCHEMA, SCORES
+from neuronmoe_plugins.specialisation.specialisation import SCHEMA, SCORES
 
 TABLE_10 = TABLES["table10_greek_high_ap"]
 NEURONS: int = TABLE_10["units_per_layer_and_expert"]

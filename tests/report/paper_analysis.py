@@ -13,7 +13,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from allocations import save_allocation
-from neuronmoe_plugins.neurons.table import Neuron, layer_counts, write_neurons
+from neuronmoe_plugins.neurons.analysis import layer_counts, write_neurons
+from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.report.parts import Section
 
 TABLES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "paper_tables.json").read_text())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paper_analysis import BINS, COUNTS, LEFT_OUT, UNITS, legend_of
 
-from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.report.analysis_sections import (
     provenance_section,
     scores_section,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronmoe_plugins.convert import convert
 from neuronmoe_plugins.specialisation import SpecialiseOptions, specialise
-from neuronmoe_plugins.specialisation.observing import find_mixtures
+from neuronmoe_plugins.specialisation.mixtures import find_mixtures
 from neuronmoe_plugins.tuner import MoeConfig
 from specialisation.by_definition import by_definition
 from specialisation.extending import (

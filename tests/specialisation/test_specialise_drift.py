@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.neurons.analysis import Analysis
-from neuronmoe_plugins.neurons.table import Neuron
+from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.specialisation import SpecialiseOptions
 from neuronmoe_plugins.specialisation.display import drift_table
 from neuronmoe_plugins.specialisation.drift import LayerDrift, compare_neurons, load_drift, measure_drift

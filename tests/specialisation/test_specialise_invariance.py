@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronmoe_plugins.neurons import activations, store
+from neuronmoe_plugins.neurons import activations, arrays
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
-from neuronmoe_plugins.specialisation.observing import find_mixtures
+from neuronmoe_plugins.specialisation.mixtures import find_mixtures
 from specialisation.extending import counts, load_extended, observed, scores_in, tokens_of
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -93,7 +93,7 @@ def test_top_1_differs_from_top_2(plain: Specialisation, topk: int, result: tupl
 def test_activations_can_stay_in_memory(
     options: SpecialiseOptions, result: tuple[Specialisation, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(store.FileStore, "add")
+    monkeypatch.delattr(arrays.FileStore, "add")
     in_memory = specialise(replace(options, output=tmp_path / "out", memory_limit=1.0))
     assert in_memory == result[0]
     assert scores_in(tmp_path / "out") == scores_in(result[1])

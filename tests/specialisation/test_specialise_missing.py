@@ -12,8 +12,8 @@ import torch
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.specialisation import SpecialiseOptions, specialise
-from neuronmoe_plugins.specialisation.routing import language_routing
-from neuronmoe_plugins.specialisation.scoring import measured_languages, score_expert
+from neuronmoe_plugins.specialisation.expert_scores import measured_languages, score_expert
+from neuronmoe_plugins.specialisation.mixtures import language_routing
 from specialisation.extending import save_adapter, scores_in
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ import pytest
 
 from neuronmoe_plugins.corpora import CorpusSpec, parse_corpus_specs
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons import store
+from neuronmoe_plugins.neurons import arrays
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
 from specialisation.extending import EXPERTS, save_adapter, scores_in
 
@@ -139,15 +139,15 @@ def test_a_second_run_replaces_and_keeps_other_files(
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batches that are computed from now on; the third ends the program as Ctrl-C does."""
     batches: list[int] = []
-    add = store.FileStore.add
+    add = arrays.FileStore.add
 
-    def add_and_count(self: store.FileStore, batch: int, sentences: Any, pooled: Any) -> None:
+    def add_and_count(self: arrays.FileStore, batch: int, sentences: Any, pooled: Any) -> None:
         batches.append(batch)
         if batches.count(-1) == 0 and len(batches) == 3:
             raise KeyboardInterrupt
         add(self, batch, sentences, pooled)
 
-    monkeypatch.setattr(store.FileStore, "add", add_and_count)
+    monkeypatch.setattr(arrays.FileStore, "add", add_and_count)
     return batches
 
 

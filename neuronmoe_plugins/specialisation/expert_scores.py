@@ -1,4 +1,4 @@
-"""Loads the extended model, runs it over the sentences and scores its experts."""
+"""Scores the experts of an extended model: average precision over the sentences that each saw (paper, equation 6)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,41 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.activations import observe_sentences
-from neuronmoe_plugins.neurons.arrays import FloatArray
+from neuronmoe_plugins.neurons.activations import pool_activations
+from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray, Store
+from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
-from neuronmoe_plugins.neurons.measure import memory_limit, open_store, out_of_memory_is_an_error
-from neuronmoe_plugins.neurons.metrics import require_finite
+from neuronmoe_plugins.neurons.metrics import Samples
 from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import Processes
+from neuronmoe_plugins.neurons.scoring import read_finite
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-from neuronmoe_plugins.neurons.store import Store
-from neuronmoe_plugins.specialisation.observing import ROUTING, expert_name, find_mixtures, observing, places
-from neuronmoe_plugins.specialisation.results import ExpertScores, LanguageRouting, ScoreWriter, Specialisation
-from neuronmoe_plugins.specialisation.routing import language_routing
-from neuronmoe_plugins.specialisation.scoring import measured_languages, score_expert
+from neuronmoe_plugins.specialisation.mixtures import (
+    ROUTING,
+    expert_name,
+    find_mixtures,
+    language_routing,
+    observing,
+    places,
+)
+from neuronmoe_plugins.specialisation.specialisation import (
+    ExpertScores,
+    LanguageRouting,
+    ScoreWriter,
+    Specialisation,
+)
 
 if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.metrics import Samples
     from neuronmoe_plugins.tuner import MoeLayer
 
 
-def measure(
+def score_mixtures(
     options: SpecialiseOptions, sentences: TokenizedSentences, folder: Path, scores: Path, progress: bool
 ) -> Specialisation:
-    """Measure every mixture of the model.
+    """Score the experts of every mixture of a model.
 
     Args:
         options: What to load, where, and how to count.
@@ -50,21 +60,17 @@ def measure(
     model = load_model(options.model, options.dtype, options.device or default_device(), options.adapter)
     require_positions(model, sentences.token_ids)
     mixtures = find_mixtures(model)
-    processes, units = Processes(), places(mixtures)
-    limit = memory_limit(options.memory_limit, model.device, processes)
-    store = open_store(folder, units, len(sentences.token_ids), limit, processes)
-    with out_of_memory_is_an_error(options.analysis()):
-        observe_sentences(
-            model,
-            sentences.token_ids,
-            observing(mixtures),
-            store,
-            options.batch_size,
-            sentences.padding_side,
-            processes,
-            progress,
-        )
-    experts, routing = _score(options, mixtures, store, sentences, scores, progress)
+    store = pool_activations(
+        model,
+        sentences,
+        observing(mixtures),
+        places(mixtures),
+        options.analysis(),
+        folder,
+        Processes(),
+        progress,
+    )
+    experts, routing = score_experts(options, mixtures, store, sentences, scores, progress)
     settings = {
         **options.settings(),
         "model": options.model,
@@ -81,7 +87,7 @@ def measure(
     return Specialisation(settings, experts, routing)
 
 
-def _score(
+def score_experts(
     options: SpecialiseOptions,
     mixtures: Mapping[int, MoeLayer],
     store: Store,
@@ -132,11 +138,7 @@ def _score_one(
     languages = measured_languages(seen, labels, num_languages, options.missing, options.min_sentences)
     neurons, high = 0, np.zeros(num_languages, dtype=np.int64)
     for projection in projections:
-        pooled = store.read((layer, f"{name} {projection}"))
-        if not torch.isfinite(pooled[torch.from_numpy(seen).to(pooled.device)]).all():
-            rows = np.flatnonzero(seen)
-            names = [sentences.names[int(row)] for row in rows]
-            require_finite(f"layer {layer} {name} {projection}", pooled.cpu().numpy()[rows], names)
+        pooled = read_finite(store, (layer, f"{name} {projection}"), sentences.names, seen)
         scores = score_expert(pooled, seen, labels, languages, options.missing)
         writer.add(layer, name, projection, scores)
         neurons += pooled.shape[1]
@@ -155,3 +157,51 @@ def _score_one(
         )
         for index, language in enumerate(sentences.languages)
     ]
+
+
+def measured_languages(
+    seen: NDArray[np.bool_], labels: IntArray, num_languages: int, missing: str, min_sentences: int
+) -> list[int]:
+    """For which languages an expert is measured.
+
+    Args:
+        seen: Whether a sentence has a token at the expert, bool (sentences,).
+        labels: Language index of every sentence, int64 (sentences,).
+        num_languages: Number of languages.
+        missing: `drop` or `zero`, see :func:`score_expert`.
+        min_sentences: The language needs so many sentences with a token; so do the others together, where sentences
+            without one are dropped.
+    """
+    counts = np.bincount(labels[seen], minlength=num_languages)
+    others = counts.sum() - counts if missing == "drop" else np.bincount(labels, minlength=num_languages)
+    enough = (counts >= min_sentences) & (others >= min_sentences)
+    return [int(language) for language in np.flatnonzero(enough)]
+
+
+def score_expert(
+    pooled: Tensor, seen: NDArray[np.bool_], labels: IntArray, languages: list[int], missing: str
+) -> dict[int, ScoreArray]:
+    """Average precision of every unit for some languages.
+
+    Args:
+        pooled: Mean activations, float32 (sentences, units); what a sentence without a token has does not count.
+        seen: Whether a sentence has a token at the expert, bool (sentences,).
+        labels: Language index of every sentence, int64 (sentences,).
+        languages: Which to score.
+        missing: What a sentence without a token is: left out (`drop`), or one with the activation 0 (`zero`).
+
+    Returns:
+        Language index -> float64 (units,).
+    """
+    if not languages:
+        return {}
+    rows = torch.from_numpy(seen).to(pooled.device)
+    values = pooled[rows] if missing == "drop" else torch.where(rows.unsqueeze(1), pooled, 0.0)
+    own_labels = labels[seen] if missing == "drop" else labels
+    present, compact = np.unique(own_labels, return_inverse=True)
+    if values.is_cuda:
+        on_device = torch.from_numpy(compact).to(values.device)
+        scores: ScoreArray = average_precision_torch(values, on_device, len(present)).cpu().numpy()
+    else:
+        scores = average_precision(values.numpy(), compact, len(present))
+    return {language: scores[int(np.searchsorted(present, language))] for language in languages}

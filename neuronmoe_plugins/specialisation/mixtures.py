@@ -1,4 +1,4 @@
-"""Observes a model's mixtures: the activations of each expert on the tokens that chose it, and the choices."""
+"""Observes a model's mixtures: each expert's activations on the tokens that chose it, and how they were routed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.arrays import ModuleKey
+from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey
+from neuronmoe_plugins.neurons.pooling import first_input
+from neuronmoe_plugins.specialisation.specialisation import LanguageRouting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +162,36 @@ def observing(mixtures: Mapping[int, MoeLayer]) -> Iterator[ExpertObserver]:
 
 
 def _hook(observer: ExpertObserver, layer: int) -> Callable[..., None]:
-    def hook(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        observer.observe(layer, args[0] if args else next(iter(kwargs.values())))
+    return lambda module, args, kwargs: observer.observe(layer, first_input(args, kwargs))
 
-    return hook
+
+def language_routing(
+    layer: int, values: FloatArray, num_experts: int, labels: IntArray, languages: list[str]
+) -> list[LanguageRouting]:
+    """Add up what `ExpertObserver` gives of one layer.
+
+    Args:
+        layer: Index of the decoder layer.
+        values: Per sentence, float32 (sentences, `routing_size(num_experts)`).
+        num_experts: Experts of the layer, the base included.
+        labels: Language index of every sentence, int64 (sentences,).
+        languages: Their names.
+    """
+    rows = []
+    for index, language in enumerate(languages):
+        sums = values[labels == index].astype(np.float64).sum(axis=0)
+        counts, weights, rest = np.split(sums, [num_experts, 2 * num_experts])
+        *pairs, entropy, tokens = rest.tolist()
+        keys = (f"{one},{other}" for one, other in combinations(range(num_experts), 2))
+        rows.append(
+            LanguageRouting(
+                layer,
+                language,
+                round(tokens),
+                [round(count) for count in counts],
+                [float(weight / count) if count else None for weight, count in zip(weights, counts, strict=True)],
+                entropy / tokens,
+                {key: round(count) for key, count in zip(keys, pairs, strict=True)},
+            )
+        )
+    return rows
