@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from click.testing import Result
 from typer.main import get_group
 from typer.testing import CliRunner
@@ -85,7 +86,7 @@ class Greeting:
     def register_commands(self, register: Callable[[str, Any], None]) -> None:
         def greet(name: str) -> None:
             """Say hello."""
-            print(f"Hello {name}")
+            typer.echo(f"Hello {name}")
 
         register("greet", greet)
         register("doctor", greet)
