@@ -1,19 +1,140 @@
-"""Configuration of the PEFT method `moe`."""
+"""Configuration of the PEFT method `moe`, and what each decoder layer becomes by it."""
+
+# ruff: noqa: RUF009  (`_option` makes fields)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from neuronmoe_plugins.tuner.experts.choosing import check_implementation
-from neuronmoe_plugins.tuner.plan import LayerPlan, make_plans, per_layer, transformed_layers
+from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.reference_format import accepts_published
 
 LOSS_COEFFICIENTS = ("aux_loss_coef", "lpr_loss_coef", "classify_loss_coef", "sequential_add_loss_coef")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's mixture.
+
+    Attributes:
+        num_experts: Experts, the base MLP included; at least 2.
+        num_old_experts: Those of them that sequences of group 1 may use: the base and what an earlier extension added.
+            None where nothing was said about it.
+        num_frozen: Those of them that are kept as they are, with their router rows; 1, the base, in a first extension.
+        num_groups: Language groups that the layer's classifier tells apart; 0 without one.
+    """
+
+    num_experts: int
+    num_old_experts: int | None = None
+    num_frozen: int = 1
+    num_groups: int = 0
+
+    @property
+    def num_first_experts(self) -> int:
+        """Experts of sequences of group 1; all where nothing was said about old ones."""
+        return self.num_experts if self.num_old_experts is None else self.num_old_experts
+
+    @property
+    def num_kept_experts(self) -> int:
+        """Experts beside the base that are kept frozen."""
+        return self.num_frozen - 1
+
+    @property
+    def num_new_experts(self) -> int:
+        """Experts beside the base that are trained."""
+        return self.num_experts - self.num_frozen
+
+    @property
+    def num_kept_rows(self) -> int:
+        """Router rows that are kept frozen; a layer that was dense had no router."""
+        return self.num_frozen if self.num_frozen > 1 else 0
+
+
+def transformed_layers(layers_to_transform: int | Sequence[int] | None, num_layers: int) -> list[int]:
+    """Indices of the layers to transform.
+
+    Raises:
+        ValueError: if the model lacks one of them.
+    """
+    if layers_to_transform is None:
+        return list(range(num_layers))
+    layers = [layers_to_transform] if isinstance(layers_to_transform, int) else list(layers_to_transform)
+    unknown = [layer for layer in layers if not 0 <= layer < num_layers]
+    if unknown:
+        raise ValueError(f"layers_to_transform names layers {unknown}, but the model has layers 0..{num_layers - 1}")
+    return layers
+
+
+def per_layer(name: str, value: int | Sequence[int], layers: list[int], num_layers: int) -> dict[int, int]:
+    """Spread a count over the layers.
+
+    Args:
+        name: The field, for the error.
+        value: One count for all, one per entry of `layers`, or one per layer of the model.
+        layers: Indices of the transformed layers.
+        num_layers: Layers of the model.
+
+    Returns:
+        Layer index -> count, for the layers in `layers`.
+
+    Raises:
+        ValueError: if the list has another length.
+    """
+    if isinstance(value, int):
+        return dict.fromkeys(layers, value)
+    if len(value) == len(layers):
+        return dict(zip(layers, value, strict=True))
+    if len(value) == num_layers:
+        return {layer: value[layer] for layer in layers}
+    raise ValueError(
+        f"{name} has {len(value)} entries, but {len(layers)} of the model's {num_layers} layers are transformed: give "
+        "one count per layer"
+    )
+
+
+def make_plans(
+    num_experts: dict[int, int], num_old_experts: dict[int, int] | None, num_groups: dict[int, int]
+) -> dict[int, LayerPlan]:
+    """Put the counts per layer together; layers with one expert stay dense and are left out.
+
+    Experts are frozen only by an extension: where old and new counts agree in every layer, nothing is added, and all
+    of them can be trained (as in the second stage, when the routers relearn).
+
+    Raises:
+        ValueError: if a layer would lose experts, or every layer would stay dense.
+    """
+    old = num_old_experts or {}
+    shrunk = [layer for layer, count in num_experts.items() if old.get(layer, 1) > count]
+    if shrunk:
+        raise ValueError(f"old_num_experts is above num_experts in layers {shrunk}: an extension only adds experts")
+    extends = any(num_experts[layer] > count for layer, count in old.items())
+    plans = {
+        layer: LayerPlan(count, old.get(layer), old[layer] if extends else 1, num_groups.get(layer, 0))
+        for layer, count in num_experts.items()
+        if count > 1
+    }
+    if not plans:
+        raise ValueError("num_experts is 1 in every layer: there is no mixture to train")
+    if any(num_groups.values()) and not any(plan.num_groups for plan in plans.values()):
+        raise ValueError("group_nums gives a classifier only to layers that stay dense")
+    return plans
+
+
+def are_counts(value: Any, least: int) -> bool:
+    """Whether a value is an integer of at least `least`, or a list of such integers."""
+    counts = value if isinstance(value, list | tuple) else [value]
+    return bool(counts) and all(type(count) is int and count >= least for count in counts)
+
+
+def _option(default: Any, meaning: str) -> Any:
+    """A field of the configuration, with what it means."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @accepts_published
@@ -26,89 +147,74 @@ class MoeConfig(PeftConfig):
     those of the published checkpoints' `adapter_config.json`; docs/moe_config.md has them in a table. Counts per layer
     are one number for all transformed layers, or a list of one per transformed layer or one per layer of the model.
 
+    Example:
+        Six experts in the first layer and two in the second, while the third stays dense::
+
+            config = MoeConfig(task_type="CAUSAL_LM", num_experts=[6, 2, 1], aux_loss_coef=0.01)
+            model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("three-layers"), config)
+
     Raises:
         ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, an unknown `adapter_dtype` or
             `experts_implementation`, or a field that has no effect without another that is not given.
     """
 
-    num_experts: int | list[int] = field(
-        default=2,
-        metadata={"help": "Experts per layer, the base MLP included. A layer with 1 stays dense and has no router."},
+    num_experts: int | list[int] = _option(
+        2, "Experts per layer, the base MLP included. A layer with 1 stays dense and has no router."
     )
-    topk: int = field(
-        default=2,
-        metadata={
-            "help": "Experts that each token uses, clamped to the layer's number of experts. With 2 or more the router "
-            "weights are renormalised, so a fresh mixture equals the base model."
-        },
+    topk: int = _option(
+        2,
+        "Experts that each token uses, clamped to the layer's number of experts. With 2 or more the router "
+        "weights are renormalised, so a fresh mixture equals the base model.",
     )
-    layers_to_transform: int | list[int] | None = field(
-        default=None, metadata={"help": "Indices of the decoder layers to transform; all of them when not given."}
+    layers_to_transform: int | list[int] | None = _option(
+        None, "Indices of the decoder layers to transform; all of them when not given."
     )
-    init_moe_weights: bool = field(
-        default=True,
-        metadata={"help": "Copy the base MLP into the new experts; without it they are left for a checkpoint to fill."},
+    init_moe_weights: bool = _option(
+        True, "Copy the base MLP into the new experts; without it they are left for a checkpoint to fill."
     )
-    adapter_dtype: str | None = field(
-        default=None,
-        metadata={"help": "Dtype of the experts and routers, such as float32; the base MLP's when not given."},
+    adapter_dtype: str | None = _option(
+        None, "Dtype of the experts and routers, such as float32; the base MLP's when not given."
     )
-    train_only_router: bool = field(
-        default=False, metadata={"help": "Freeze all but routers and classifiers (stage 2 of the paper)."}
+    train_only_router: bool = _option(False, "Freeze all but routers and classifiers (stage 2 of the paper).")
+    aux_loss_coef: float | None = _option(
+        None, "Coefficient of the load-balancing loss, added to the LM loss in training."
     )
-    aux_loss_coef: float | None = field(
-        default=None, metadata={"help": "Coefficient of the load-balancing loss, added to the LM loss in training."}
+    aux_loss_per_sequence: bool = _option(
+        False,
+        "Balance within each sequence instead of over the micro-batch, so that gradient accumulation and "
+        "data parallelism leave the loss exactly as it is in one batch.",
     )
-    aux_loss_per_sequence: bool = field(
-        default=False,
-        metadata={
-            "help": "Balance within each sequence instead of over the micro-batch, so that gradient accumulation and "
-            "data parallelism leave the loss exactly as it is in one batch."
-        },
+    lpr_loss_coef: float | None = _option(
+        None,
+        "Coefficient of the language-prior routing loss, which draws old-language tokens (the model input "
+        "`old_language_mask`) to expert 0.",
     )
-    lpr_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "Coefficient of the language-prior routing loss, which draws old-language tokens (the model input "
-            "`old_language_mask`) to expert 0."
-        },
+    lpr_double_softmax: bool = _option(
+        False, "Take the softmax twice in the language-prior loss, as the published code does."
     )
-    lpr_double_softmax: bool = field(
-        default=False,
-        metadata={"help": "Take the softmax twice in the language-prior loss, as the published code does."},
+    old_num_experts: int | list[int] | None = _option(
+        None,
+        "Experts per layer of the adapter that this one extends, the base MLP included (1 where the layer "
+        "was dense). They and their router rows are kept and frozen; the rest are new copies of the base.",
     )
-    old_num_experts: int | list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Experts per layer of the adapter that this one extends, the base MLP included (1 where the layer "
-            "was dense). They and their router rows are kept and frozen; the rest are new copies of the base."
-        },
+    group_nums: int | list[int] | None = _option(
+        None,
+        "Language groups that a classifier in each layer tells apart, per sequence; 0 for a layer without "
+        "one. Group 0 uses the base MLP alone, group 1 the first `old_num_experts` experts, the others all.",
     )
-    group_nums: int | list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Language groups that a classifier in each layer tells apart, per sequence; 0 for a layer without "
-            "one. Group 0 uses the base MLP alone, group 1 the first `old_num_experts` experts, the others all."
-        },
+    classify_loss_coef: float | None = _option(
+        None, "Coefficient of the classifiers' loss on the model input `group_tags`."
     )
-    classify_loss_coef: float | None = field(
-        default=None,
-        metadata={"help": "Coefficient of the classifiers' loss on the model input `group_tags`."},
-    )
-    sequential_add_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "Coefficient of the loss that draws tokens to given experts (the model input `target_experts`, or "
-            "those of the token's group in `group_tags`)."
-        },
+    sequential_add_loss_coef: float | None = _option(
+        None,
+        "Coefficient of the loss that draws tokens to given experts (the model input `target_experts`, or "
+        "those of the token's group in `group_tags`).",
     )
 
-    experts_implementation: str = field(
-        default="auto",
-        metadata={
-            "help": "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
-            "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can and sorted elsewhere."
-        },
+    experts_implementation: str = _option(
+        "auto",
+        "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
+        "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can and sorted elsewhere.",
     )
 
     # peft reads this attribute of every config; which MLPs are targets follows from `num_experts`.
@@ -117,9 +223,12 @@ class MoeConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MOE")
-        _check_counts("num_experts", self.num_experts, 1)
-        _check_counts("old_num_experts", self.old_num_experts, 1)
-        _check_counts("group_nums", self.group_nums, 0)
+        for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0)):
+            counts = getattr(self, name)
+            if counts is not None and not are_counts(counts, least):
+                raise ValueError(
+                    f"{name} must be an integer of at least {least}, or a list of such integers; got {counts!r}"
+                )
         if self.topk < 1:
             raise ValueError(f"topk must be at least 1; got {self.topk}")
         for name in LOSS_COEFFICIENTS:
@@ -160,11 +269,3 @@ class MoeConfig(PeftConfig):
             old = per_layer("old_num_experts", self.old_num_experts, layers, num_layers)
         groups = per_layer("group_nums", self.group_nums or 0, layers, num_layers)
         return make_plans(num_experts, old, groups)
-
-
-def _check_counts(name: str, value: int | Sequence[int] | None, least: int) -> None:
-    if value is None:
-        return
-    counts = [value] if isinstance(value, int) else value
-    if not counts or any(not isinstance(count, int) or isinstance(count, bool) or count < least for count in counts):
-        raise ValueError(f"{name} must be an integer of at least {least}, or a list of such integers; got {value!r}")

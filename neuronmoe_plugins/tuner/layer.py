@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
-from neuronmoe_plugins.tuner.config import MoeConfig
-from neuronmoe_plugins.tuner.experts.choosing import run_experts, wanted_implementation
-from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
-from neuronmoe_plugins.tuner.feed_forward import (
+from neuronmoe_plugins.tuner.config import LayerPlan, MoeConfig
+from neuronmoe_plugins.tuner.experts import run_experts, wanted_implementation
+from neuronmoe_plugins.tuner.experts.weights import (
+    ExpertStack,
+    LayerExperts,
     apply_projection,
     check_family_computes,
     copy_weights,
@@ -23,9 +24,14 @@ from neuronmoe_plugins.tuner.feed_forward import (
     weight_names,
     whole_weights,
 )
-from neuronmoe_plugins.tuner.groups import allowed_experts, decide_groups, sum_of_real_tokens
-from neuronmoe_plugins.tuner.plan import LayerPlan
-from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting, route
+from neuronmoe_plugins.tuner.routing import (
+    ForwardContext,
+    LayerRouting,
+    allowed_experts,
+    decide_groups,
+    route,
+    sum_of_real_tokens,
+)
 
 
 class MoeLayer(nn.Module, BaseTunerLayer):

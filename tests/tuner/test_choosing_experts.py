@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
-from neuronmoe_plugins.tuner.experts import choosing
+from neuronmoe_plugins.tuner import experts as implementations
 from tuner.expert_layers import assert_same, hidden_states, make_layer, run
 from tuner.tiny import randomised, tiny_model
 
@@ -74,12 +74,12 @@ def test_auto_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 
 
 def test_the_environment_decides_where_the_configuration_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choosing.VARIABLE, "loop")
+    monkeypatch.setenv(implementations.VARIABLE, "loop")
     assert make_layer().experts_implementation == {"default": "loop"}
     assert make_layer(experts_implementation="sorted").experts_implementation == {"default": "sorted"}
-    monkeypatch.setenv(choosing.VARIABLE, "")
+    monkeypatch.setenv(implementations.VARIABLE, "")
     assert make_layer().experts_implementation == {"default": "auto"}
-    monkeypatch.setenv(choosing.VARIABLE, "sortd")
+    monkeypatch.setenv(implementations.VARIABLE, "sortd")
     with pytest.raises(ValueError, match=r"NEURONMOE_EXPERTS_IMPLEMENTATION must be one of .*; got 'sortd'"):
         make_layer()
 

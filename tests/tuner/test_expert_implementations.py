@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.experts import choosing
+from neuronmoe_plugins.tuner import experts as implementations
+from neuronmoe_plugins.tuner.experts import run_one_token
 from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
-from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
-from neuronmoe_plugins.tuner.experts.one_token import run_one_token
+from neuronmoe_plugins.tuner.experts.weights import ExpertStack, LayerExperts
 from tuner.expert_layers import HIDDEN, INTERMEDIATE, assert_same, hidden_states, make_layer, run
 from tuner.tiny import FAMILIES, randomised, tiny_model
 
@@ -29,7 +29,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     Nothing stands in for it: that would be logged, and is an error here.
     """
     monkeypatch.setattr(sorted_experts, "PART_BYTES", 0 if "one by one" in request.param else 2**30)
-    monkeypatch.setattr(choosing, "_tell_once", pytest.fail)
+    monkeypatch.setattr(implementations, "_tell_once", pytest.fail)
     yield request.param
 
 
@@ -243,7 +243,7 @@ def test_a_projection_that_is_used_twice_has_the_sum_of_gradients(implementation
     gradients = []
     for name in (implementation.partition(",")[0], "loop"):
         stack.grad = None
-        choosing.run_experts(name, tokens, weights, selected, experts).sum().backward()
+        implementations.run_experts(name, tokens, weights, selected, experts).sum().backward()
         gradients.append(stack.grad)
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
 

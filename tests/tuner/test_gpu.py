@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
-from neuronmoe_plugins.tuner.experts import choosing
+from neuronmoe_plugins.tuner import experts as implementations
 from tuner.tiny import randomised, tiny_model
 
 
@@ -27,7 +27,7 @@ def test_losses_and_gradients_equal_those_of_the_cpu(batch: dict[str, torch.Tens
 
 def layer_on_gpu(monkeypatch: pytest.MonkeyPatch, **options: int) -> MoeLayer:
     """A mixture in bfloat16 that runs by grouped_mm; nothing may stand in for it."""
-    monkeypatch.setattr(choosing, "run_sorted", None)
+    monkeypatch.setattr(implementations, "run_sorted", None)
     config = MoeConfig(task_type="CAUSAL_LM", **{"num_experts": 6, "layers_to_transform": [1]} | options)
     model = randomised(get_peft_model(tiny_model(hidden_size=64, intermediate_size=128), config))
     layer = model.base_model.model.model.layers[1].mlp.to("cuda", torch.bfloat16)

@@ -1,1 +1,121 @@
-"""Ways to run the experts of a mixture layer on their tokens; all of them compute the same."""
+"""Ways to run the experts of a mixture layer on their tokens, all of which compute the same, and which one does.
+
+Shapes: T tokens, H hidden, K choices of a token (topk); `tokens` is TH, `weights` and `selected_experts` TK.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers.utils import logging
+
+from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
+from neuronmoe_plugins.tuner.experts.sorted import run_sorted
+from neuronmoe_plugins.tuner.experts.weights import Expert, LayerExperts
+
+AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
+VARIABLE = "NEURONMOE_EXPERTS_IMPLEMENTATION"
+
+logger = logging.get_logger(__name__)
+
+
+def check_implementation(source: str, name: object) -> None:
+    """Raises ValueError: if there is no implementation of this name, which `source` gave."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
+
+
+def wanted_implementation(configured: str) -> str:
+    """The configured implementation; where that is `auto`, the environment variable's.
+
+    Raises:
+        ValueError: if the variable names no implementation.
+    """
+    if configured != AUTO:
+        return configured
+    wanted = os.environ.get(VARIABLE) or AUTO
+    check_implementation(VARIABLE, wanted)
+    return wanted
+
+
+def run_experts(
+    implementation: str,
+    tokens: torch.Tensor,
+    weights: torch.Tensor,
+    selected_experts: torch.Tensor,
+    experts: LayerExperts,
+) -> torch.Tensor:
+    """Run each expert on the tokens that chose it, and mix the outputs.
+
+    Args:
+        implementation: `loop`, `sorted`, `grouped_mm`, or `auto`: `grouped_mm` on a GPU that can, otherwise `sorted`.
+            Where `grouped_mm` is not possible, `sorted` stands in and the log says why.
+        tokens: (tokens, hidden).
+        weights: (tokens, topk).
+        selected_experts: (tokens, topk) int64; an index beyond the experts is a choice that is not used.
+        experts: The layer's experts.
+
+    Returns:
+        (tokens, hidden) in the dtype of `tokens`.
+    """
+    if implementation == LOOP:
+        return run_loop(tokens, weights, selected_experts, experts)
+    if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
+        reason = why_not_grouped(tokens, experts)
+        if reason is None:
+            return run_grouped(tokens, weights, selected_experts, experts)
+        if implementation == GROUPED_MM:
+            _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
+    if len(tokens) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return run_one_token(tokens, weights, selected_experts, experts)
+    return run_sorted(tokens, weights, selected_experts, experts)
+
+
+@torch.compiler.disable
+def _tell_once(message: str) -> None:
+    logger.warning_once(message)
+
+
+def run_loop(
+    tokens: torch.Tensor, weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts
+) -> torch.Tensor:
+    """Find each expert's tokens, run it on them and add its weighted output to theirs.
+
+    The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.run_experts`.
+    """
+    mixed = torch.zeros_like(tokens)
+    for index, run in enumerate(experts.runs()):
+        token_index, choice = torch.where(selected_experts == index)
+        # Also without a token, so that every expert is in the graph and gets a (zero) gradient.
+        output = run(tokens[token_index]).to(tokens.dtype)
+        mixed = mixed.index_add(0, token_index, output * weights[token_index, choice, None].to(tokens.dtype))
+    return mixed
+
+
+def run_one_token(
+    tokens: torch.Tensor, weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts
+) -> torch.Tensor:
+    """Run the token's experts one after the other; nothing needs sorting.
+
+    The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.run_experts`, with one token.
+    """
+    mixed: torch.Tensor | None = None
+    for index, weight in zip(selected_experts[0].tolist(), weights[0].tolist(), strict=True):
+        if index == len(experts):  # a choice that is not used; the first always is
+            continue
+        output = _expert(experts, index)(tokens).to(tokens.dtype)
+        mixed = output * weight if mixed is None else mixed.add_(output, alpha=weight)
+    assert mixed is not None
+    return mixed
+
+
+def _expert(experts: LayerExperts, index: int) -> Expert:
+    if not index:
+        return experts.run_base
+    index -= 1
+    for stack in experts.stacks:
+        if index < len(stack):
+            return experts.of_weights({name: weight[index] for name, weight in stack.weights.items()})
+        index -= len(stack)
+    raise IndexError(f"there is no expert {index} beyond those of the stacks")

@@ -8,9 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner.experts.layer_experts import ExpertStack, LayerExperts
-from neuronmoe_plugins.tuner.experts.operands import compute_dtype, stacked_operands
-from neuronmoe_plugins.tuner.feed_forward import weight_names
+from neuronmoe_plugins.tuner.experts.weights import (
+    ExpertStack,
+    LayerExperts,
+    compute_dtype,
+    stacked_operands,
+    weight_names,
+)
 
 # Each row of an operand begins at a multiple of so many bytes.
 ALIGNMENT = 16
@@ -25,7 +29,7 @@ def run_grouped(
     How many rows an expert has stays on the device. So every stack has as many as it might need, those of all tokens,
     and what is beyond its share is computed by nobody and masked.
 
-    The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.choosing.run_experts`.
+    The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.run_experts`.
     """
     num_tokens, topk = selected_experts.shape
     flat, factors = selected_experts.flatten(), weights.flatten().to(tokens.dtype)

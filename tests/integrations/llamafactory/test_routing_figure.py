@@ -8,7 +8,7 @@ import pytest
 
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
 from neuronmoe_plugins.integrations.llamafactory.run_log.routing import draw_routing
-from neuronmoe_plugins.tuner.counts import KINDS, LayerShapes, RoutingCounts
+from neuronmoe_plugins.tuner.metrics import KINDS, LayerShapes, RoutingCounts
 
 
 def counts_of(shapes: LayerShapes, *kinds: str) -> RoutingCounts:

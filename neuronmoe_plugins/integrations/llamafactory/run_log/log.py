@@ -34,8 +34,7 @@ from neuronmoe_plugins.integrations.llamafactory.run_log.routing import (
     write_routing,
 )
 from neuronmoe_plugins.tuner import MoeLayer
-from neuronmoe_plugins.tuner.counts import LayerShapes, RoutingCounts
-from neuronmoe_plugins.tuner.metrics import MetricSums
+from neuronmoe_plugins.tuner.metrics import LayerShapes, MetricSums, RoutingCounts
 
 LOSSES = ("lm_loss", "aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss")
 

@@ -13,7 +13,7 @@ from neuronmoe_plugins.figures import INK, blues, house_style, new_figure, save_
 from neuronmoe_plugins.files import write_json, write_text
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
-from neuronmoe_plugins.tuner.counts import FloatArray, RoutingCounts, as_shares
+from neuronmoe_plugins.tuner.metrics import FloatArray, RoutingCounts, as_shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
