@@ -78,10 +78,9 @@ def _names_in_file(adapter: str) -> set[str]:
     """The adapter's tensors, those of a published one by the names that they get when they are loaded."""
     from peft import load_peft_weights
 
-    from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+    from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
-    tensors = load_peft_weights(adapter, device="cpu")
-    return set(tensors_from_published(tensors) if is_published(tensors) else tensors)
+    return set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
 
 
 def _require_whole(option: str, name: str, missing: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""One MLP as a mixture of experts: the frozen original and its trainable copies."""
+"""One MLP as a mixture of experts: the frozen original and its trainable copies.
+
+Shapes: hidden states are (batch, sequence, hidden), tokens (batch x sequence, hidden); a weight of an expert is
+(out, in), a stack of them (experts, out, in), a router's (num_experts, hidden).
+"""
 
 from __future__ import annotations
 

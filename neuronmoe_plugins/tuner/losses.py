@@ -1,4 +1,7 @@
-"""The losses of the mixture, in closed form."""
+"""The losses of the mixture, in closed form.
+
+Shapes: tokens are batch x sequence, flattened; E experts, topk choices of a token; E as an index is no expert.
+"""
 
 from __future__ import annotations
 

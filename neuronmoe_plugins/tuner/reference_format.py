@@ -61,7 +61,7 @@ def is_published_config(config: Mapping[str, Any]) -> bool:
 
 
 def tensors_from_published(tensors: Tensors) -> Tensors:
-    """Stack the experts of a published adapter.
+    """Stack the experts of a published adapter; one of this package's format stays as it is.
 
     Raises:
         UserError: if an expert between the others is missing, or has another shape.

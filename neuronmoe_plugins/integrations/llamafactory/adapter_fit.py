@@ -26,7 +26,7 @@ from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
 from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
-from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
 # Of a weight, whatever its dtype: bfloat16 rounds to 0.4 %.
 SAME = 0.02
@@ -56,7 +56,7 @@ def check_adapter_fits(model_args: Any, config: PretrainedConfig, base: PreTrain
     if weights is not None:
         tensors = _header(weights)
         try:
-            from_file(tensors_from_published(tensors) if is_published(tensors) else tensors, base, "default")
+            from_file(tensors_from_published(tensors), base, "default")
         except UserError as error:
             raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
     return _check_named_base(model_args, config, base, adapter.base_model_name_or_path)

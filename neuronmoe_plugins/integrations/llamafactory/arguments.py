@@ -12,7 +12,7 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import check_code
-from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, are_counts
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
 
 
@@ -242,12 +242,12 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value is not None and (isinstance(value, list) or not are_counts(value, 1)):
         raise UserError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
 def _check_counts(name: str, counts: list[int] | None) -> None:
-    if counts is not None and min(counts, default=0) < 1:
+    if counts is not None and not are_counts(counts, 1):
         raise UserError(f"{name} must have a count of at least 1 for each layer (1 leaves it dense); got {counts}")
 
 
@@ -262,8 +262,7 @@ def _check_implementation(name: str | None) -> None:
 
 
 def _check_groups(groups: int | list[int] | None) -> None:
-    numbers = groups if isinstance(groups, list) else [groups or 0]
-    if min(numbers, default=-1) < 0:
+    if groups is not None and not are_counts(groups, 0):
         raise UserError(f"group_nums must have a number of at least 0 for each layer; got {groups}")
 
 

@@ -24,7 +24,7 @@ from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
-from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
 logger = logging.get_logger("llamafactory.neuronmoe")
 # Options of the host's export that need a merged checkpoint, and what to do without one.
@@ -161,9 +161,7 @@ def _export_model(wrapped: Callable[..., None], instance: None, args: tuple[Any,
 def _load_tensors(model_args: Any) -> dict[str, torch.Tensor]:
     """The adapter's tensors in this package's format, in the dtype that is asked for."""
     path = model_args.adapter_name_or_path[-1]
-    tensors = load_peft_weights(path, device="cpu", **adapter_location(model_args))
-    if is_published(tensors):
-        tensors = tensors_from_published(tensors)
+    tensors = tensors_from_published(load_peft_weights(path, device="cpu", **adapter_location(model_args)))
     dtype = None if model_args.infer_dtype == "auto" else getattr(torch, model_args.infer_dtype)
     return {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
 

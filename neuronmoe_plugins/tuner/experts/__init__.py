@@ -1,6 +1,6 @@
 """Ways to run the experts of a mixture layer on their tokens, all of which compute the same, and which one does.
 
-Shapes: T tokens, H hidden, K choices of a token (topk); `tokens` is TH, `weights` and `selected_experts` TK.
+Shapes: tokens are (tokens, hidden), in any order of batch and sequence; weights and selected_experts (tokens, topk).
 """
 
 from __future__ import annotations

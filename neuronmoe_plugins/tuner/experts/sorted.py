@@ -3,8 +3,8 @@
 The gradient of a whole stack is filled by those of its experts, in place: to stack them afterwards would copy as much
 as all experts weigh, in every step.
 
-Shapes: T tokens, R rows (choices sorted by expert), E experts of a stack; inputs (R, in), weights (E, out, in), biases
-(E, out).
+Shapes: rows are choices, tokens x topk of them, sorted by expert; inputs are (rows, in), a stack's weights
+(experts, out, in) and biases (experts, out).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Experts: an MLP's weights copied into one, stacks of them, and a layer's all, run and compared with the MLP itself.
 
-Shapes: T tokens or rows, H hidden or in, I out, E experts of a stack; weights w_EIH, biases b_EI.
+Shapes: hidden states are (tokens, hidden); an expert's weights (out, in) and biases (out,), those of a stack
+(experts, out, in) and (experts, out).
 """
 
 from __future__ import annotations
