@@ -79,7 +79,7 @@ def specialise(
     print_specialisation(console, specialisation)
     if compare is not None:
         from neuronmoe_plugins.specialisation.display import print_drift
-        from neuronmoe_plugins.specialisation.drift import measure_drift
+        from neuronmoe_plugins.specialisation.specialise import measure_drift
 
         print_drift(console, measure_drift(options.analysis(), progress=True))
     typer.echo(f"Wrote {options.output}")

@@ -18,8 +18,8 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.figures import save_layer_figure
 from neuronmoe_plugins.files import sha256_of, write_json
 from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
-from neuronmoe_plugins.neurons.components import component_of
 from neuronmoe_plugins.neurons.metrics import Neuron
+from neuronmoe_plugins.neurons.options import component_of
 from neuronmoe_plugins.reading import read_json_object
 
 NeuronIdentity = Literal["module", "unit"]

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.components import COMPONENTS
 from neuronmoe_plugins.options import at_least_one, check_options, one_of, option, typed
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.corpora import CorpusSpec
     from neuronmoe_plugins.neurons.metrics import NeuronMetric
+
+Component = Literal["attention", "mlp"]
+"""The two parts of a decoder layer that have neurons."""
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+# By the first part of a projection's name inside its layer, as in self_attn.q_proj, attention.dense, mlp.c_fc, fc1.
+COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
+    "attention": re.compile("attn|attention"),
+    "mlp": re.compile("mlp|feed_forward|ffn|^fc"),
+}
+
+
+def component_of(name: str) -> Component | None:
+    """The component of a projection with this name inside its decoder layer."""
+    first = name.split(".")[0].lower()
+    return next((component for component, pattern in COMPONENT_NAMES.items() if pattern.search(first)), None)
 
 
 def _finite(flag: str, value: float) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards, without_adapter
 from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.components import COMPONENTS, Component, component_of
+from neuronmoe_plugins.neurons.options import COMPONENTS, Component, component_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

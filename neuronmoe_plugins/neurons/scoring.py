@@ -18,10 +18,9 @@ from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import out_of_memory_is_an_error, pool_activations, working_device
 from neuronmoe_plugins.neurons.analysis import Findings
 from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, ModuleKey, ScoreArray, Store
-from neuronmoe_plugins.neurons.components import Component
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
-from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.options import AnalyzeOptions, Component
 from neuronmoe_plugins.neurons.places import (
     Place,
     count_mlp_parameters,

@@ -16,7 +16,7 @@ from neuronmoe_plugins.neurons.metrics import Neuron
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.specialisation import Specialisation
-    from neuronmoe_plugins.specialisation.drift import LayerDrift
+    from neuronmoe_plugins.specialisation.specialisation import LayerDrift
 
 MAIN_ALLOCATION = "allocation.yaml"
 # Recipes are YAML files too; only an allocation has this key at the start of a line.
@@ -141,7 +141,7 @@ def read_measured(home: Path) -> Measured | None:
         return None
     # These need torch, which takes seconds to import.
     from neuronmoe_plugins.specialisation import Specialisation
-    from neuronmoe_plugins.specialisation.drift import load_drift
+    from neuronmoe_plugins.specialisation.specialisation import load_drift
 
     specialisation = Specialisation.load(folder)
     _require_complete(folder / RECORD, specialisation)
@@ -172,7 +172,7 @@ def _require_complete(path: Path, specialisation: Specialisation) -> None:
 
 def _require_same_adapter(folder: Path, specialisation: Specialisation, drift: Sequence[LayerDrift]) -> None:
     """Raise `UserError` for the drift of an earlier run, which a later one without `--compare` leaves there."""
-    from neuronmoe_plugins.specialisation.drift import DRIFT, EXTENDED
+    from neuronmoe_plugins.specialisation.specialisation import DRIFT, EXTENDED
 
     settings = specialisation.settings
     places = {(layer, language) for layer in range(settings["num_layers"]) for language in specialisation.languages}

@@ -12,7 +12,7 @@ from neuronmoe_plugins.tables import Table, count
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.specialisation import ExpertScores, LanguageRouting, Specialisation
-    from neuronmoe_plugins.specialisation.drift import LayerDrift
+    from neuronmoe_plugins.specialisation.specialisation import LayerDrift
 
 HOW_TO_SPECIALISE = (
     "The experts have not been measured yet: once an adapter is trained, run “neuronmoe specialise --model MODEL "

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from neuronmoe_plugins.specialisation.drift import LayerDrift
-from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, Specialisation
+from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, LayerDrift, Specialisation
 from neuronmoe_plugins.tables import Table, as_rich
 
 NOT_MEASURED = "not measured"

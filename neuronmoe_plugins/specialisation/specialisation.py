@@ -1,4 +1,4 @@
-"""What a specialisation is: counts per expert, routing per language, and a table of every neuron's scores."""
+"""What a specialisation is: counts per expert, routing per language, a table of all scores, and perhaps the drift."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ SCORES = "specialisation.parquet"
 # Written last: it names the table that belongs to it.
 RECORD = "specialisation.json"
 FORMAT = 1
+# Of `--compare base`: the model without and with its adapter, and what changed.
+BASE, EXTENDED, DRIFT = "base_analysis", "extended_analysis", "drift.json"
 SCHEMA = pa.schema(
     [
         ("layer", pa.int32()),
@@ -80,6 +82,25 @@ class LanguageRouting:
     mean_weights: Sequence[float | None]
     entropy: float
     pairs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """How one language's neurons in one decoder layer changed when the model was extended (paper, Table 6).
+
+    Attributes:
+        layer: Index of the decoder layer.
+        language: Whose neurons.
+        base: How many the base model has.
+        extended: How many the extended model has; in a mixture those of the original MLP, run on all tokens.
+        kept: How many are the same.
+    """
+
+    layer: int
+    language: str
+    base: int
+    extended: int
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -164,3 +185,14 @@ class ScoreWriter:
                 pa.array(values),
             ]
             self._writer.write_table(pa.table(columns, schema=SCHEMA))
+
+
+def load_drift(folder: Path) -> list[LayerDrift] | None:
+    """What `measure_drift` wrote into a folder; None if it did not, `UserError` if that is damaged."""
+    path = folder / DRIFT
+    if not path.exists():
+        return None
+    try:
+        return [LayerDrift(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no result of `neuronmoe specialise --compare base`: {error}") from error

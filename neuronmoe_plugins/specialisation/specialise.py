@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.neurons.analysis import Analysis
+from neuronmoe_plugins.neurons.analyze import analyze
 from neuronmoe_plugins.neurons.loading import describe_sources
-from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
-from neuronmoe_plugins.neurons.options import SpecialiseOptions
+from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION, Neuron
+from neuronmoe_plugins.neurons.options import AnalyzeOptions, SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import WorkingFolder
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences
-from neuronmoe_plugins.specialisation.drift import DRIFT
-from neuronmoe_plugins.specialisation.specialisation import RECORD, SCORES, Specialisation
+from neuronmoe_plugins.specialisation.specialisation import (
+    BASE,
+    DRIFT,
+    EXTENDED,
+    RECORD,
+    SCORES,
+    LayerDrift,
+    Specialisation,
+)
 
 
 def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisation:
@@ -48,3 +60,47 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
     working.prepare({**options.settings(), **machine, **sources, **sentences.identity()})
     described = {name: description[name] for name in ("corpora", "shared_sentences")}
     return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
+
+
+def measure_drift(options: AnalyzeOptions, progress: bool = False) -> list[LayerDrift]:
+    """Analyse the model without and with its adapter on the same sentences, as `neuronmoe analyze` does.
+
+    Writes both analyses, `base_analysis` and `extended_analysis`, and `drift.json` into `options.output`.
+
+    Args:
+        options: Of the extended model.
+        progress: Show progress bars on standard error.
+
+    Raises:
+        UserError: for bad input.
+    """
+    folder = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    base = analyze(replace(options, adapter=None, output=folder / BASE), progress)
+    extended = analyze(replace(options, output=folder / EXTENDED), progress)
+    rows = compare_neurons(base, extended)
+    write_json(folder / DRIFT, [asdict(row) for row in rows])
+    return rows
+
+
+def compare_neurons(base: Analysis, extended: Analysis) -> list[LayerDrift]:
+    """The neurons of two analyses of the same languages, per layer and language."""
+    before, after = _by_place(base.neurons), _by_place(extended.neurons)
+    return [
+        LayerDrift(
+            layer,
+            language,
+            len(before.get((layer, language), set())),
+            len(after.get((layer, language), set())),
+            len(before.get((layer, language), set()) & after.get((layer, language), set())),
+        )
+        for layer in range(base.summary["num_layers"])
+        for language in base.summary["languages"]
+    ]
+
+
+def _by_place(neurons: Sequence[Neuron]) -> dict[tuple[int, str], set[tuple[str, int]]]:
+    found: dict[tuple[int, str], set[tuple[str, int]]] = {}
+    for neuron in neurons:
+        found.setdefault((neuron.layer, neuron.language), set()).add((neuron.module, neuron.unit))
+    return found

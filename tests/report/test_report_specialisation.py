@@ -21,7 +21,7 @@ from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.run import Run, read_run
 from neuronmoe_plugins.report.specialisation_sections import routing_section, specialisation_section
 from neuronmoe_plugins.specialisation import Specialisation
-from neuronmoe_plugins.specialisation.drift import LayerDrift
+from neuronmoe_plugins.specialisation.specialisation import LayerDrift
 
 DRIFT = [
     LayerDrift(layer, language, COUNTS[language][layer], layer, min(layer, COUNTS[language][layer]))

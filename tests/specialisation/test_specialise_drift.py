@@ -17,7 +17,8 @@ from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.specialisation import SpecialiseOptions
 from neuronmoe_plugins.specialisation.display import drift_table
-from neuronmoe_plugins.specialisation.drift import LayerDrift, compare_neurons, load_drift, measure_drift
+from neuronmoe_plugins.specialisation.specialisation import LayerDrift, load_drift
+from neuronmoe_plugins.specialisation.specialise import compare_neurons, measure_drift
 from specialisation.extending import EXPERTS
 from tuner.tiny import moe_config
 
