@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.allocation.experts import MlpShapes
 from neuronmoe_plugins.recipes import Extension, Recipe
 from neuronmoe_plugins.sharding import FSDP, Deepspeed
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from neuronmoe_plugins.allocation.experts import scale_experts
-from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.allocation.experts import MlpShapes, scale_experts
 from neuronmoe_plugins.data.spec import Amount, load_spec
 
 RECIPES = Path(__file__).parents[1] / "recipes"

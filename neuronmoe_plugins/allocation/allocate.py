@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.allocation.analysis_folder import AnalysisFolder
-from neuronmoe_plugins.allocation.budget import Limits, fit_parameters, fit_total
-from neuronmoe_plugins.allocation.experts import ExpertPlan, check_scores
-from neuronmoe_plugins.allocation.options import AllocationRequest, Settings, resolve
-from neuronmoe_plugins.allocation.scale import Score, rescale
-from neuronmoe_plugins.allocation.scores_file import ScoresFile
+from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
+from neuronmoe_plugins.allocation.experts import (
+    ExpertPlan,
+    Limits,
+    Score,
+    check_bounds,
+    check_scores,
+    fit_parameters,
+    fit_total,
+    rescale,
+)
+from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose
 
 
@@ -76,6 +82,7 @@ def _record(
     origin: AllocationOrigin,
 ) -> Allocation:
     identity = origin.neuron_identity if strategy.counts_neurons and isinstance(origin, AnalysisFolder) else None
+    chosen = settings.recorded() | {"min_experts": settings.min_experts, "max_experts": settings.max_experts}
     return Allocation(
         num_experts=plan.num_experts,
         layer_scores=[float(score) for score in scores],
@@ -83,12 +90,6 @@ def _record(
         strategy=settings.strategy,
         source=settings.source,
         targets=list(settings.targets),
-        min_experts=settings.min_experts,
-        max_experts=settings.max_experts,
-        rounding=settings.recorded("rounding"),
-        scale=settings.recorded("scale"),
-        combine=settings.recorded("combine"),
-        budget=settings.recorded("budget"),
         requested_total_experts=settings.total_experts,
         max_added_parameters=settings.max_added_parameters,
         neuron_identity=identity,
@@ -97,4 +98,44 @@ def _record(
         scores_from=str(origin.path),
         scores_sha256=origin.sha256,
         note=plan.note,
+        **chosen,
     )
+
+
+def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: bool) -> Settings:
+    """Fill in what was not given, and refuse what is impossible or would have no effect.
+
+    Args:
+        request: The options as given.
+        strategy: The strategy.
+        counted: Whether scores are counted from an analysis, rather than read from a file.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if request.total_experts is not None and request.max_added_parameters is not None:
+        raise UserError("--total-experts and --max-added-parameters both decide the total; pass one of them")
+    has_total = request.total_experts is not None or request.max_added_parameters is not None
+    used = strategy.rule.total_options if has_total else strategy.rule.options
+    used |= strategy.options if counted or not strategy.counts_neurons else frozenset()
+    given = {each.name: getattr(request, each.name) for each, _ in declared_options(request)}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in HEEDED_BY_SOME:
+        if name in given and name not in used:
+            why = _why(name, request.strategy, strategy, has_total)
+            raise UserError(f"{typed(name)} has no effect {why}; leave it out")
+    check_options(request)
+    settings = Settings(**({"max_experts": strategy.rule.default_max_experts} | given), used=used)
+    check_bounds(settings.min_experts, settings.max_experts)
+    return settings
+
+
+def _why(option: str, name: str, strategy: AllocationStrategy, has_total: bool) -> str:
+    """Why an option that was given has no effect."""
+    if has_total and option in strategy.rule.options:
+        return "with --total-experts or --max-added-parameters, which decide the experts themselves"
+    if not has_total and option in strategy.rule.total_options:
+        return f"with --strategy {name} unless --total-experts or --max-added-parameters is given"
+    if option in strategy.options:
+        return "on a scores file, which has one score per layer already"
+    return f"with --strategy {name}"

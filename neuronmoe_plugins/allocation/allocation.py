@@ -1,18 +1,115 @@
-"""How many experts each layer gets, and what that follows from: `allocation.yaml`."""
+"""How many experts each layer gets, and what that follows from: what is asked for, and `allocation.yaml`."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neuronmoe_plugins.allocation.checks import shown
-from neuronmoe_plugins.allocation.keys import KEYS
-from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.allocation.experts import MlpShapes, Rounding, Scale
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.options import declared_options, option
+from neuronmoe_plugins.reading import (
+    Check,
+    is_count,
+    is_score,
+    is_text,
+    is_total,
+    list_of,
+    one_of,
+    or_null,
+    read_yaml,
+    shown,
+)
+
+
+class Combine(str, Enum):
+    """How neurons of several languages become one count per layer.
+
+    `union`: distinct neurons of source and targets together (paper, Eq. 2). `mean`: those of the source plus the mean
+    over the targets of each target's own, the published code's way with three targets; what languages share counts for
+    each of them.
+    """
+
+    UNION = "union"
+    MEAN = "mean"
+
+
+def _of_64_bits(flag: str, value: int) -> None:
+    if not is_count(value):
+        raise UserError(f"{flag} is {value}; it must be at least 1 and below 2 to the power of 63")
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """What `neuronmoe allocate` is told; None is what it was not told."""
+
+    origin: Path = option("An analysis folder or a scores file.", metavar="DIR_OR_SCORES")
+    source: str | None = option("Language the model knows.", None)
+    targets: tuple[str, ...] = option("Language to learn; may be repeated.", (), flag="target")
+    strategy: str = option(
+        "neuron-diversity, source-only, layer-similarity, uniform, or a plugin's.", "neuron-diversity"
+    )
+    combine: Combine | None = option("union (the default), or mean: source + mean over the targets.", None)
+    scale: Scale | None = option(
+        "linear (the default); sqrt and log keep one outlier layer from taking nearly all experts.", None
+    )
+    rounding: Rounding | None = option("floor, the default, gives the paper's lists.", None)
+    min_experts: int | None = option("Least experts of a layer, the base MLP included: 1.", None)
+    max_experts: int | None = option(
+        "Most experts of a layer: 6; no limit for layer-similarity.", None, check=_of_64_bits
+    )
+    budget: int | None = option("For layer-similarity: what is shared out and rounded up.", None, check=_of_64_bits)
+    total_experts: int | None = option("Exactly so many in all, base MLPs included.", None, check=_of_64_bits)
+    max_added_parameters: int | None = option("As many experts as fit into these.", None, check=_of_64_bits)
+
+
+# Those that every strategy heeds, or that are what it is asked for.
+ALWAYS_HEEDED = ("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters")
+HEEDED_BY_SOME = tuple(each.name for each, _ in declared_options(AllocationRequest) if each.name not in ALWAYS_HEEDED)
+
+
+@dataclass(frozen=True)
+class Settings(AllocationRequest):
+    """A request with its blanks filled in, as a strategy sees it.
+
+    Attributes:
+        used: The options of `HEEDED_BY_SOME` that have an effect here.
+    """
+
+    scale: Scale = Scale.LINEAR
+    rounding: Rounding = Rounding.FLOOR
+    combine: Combine = Combine.UNION
+    min_experts: int = 1
+    used: frozenset[str] = frozenset()
+
+    def required_max_experts(self) -> int:
+        """The most experts of a layer; raises `UserError` if there is no limit."""
+        if self.max_experts is None:
+            raise UserError(f"--strategy {self.strategy} needs --max-experts N")
+        return self.max_experts
+
+    def recorded(self) -> dict[str, Any]:
+        """The options of `HEEDED_BY_SOME` for `allocation.yaml`: None where they have no effect."""
+        values = {name: getattr(self, name) if name in self.used else None for name in HEEDED_BY_SOME}
+        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+COUNT_OR_NULL = "a whole number, 1 or more, or null"
+COUNTS = "a list of whole numbers, 1 or more, one per layer"
+
+
+def _filled(check: Check) -> Check:
+    return lambda value: bool(value) and check(value)
+
+
+def _key(check: Check, meaning: str, default: Any = MISSING, **how: Any) -> Any:
+    """A key of `allocation.yaml`, what its value must be, and what one that an older file lacks stands for."""
+    return field(default=default, metadata={"key": (check, meaning)}, **how)
 
 
 @dataclass(frozen=True)
@@ -46,28 +143,28 @@ class Allocation:
         added_parameters: Of all new experts and routers.
     """
 
-    num_experts: list[int]
-    layer_scores: list[float]
-    min_experts: int
-    max_experts: int | None
-    rounding: str | None
-    strategy: str
-    source: str | None
-    targets: list[str]
-    scores_from: str
-    note: str | None = None
-    score_name: str = "layer score"
-    scale: str | None = "linear"
-    combine: str | None = None
-    neuron_identity: str | None = None
-    budget: int | None = None
-    requested_total_experts: int | None = None
-    max_added_parameters: int | None = None
-    scores_sha256: str | None = None
-    hidden_size: int | None = None
-    mlp_parameters: list[int] | None = None
-    total_experts: int = field(init=False)
-    added_parameters: int | None = field(init=False)
+    num_experts: list[int] = _key(_filled(list_of(is_count)), COUNTS)
+    layer_scores: list[float] = _key(list_of(is_score), "a list of numbers, zero or more")
+    min_experts: int = _key(is_count, "a whole number, 1 or more")
+    max_experts: int | None = _key(or_null(is_count), COUNT_OR_NULL)
+    rounding: str | None = _key(or_null(one_of("floor", "round")), "floor, round or null")
+    strategy: str = _key(is_text, "the name of a strategy")
+    source: str | None = _key(or_null(is_text), "a language (in quotes) or null")
+    targets: list[str] = _key(list_of(is_text), "a list of languages (in quotes)")
+    scores_from: str = _key(is_text, "a path")
+    note: str | None = _key(or_null(is_text), "a text or null", None)
+    score_name: str = _key(is_text, "what a score is", "layer score")
+    scale: str | None = _key(or_null(one_of("linear", "sqrt", "log")), "linear, sqrt, log or null", "linear")
+    combine: str | None = _key(or_null(one_of("union", "mean")), "union, mean or null", None)
+    neuron_identity: str | None = _key(or_null(one_of("module", "unit")), "module, unit or null", None)
+    budget: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    requested_total_experts: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    max_added_parameters: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    scores_sha256: str | None = _key(or_null(is_text), "a checksum (in quotes) or null", None)
+    hidden_size: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    total_experts: int = _key(is_total, "a whole number", init=False)
+    added_parameters: int | None = _key(or_null(is_total), "a whole number or null", init=False)
 
     def __post_init__(self) -> None:
         added = self.layer_added_parameters
@@ -104,13 +201,14 @@ class Allocation:
             UserError: naming the file and the key that is wrong.
         """
         content = _read_mapping(path)
-        required = {f.name for f in fields(cls) if f.init and f.default is MISSING} | {"total_experts"}
+        keys = {each.name: each for each in fields(cls)}
+        required = {name for name, key in keys.items() if key.init and key.default is MISSING} | {"total_experts"}
         if missing := sorted(required - content.keys()):
             raise UserError(f"{path} lacks {', '.join(missing)}; write it with `neuronmoe allocate`")
-        if unknown := sorted(map(shown, content.keys() - {f.name for f in fields(cls)})):
+        if unknown := sorted(map(shown, content.keys() - keys.keys())):
             raise UserError(f"{path} has the unknown key(s) {', '.join(unknown)}; remove them")
         for key, value in content.items():
-            check, meaning = KEYS[key]
+            check, meaning = keys[key].metadata["key"]
             if not check(value):
                 raise UserError(f"{path}: {key} is {shown(value)}; it must be {meaning}")
         _check_lengths(path, content)
@@ -124,14 +222,7 @@ class Allocation:
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; write it with `neuronmoe allocate`") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # not only YAMLError: KeyError for `!!bool x`, ValueError for dates that never were
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, missing=f"{path} does not exist; write it with `neuronmoe allocate`")
     if not isinstance(content, dict):
         raise UserError(f"{path} is not an allocation; write it with `neuronmoe allocate`")
     return content

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neuronmoe_plugins.allocation.options import AllocationRequest
+from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.recipe_files import RecipeRequest
 

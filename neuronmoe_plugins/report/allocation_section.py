@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
 from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.allocation.figure import Bars, Line, draw_experts
-from neuronmoe_plugins.allocation.options import AllocationRequest
-from neuronmoe_plugins.allocation.sizes import read_shapes
+from neuronmoe_plugins.allocation.scores import read_shapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.analysis import layer_counts
 from neuronmoe_plugins.report.parts import Picture, Section

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from allocations import run_allocate
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.allocation.keys import KEYS
 from neuronmoe_plugins.errors import UserError
 
+KEYS = {each.name: each for each in fields(Allocation)}
 ALLOCATION = Allocation(
     num_experts=[6, 1, 2],
     layer_scores=[342.0, 11.0, 79.5],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.allocation.experts import MlpShapes
 
 SIZES = {"vocab_size": 61, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
 NUM_EXPERTS = [6, 1, 2, 3]

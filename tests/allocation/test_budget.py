@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronmoe_plugins.allocation.budget import Limits, Ramp, _ideal_experts, fit_parameters, fit_total
-from neuronmoe_plugins.allocation.sizes import MlpShapes
+from neuronmoe_plugins.allocation.experts import Limits, MlpShapes, Ramp, _ideal_experts, fit_parameters, fit_total
 from neuronmoe_plugins.errors import UserError
 
 QUICK = settings(max_examples=150, deadline=None)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocations import allocated, run_allocate, save_analysis, save_scores
-from neuronmoe_plugins.allocation.similarity import ceil_shares, dissimilarities, layer_similarity
+from neuronmoe_plugins.allocation.experts import ceil_shares
+from neuronmoe_plugins.allocation.scores import dissimilarities, layer_similarity
 from neuronmoe_plugins.errors import UserError
 
 # Languages en, el, tr; within a language 1.

@@ -9,8 +9,7 @@ import pytest
 
 from allocations import TABLES, allocated, save_scores
 from neuronmoe_plugins.allocation.comparison import Difference
-from neuronmoe_plugins.allocation.experts import Rounding, scale_experts
-from neuronmoe_plugins.allocation.similarity import ceil_shares
+from neuronmoe_plugins.allocation.experts import Rounding, ceil_shares, scale_experts
 
 GREEK, QWEN = TABLES["table2_llama32_3b_greek"], TABLES["table9_qwen15_18b"]
 UNIONS: list[int] = TABLES["table5_unique_neurons_en_el"]

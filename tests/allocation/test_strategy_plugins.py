@@ -13,8 +13,7 @@ import pytest
 
 from allocations import allocated, run_allocate, save_scores
 from neuronmoe_plugins import plugins
-from neuronmoe_plugins.allocation.rules import ShareRule
-from neuronmoe_plugins.allocation.strategies import AllocationStrategy, allocation_strategies
+from neuronmoe_plugins.allocation.strategies import AllocationStrategy, ShareRule, allocation_strategies
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
 

@@ -11,7 +11,7 @@ from paper_analysis import COUNTS, LEFT_OUT, TABLES, legend_of, save_paper_alloc
 
 from allocations import save_allocation
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.options import AllocationRequest
+from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.report.allocation_section import experts_section
 from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.run import Run, read_run
