@@ -16,12 +16,10 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_allocation_strategies(register: Register) -> None:
-    from neuronmoe_plugins.allocation import strategies
+    from neuronmoe_plugins.allocation.strategies import BUILT_IN
 
-    register("neuron-diversity", strategies.neuron_diversity)
-    register("source-only", strategies.source_only)
-    register("layer-similarity", strategies.layer_similarity)
-    register("uniform", strategies.uniform)
+    for name, strategy in BUILT_IN.items():
+        register(name, strategy)
 
 
 @hookimpl

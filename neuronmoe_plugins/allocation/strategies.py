@@ -168,3 +168,10 @@ neuron_diversity = AllocationStrategy(
 source_only = AllocationStrategy(_source_scores, LinearRule(), "distinct neurons of the source", counts_neurons=True)
 layer_similarity = AllocationStrategy(_similarity_scores, ShareRule(), "1 / similarity")
 uniform = AllocationStrategy(_equal_scores, EvenRule())
+
+BUILT_IN = {
+    "neuron-diversity": neuron_diversity,
+    "source-only": source_only,
+    "layer-similarity": layer_similarity,
+    "uniform": uniform,
+}
