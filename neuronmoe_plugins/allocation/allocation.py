@@ -39,6 +39,26 @@ class Combine(str, Enum):
     MEAN = "mean"
 
 
+class Shape(str, Enum):
+    """Which layers of a model get more experts, whatever the model: forms to hold measured allocations to."""
+
+    ENDS = "ends"
+    MIDDLE = "middle"
+    EARLY = "early"
+    LATE = "late"
+    EVEN = "even"
+    RANDOM = "random"
+
+
+def _is_seed(value: Any) -> bool:
+    return is_total(value) and value < 2**63
+
+
+def _seed(flag: str, value: int) -> None:
+    if not _is_seed(value):
+        raise UserError(f"{flag} is {value}; it must be a whole number from 0 on and below 2 to the power of 63")
+
+
 def _of_64_bits(flag: str, value: int) -> None:
     if not is_count(value):
         raise UserError(f"{flag} is {value}; it must be at least 1 and below 2 to the power of 63")
@@ -52,7 +72,7 @@ class AllocationRequest:
     source: str | None = option("Language the model knows.", None)
     targets: tuple[str, ...] = option("Language to learn; may be repeated.", (), flag="target")
     strategy: str = option(
-        "neuron-diversity, source-only, layer-similarity, uniform, or a plugin's.", "neuron-diversity"
+        "neuron-diversity, source-only, layer-similarity, shape, uniform, or a plugin's.", "neuron-diversity"
     )
     combine: Combine | None = option("union (the default), or mean: source + mean over the targets.", None)
     scale: Scale | None = option(
@@ -64,6 +84,8 @@ class AllocationRequest:
         "Most experts of a layer: 6; no limit for layer-similarity.", None, check=_of_64_bits
     )
     budget: int | None = option("For layer-similarity: what is shared out and rounded up.", None, check=_of_64_bits)
+    shape: Shape | None = option("For shape: which layers get more; even spreads them, random draws.", None)
+    seed: int | None = option("For --shape random: the same seed draws the same layers.", None, check=_seed)
     total_experts: int | None = option("Exactly so many in all, base MLPs included.", None, check=_of_64_bits)
     max_added_parameters: int | None = option("As many experts as fit into these.", None, check=_of_64_bits)
 
@@ -139,6 +161,8 @@ class Allocation:
         scores_sha256: Checksum of the scores file, or of the analysis' summary.json.
         hidden_size: Width of the model's hidden states.
         mlp_parameters: Parameters of one copy of each layer's MLP.
+        shape: Which layers get more experts, for the strategy of that name.
+        seed: What `random` was drawn with.
         total_experts: Sum of `num_experts`.
         added_parameters: Of all new experts and routers.
     """
@@ -163,6 +187,8 @@ class Allocation:
     scores_sha256: str | None = _key(or_null(is_text), "a checksum (in quotes) or null", None)
     hidden_size: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    shape: str | None = _key(or_null(one_of(*Shape)), f"{', '.join(Shape)} or null", None)
+    seed: int | None = _key(or_null(_is_seed), "a whole number, 0 or more, or null", None)
     total_experts: int = _key(is_total, "a whole number", init=False)
     added_parameters: int | None = _key(or_null(is_total), "a whole number or null", init=False)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar, TypeAlias
 
-from neuronmoe_plugins.allocation.allocation import Combine, Settings
+from neuronmoe_plugins.allocation.allocation import Combine, Settings, Shape
 from neuronmoe_plugins.allocation.experts import ExpertPlan, Ramp, Score, ceil_shares, scale_experts
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile, dissimilarities
 from neuronmoe_plugins.errors import UserError
@@ -102,6 +103,21 @@ class EvenRule(Rule):
         return Ramp(0, [Fraction(1)] * len(scores))
 
 
+class FormRule(Rule):
+    """A total alone, shared out so that what a layer has above the minimum is in proportion to its score."""
+
+    options = frozenset()
+    total_options = frozenset({"min_experts", "max_experts"})
+
+    def experts(self, scores: Sequence[Fraction], settings: Settings) -> ExpertPlan:
+        """Raise `UserError`: a form says where experts are, not how many."""
+        raise UserError(f"--strategy {settings.strategy} needs --total-experts N or --max-added-parameters N")
+
+    def ramp(self, scores: Sequence[Fraction], settings: Settings) -> Ramp:
+        """From the minimum up, with the score as slope."""
+        return Ramp(settings.min_experts, scores)
+
+
 @dataclass(frozen=True)
 class AllocationStrategy:
     """A score for every layer, and a rule from scores to experts.
@@ -162,16 +178,65 @@ def _equal_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Scor
     return [1] * origin.num_layers
 
 
+def _shape_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """Those of the form that was asked for, which nothing but the number of layers decides."""
+    if settings.shape is None:
+        raise UserError(f"--strategy {settings.strategy} needs --shape: {', '.join(Shape)}")
+    if settings.shape is Shape.RANDOM and settings.seed is None:
+        raise UserError("--shape random needs --seed N, which draws the same layers again")
+    if settings.shape is not Shape.RANDOM and settings.seed is not None:
+        raise UserError(f"--seed has no effect with --shape {settings.shape.value}; leave it out")
+    return shape_scores(settings.shape, origin.num_layers, settings.seed)
+
+
+def shape_scores(shape: Shape, num_layers: int, seed: int | None = None) -> list[Fraction]:
+    """The new experts of each layer in proportion: for 4 layers 4:2:2:4 (ends), 1:3:3:1 (middle), 4:3:2:1 (early).
+
+    `late` mirrors `early`, and `random` puts its scores in an order that the seed draws. Those of `even` are all 1, but
+    for what decides which layers get the experts that are left over: the first, the last, then ever the one farthest
+    from all that have one, of equally far ones the lower.
+    """
+    layers = range(num_layers)
+    from_middle = [abs(2 * layer - (num_layers - 1)) for layer in layers]
+    if shape is Shape.ENDS:
+        return [Fraction(1 + distance) for distance in from_middle]
+    if shape is Shape.MIDDLE:
+        return [Fraction(num_layers - distance) for distance in from_middle]
+    if shape is Shape.EVEN:
+        # Far too little to count as an expert.
+        return [1 - Fraction(place, 2**100) for place in _ranks(_farthest_first(num_layers))]
+    if shape is Shape.RANDOM:
+        drawn = random.Random(seed)
+        return [Fraction(1 + rank) for rank in _ranks(sorted(layers, key=lambda layer: drawn.random()))]
+    return [Fraction(1 + layer if shape is Shape.LATE else num_layers - layer) for layer in layers]
+
+
+def _farthest_first(num_layers: int) -> list[int]:
+    """All layers, the first before the last, and then ever the one farthest from those before it."""
+    order, distances = [0], list(range(num_layers))
+    while len(order) < num_layers:
+        order.append(max(range(num_layers), key=distances.__getitem__))
+        distances = [min(distance, abs(layer - order[-1])) for layer, distance in enumerate(distances)]
+    return order
+
+
+def _ranks(order: Sequence[int]) -> list[int]:
+    """The place of every layer in an order of the layers."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
 neuron_diversity = AllocationStrategy(
     _diversity_scores, LinearRule(), "distinct neurons", options=frozenset({"combine"}), counts_neurons=True
 )
 source_only = AllocationStrategy(_source_scores, LinearRule(), "distinct neurons of the source", counts_neurons=True)
 layer_similarity = AllocationStrategy(_similarity_scores, ShareRule(), "1 / similarity")
+shape = AllocationStrategy(_shape_scores, FormRule(), "weight of the layer", options=frozenset({"shape", "seed"}))
 uniform = AllocationStrategy(_equal_scores, EvenRule())
 
 BUILT_IN = {
     "neuron-diversity": neuron_diversity,
     "source-only": source_only,
     "layer-similarity": layer_similarity,
+    "shape": shape,
     "uniform": uniform,
 }
