@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from neuronmoe_plugins.unfinished_imports import run_after_import
+import wrapt
 
 logger = logging.getLogger(__name__)
+
+Hook = Callable[[ModuleType], None]
 
 # Module of a host -> the function of this package that is called with that module once it is imported.
 HOOKS: dict[str, str] = {
@@ -48,6 +52,9 @@ outcomes: dict[str, Exception | None] = {}
 
 _registered = False
 
+# The hooks of modules whose import has begun: what imports torch, and so this package, may be one itself.
+_waiting: dict[str, Hook] = {}
+
 
 def register_hooks() -> None:
     """Register the hooks once per process; modules that are already imported are hooked at once.
@@ -62,7 +69,7 @@ def register_hooks() -> None:
         run_after_import(_guarded(module_name, target), module_name)
 
 
-def _guarded(module_name: str, target: str) -> Callable[[ModuleType], None]:
+def _guarded(module_name: str, target: str) -> Hook:
     """Wrap a hook so that its failure is logged and recorded, and the host's import goes on."""
 
     def hook(module: ModuleType) -> None:
@@ -80,3 +87,23 @@ def _guarded(module_name: str, target: str) -> Callable[[ModuleType], None]:
             )
 
     return hook
+
+
+class _WatchedSpec(ModuleSpec):
+    """The spec of a module that is being imported; to set `_initializing` to False is Python's last act in that."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            super().__setattr__("__class__", ModuleSpec)
+            run_after_import(_waiting.pop(self.name), self.name)
+
+
+def run_after_import(hook: Hook, module_name: str) -> None:
+    """Call `hook` with a module once it is imported: now, at the end of an import that has begun, or at a later one."""
+    spec = getattr(sys.modules.get(module_name), "__spec__", None)
+    if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
+        _waiting[module_name] = hook
+        spec.__class__ = _WatchedSpec  # type: ignore[assignment]
+    else:
+        wrapt.register_post_import_hook(hook, module_name)

@@ -11,8 +11,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
 from neuronmoe_plugins.options import option
 from neuronmoe_plugins.reading import read_json_object
-from neuronmoe_plugins.recipes import Recipe
-from neuronmoe_plugins.sharding import Deepspeed
+from neuronmoe_plugins.recipes import Deepspeed, Recipe
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 
-from neuronmoe_plugins.unfinished_imports import run_after_import
+from neuronmoe_plugins.autoload import run_after_import
 
 # It registers a hook on itself before it is complete, as a host does that imports torch.
 HALF = """
 import sys
-from neuronmoe_plugins.unfinished_imports import run_after_import
+from neuronmoe_plugins.autoload import run_after_import
 run_after_import(lambda module: module.seen.append(module.complete), __name__)
 seen = []
 {last}

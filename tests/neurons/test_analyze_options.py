@@ -11,15 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronmoe_plugins import plugins
-from neuronmoe_plugins.corpora import parse_corpus_specs
+from neuronmoe_plugins import AnalyzeOptions, analyze, hookimpl, parse_corpus_specs, plugins
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.hookspecs import hookimpl
 from neuronmoe_plugins.neurons import arrays
 from neuronmoe_plugins.neurons.analysis import Analysis, layer_counts
-from neuronmoe_plugins.neurons.analyze import analyze
 from neuronmoe_plugins.neurons.metrics import NeuronMetric
-from neuronmoe_plugins.neurons.options import AnalyzeOptions
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from neuronmoe_plugins import MoeConfig, SpecialiseOptions, specialise
 from neuronmoe_plugins.convert import convert
-from neuronmoe_plugins.specialisation import SpecialiseOptions, specialise
 from neuronmoe_plugins.specialisation.mixtures import find_mixtures
-from neuronmoe_plugins.tuner import MoeConfig
 from specialisation.by_definition import by_definition
 from specialisation.extending import (
     EXPERTS,
