@@ -44,7 +44,7 @@ def test_the_way_from_texts_to_a_recipe(tmp_path: Path) -> None:
     prepared = face.prepare_data(tmp_path / "spec.yaml", tmp_path / "data", workers=1)
     assert [entry["documents"] for entry in prepared.manifest["datasets"]] == [9, 9]
 
-    scores = save_scores(tmp_path, [2, 1, 4])
+    scores = save_scores(tmp_path, {"layer_scores": [2, 1, 4]})
     request = face.AllocationRequest(scores, source="en", targets=("el",), min_experts=1, max_experts=5)
     allocation = face.allocate(request)
     allocation.save(tmp_path / "allocation.yaml")
