@@ -50,9 +50,12 @@ def test_the_way_from_texts_to_a_recipe(tmp_path: Path) -> None:
     allocation.save(tmp_path / "allocation.yaml")
     assert allocation.num_experts[2] == 5
 
-    names = ("el_target",), ("en_replay",)
     recipe = face.RecipeRequest(
-        tmp_path / "allocation.yaml", "org/model", *names, tmp_path / "data", tmp_path / "run", face.Deepspeed.ZERO2
+        tmp_path / "allocation.yaml",
+        "org/model",
+        tmp_path / "run",
+        data=tmp_path / "data",
+        deepspeed=face.Deepspeed.ZERO2,
     )
     assert [path.name for path in face.recipe(recipe)] == ["stage1.yaml", "stage2.yaml", "zero2.json"]
     num_experts = yaml.safe_load((tmp_path / "run" / "stage1.yaml").read_text())["ada_moe_num_experts_list"]
