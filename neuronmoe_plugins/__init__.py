@@ -24,13 +24,13 @@ __version__ = "0.1.0"
 
 # Name -> where it is, as MODULE of this package or MODULE:NAME where it is called otherwise there.
 _FACE = {
-    "AllocationRequest": "allocation.options",
+    "AllocationRequest": "allocation.allocation",
     "AnalyzeOptions": "neurons.options",
     "Bootstrap": "comparison",
     "Deepspeed": "recipes",
     "MoeConfig": "tuner.config",
     "RecipeRequest": "recipe_files",
-    "SpecialiseOptions": "specialisation",
+    "SpecialiseOptions": "neurons.options",
     "UserError": "errors",
     "allocate": "allocation.allocate",
     "analyze": "neurons.analyze",
