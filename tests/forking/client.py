@@ -17,6 +17,7 @@ connection.connect(server)
 socket.send_fds(connection, [b"!"], [0, 1, 2])
 request = {"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}
 connection.sendall(json.dumps(request).encode() + b"\n")
+signal.signal(signal.SIGTERM, lambda *_: connection.shutdown(socket.SHUT_WR))  # and wait for the end
 code = int(connection.recv(16) or 70)
 if code < 0:
     if -code not in (signal.SIGKILL, signal.SIGSTOP):

@@ -8,13 +8,12 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from resumed_runs import SETTINGS, assert_same_run
-from training_runs import stage1_arguments, train
+from training_runs import free_port, stage1_arguments, tools_environment, train
 
 HERE = Path(__file__).parent
 ZERO2 = HERE.parents[2] / "recipes" / "deepspeed" / "zero2.json"
@@ -32,14 +31,19 @@ def stage1(
     return output, arguments
 
 
-def run_killed(arguments: dict[str, Any], output: Path, kill_when: str) -> str:
+def killed_when(commands: Path | None, kill_when: str, **environment: str) -> dict[str, str]:
+    """The environment of a process that kills itself then."""
+    search_path = os.pathsep.join(map(str, (HERE / "killed", HERE / "no_compiler")))
+    return tools_environment(commands, PYTHONPATH=search_path, KILL_WHEN=kill_when, **environment)
+
+
+def run_killed(arguments: dict[str, Any], output: Path, kill_when: str, commands: Path | None = None) -> str:
     """Run `llamafactory-cli train` until it kills itself; returns what it printed."""
     config = output.with_suffix(".yaml")
     config.write_text(json.dumps(arguments | {"output_dir": str(output)}))
-    search_path = os.pathsep.join([str(HERE / "killed"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     result = subprocess.run(
-        [Path(sys.executable).with_name("llamafactory-cli"), "train", str(config)],
-        env=os.environ | {"PYTHONPATH": search_path, "KILL_WHEN": kill_when},
+        ["llamafactory-cli", "train", str(config)],
+        env=killed_when(commands, kill_when),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,7 +54,7 @@ def run_killed(arguments: dict[str, Any], output: Path, kill_when: str) -> str:
 
 
 def test_a_stage1_run_killed_twice_is_the_uninterrupted_one(
-    stage1: tuple[Path, dict[str, Any]], tmp_path: Path
+    stage1: tuple[Path, dict[str, Any]], tmp_path: Path, forked: Path
 ) -> None:
     uninterrupted, arguments = stage1
     output = tmp_path / "killed"
@@ -61,7 +65,7 @@ def test_a_stage1_run_killed_twice_is_the_uninterrupted_one(
     stale.parent.mkdir()
     stale.touch()
     step = random.Random(0).randint(7, 9)
-    printed = run_killed(arguments, output, f"step:{step}")
+    printed = run_killed(arguments, output, f"step:{step}", forked)
     line = f"{output}: checkpoint-6 is skipped: scheduler.pt is missing; checkpoint-3 is taken"
     assert printed.count(line) == 1
     assert f"Resuming training from {output}/checkpoint-3." in printed
@@ -72,13 +76,42 @@ def test_a_stage1_run_killed_twice_is_the_uninterrupted_one(
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-12"]
 
 
+def run_processes(
+    forked: Path, arguments: dict[str, Any], log: str, processes: int = 1, kill_when: str = "", rank: int = 0
+) -> None:
+    """Run in forked processes to the end, or until the one of this rank kills itself; the others die with it."""
+    config = Path(f"{log}.yaml")
+    config.write_text(json.dumps(arguments))
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **dict.fromkeys(names, str(processes))}
+    running = []
+    for index in range(processes):
+        own = group | {"RANK": str(index), "LOCAL_RANK": str(index)} if processes > 1 else {}
+        with Path(f"{log}.{index}").open("wb") as output:
+            process = subprocess.Popen(
+                [str(forked / "python"), "-m", "llamafactory.launcher", str(config)],
+                env=killed_when(forked, kill_when if index == rank else "", **own),
+                stdout=output,
+                stderr=output,
+            )
+        running.append(process)
+    code = running[rank].wait(timeout=300)
+    assert code == (-signal.SIGKILL if kill_when else 0), Path(f"{log}.{rank}").read_text()[-4000:]
+    for process in running:
+        if kill_when:
+            process.terminate()
+        assert process.wait(timeout=300) in ({0} if not kill_when else {1, -signal.SIGTERM, -signal.SIGKILL})
+
+
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory, stage1: tuple[Path, dict[str, Any]], data_dir: Path) -> Path:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, stage1: tuple[Path, dict[str, Any]], data_dir: Path, forked: Path
+) -> Path:
     """Folder of runs in processes of their own: `*_killed` were killed and resumed, `*_whole` were not.
 
     `unfinished` is a second stage that was killed in its final weights.
     """
-    folder = tmp_path_factory.mktemp("forked")
+    folder = tmp_path_factory.mktemp("runs")
     adapter, arguments = stage1
     stage2 = arguments | STAGE2 | {"adapter_name_or_path": str(adapter)}
     double = arguments | {"per_device_train_batch_size": 2}
@@ -87,17 +120,14 @@ def forked(tmp_path_factory: pytest.TempPathFactory, stage1: tuple[Path, dict[st
         "ddp": (double, {"processes": 2, "kill_when": "step:8", "rank": 0}),
         "zero2": (double | {"deepspeed": str(ZERO2)}, {"processes": 2, "kill_when": "rng_state_1.pth:2", "rank": 1}),
     }
-    runs = []
     for kind, (values, launch) in kinds.items():
         unharmed = {key: value for key, value in launch.items() if key != "kill_when"}
         for name, more in (("whole", unharmed), ("killed", launch), ("killed", unharmed)):
             output = str(folder / f"{kind}_{name}")
             log = f"{output}{'.resumed' if name == 'killed' and more is unharmed else ''}.log"
-            runs.append({"arguments": values | {"output_dir": output}, "log": log, **more})
-    unfinished = {"arguments": stage2 | {"output_dir": str(folder / "unfinished")}, "log": str(folder / "unfinished")}
-    runs.append(unfinished | {"kill_when": "adapter_model.safetensors:5"})
-    (folder / "runs.json").write_text(json.dumps(runs))
-    subprocess.run([sys.executable, HERE / "forked_runs.py", folder / "runs.json"], check=True, timeout=600)
+            run_processes(forked, values | {"output_dir": output}, log, **more)
+    unfinished = str(folder / "unfinished")
+    run_processes(forked, stage2 | {"output_dir": unfinished}, unfinished, kill_when="adapter_model.safetensors:5")
     return folder
 
 
@@ -109,20 +139,20 @@ def forked(tmp_path_factory: pytest.TempPathFactory, stage1: tuple[Path, dict[st
         ("zero2", "; checkpoint-3 is taken"),
     ],
 )
-def test_a_killed_run_goes_on_as_the_uninterrupted_one(forked: Path, kind: str, line: str) -> None:
-    printed = (forked / f"{kind}_killed.resumed.log.0").read_text()
+def test_a_killed_run_goes_on_as_the_uninterrupted_one(runs: Path, kind: str, line: str) -> None:
+    printed = (runs / f"{kind}_killed.resumed.log.0").read_text()
     assert "Resuming training from" in printed
     assert line in printed
-    assert_same_run(forked / f"{kind}_killed", forked / f"{kind}_whole")
+    assert_same_run(runs / f"{kind}_killed", runs / f"{kind}_whole")
 
 
 def test_half_written_final_weights_have_not_their_name(
-    forked: Path, stage1: tuple[Path, dict[str, Any]], tmp_path: Path
+    runs: Path, stage1: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     adapter, arguments = stage1
-    killed = shutil.copytree(forked / "unfinished", tmp_path / "killed")
+    killed = shutil.copytree(runs / "unfinished", tmp_path / "killed")
     assert (killed / ".partial" / "adapter_model.safetensors").exists()
     assert not (killed / "adapter_model.safetensors").exists()
     train(arguments | STAGE2 | {"adapter_name_or_path": str(adapter)}, killed)
-    assert_same_run(killed, forked / "stage2_whole")
+    assert_same_run(killed, runs / "stage2_whole")
     assert not (killed / ".partial").exists()

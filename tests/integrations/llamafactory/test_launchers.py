@@ -6,7 +6,6 @@ Layer 0 has more experts than a process's tokens can choose, so that in every st
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from training_runs import losses, tools_environment
+from training_runs import free_port, losses, tools_environment
 
 from allocations import save_allocation
 from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
@@ -181,9 +180,3 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise
     assert process.returncode == 0, output[-4000:]
     assert "sorted instead of" not in output
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def tools_environment(commands: Path | None = None, **environment: str) -> dict[
         "PYTHONPATH": os.pathsep.join([str(no_compiler), *filter(None, [os.environ.get("PYTHONPATH")])]),
         **environment,
     }
+
+
+def free_port() -> str:
+    """One that is free now, on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def save_adapter(folder: Path, base: Path, **fields: Any) -> str:
