@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from forking.commands import forked_commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +29,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a `python` that is forked from a process which has imported PEFT and nothing of this package."""
+    modules = ["peft", "transformers.models.llama.modeling_llama", "torch.distributed.run"]
+    with forked_commands(tmp_path_factory.mktemp("python"), modules, ["torchrun"]) as commands:
+        yield commands
 
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]

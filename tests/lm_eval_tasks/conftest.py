@@ -15,6 +15,16 @@ import pytest
 import yaml
 from stand_ins import write_all
 
+from forking.commands import forked_commands
+
+IMPORTED = [
+    "lm_eval.__main__",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "transformers.models.llama.modeling_llama",
+    "torch.distributed.run",
+    "indexed_tasks",
+]
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
 Row = dict[str, Any]
 
@@ -26,6 +36,13 @@ class LocalTasks:
     include_path: Path
     test: dict[str, list[Row]]
     dev: dict[str, list[Row]]
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of lm-eval's command, forked from a process that has imported it and indexed its tasks."""
+    with forked_commands(tmp_path_factory.mktemp("forked"), IMPORTED, ["lm_eval", "torchrun"]) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

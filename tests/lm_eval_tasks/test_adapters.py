@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forking.commands import commands_environment
 
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
 TASKS = ("arc_el", "hellaswag_el")
@@ -23,17 +23,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(hub: Path, tmp_path: Path) -> Run:
-    """Runs the command where the data sets lie."""
+def run(hub: Path, tmp_path: Path, forked: Path) -> Run:
+    """Runs the command where the data sets lie; a fresh process of it is in `test_mmlu_command.py`."""
 
     def start(launcher: list[str], model_args: str, *words: str, tasks: str = ",".join(TASKS)) -> Any:
         command = [*launcher, "--model", "hf", "--model_args", model_args, "--device", "cpu"]
         command += ["--include_path", str(TASKS_DIR), "--tasks", tasks, "--output_path", str(tmp_path), *words]
         settings = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
-        tools = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-        return subprocess.run(
-            command, env=os.environ | settings | tools, cwd=hub, capture_output=True, text=True, timeout=300
-        )
+        environment = commands_environment(forked) | settings
+        return subprocess.run(command, env=environment, cwd=hub, capture_output=True, text=True, timeout=300)
 
     return start
 
@@ -80,7 +78,7 @@ def expected(tiny_model_dir: Path, adapter_dir: Path, hub: Path) -> dict[str, li
 LAUNCHERS = {
     "batch auto": (["lm_eval"], "", ("--batch_size", "auto")),
     "parallelize": (["lm_eval"], ",parallelize=True,max_cpu_memory=4GiB", ("--batch_size", "4")),
-    "two processes": (["torchrun", "--nproc_per_node", "2", "--no_python", sys.executable, "-c", TWO_GPUS], "", ()),
+    "two processes": (["torchrun", "--nproc_per_node", "2", "--no_python", "python", "-c", TWO_GPUS], "", ()),
 }
 
 
@@ -152,11 +150,11 @@ def test_unknown_group_is_named(run: Run, tiny_model_dir: Path) -> None:
     assert done.stderr.splitlines()[-1] == "ValueError: Tasks not found: neuronmoe_grek"
 
 
-def test_other_commands_end_as_lm_eval_lets_them(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_other_commands_end_as_lm_eval_lets_them(forked: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     command = ["-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={tiny_model_dir}", "--tasks", "xnli_el"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)}
+    environment = commands_environment(forked) | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, *command, "--device", "cpu"], env=environment, cwd=tmp_path, capture_output=True, text=True
+        ["python", *command, "--device", "cpu"], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,15 @@ import lm_eval
 import pytest
 from probes_data import QUESTION_TASKS, TASKS_DIR, TEXT_TASKS, make_questions, probe_tasks, write_probes
 
+from forking.commands import commands_environment
 
-def run_lm_eval(model_dir: Path, tasks: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the real command in its own process."""
+
+def run_lm_eval(model_dir: Path, tasks: str, forked: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in its own process."""
     model_args = f"pretrained={model_dir},dtype=float32,add_bos_token=False"
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", model_args, "--device", "cpu"]
+    command = ["python", "-m", "lm_eval", "run", "--model", "hf", "--model_args", model_args, "--device", "cpu"]
     command += ["--include_path", str(TASKS_DIR), "--tasks", tasks, *options]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**commands_environment(forked), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -49,14 +49,14 @@ def expected_scores(model_dir: Path) -> tuple[float, float]:
     return sum(right) / len(right), sum(right_norm) / len(right_norm)
 
 
-def test_command_takes_the_data_and_a_text_by_metadata(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_command_takes_the_data_and_a_text_by_metadata(tiny_model_dir: Path, tmp_path: Path, forked: Path) -> None:
     write_probes(tmp_path / "data")
     for code, text in (("el", "Μία πρόταση.\n"), ("en", "One sentence.\n" * 9)):
         (tmp_path / f"{code}.txt").write_text(text, encoding="utf-8")
     metadata = json.dumps({"probes_dir": str(tmp_path / "data"), "text_file": str(tmp_path / "{language}.txt")})
     tasks = "exams_hu,bits_per_byte_el,bits_per_byte_en"
     done = run_lm_eval(
-        tiny_model_dir, tasks, "--metadata", metadata, "--log_samples", "--output_path", str(tmp_path / "out")
+        tiny_model_dir, tasks, forked, "--metadata", metadata, "--log_samples", "--output_path", str(tmp_path / "out")
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -68,8 +68,9 @@ def test_command_takes_the_data_and_a_text_by_metadata(tiny_model_dir: Path, tmp
     assert results["bits_per_byte_el"]["bits_per_byte,none"] != results["bits_per_byte_en"]["bits_per_byte,none"]
 
 
-def test_command_names_what_is_missing(tiny_model_dir: Path, tmp_path: Path) -> None:
-    done = run_lm_eval(tiny_model_dir, "capitals_el", "--metadata", json.dumps({"probes_dir": str(tmp_path)}))
+def test_command_names_what_is_missing(tiny_model_dir: Path, tmp_path: Path, forked: Path) -> None:
+    metadata = json.dumps({"probes_dir": str(tmp_path)})
+    done = run_lm_eval(tiny_model_dir, "capitals_el", forked, "--metadata", metadata)
     assert done.returncode == 2
     command = f"python lm_eval_tasks/fetch_probes.py --output {tmp_path}"
     expected = f"lm_eval: error: {tmp_path / 'capitals_el.jsonl'} is missing: run `{command}`"

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from forking.commands import commands_environment
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import arrays
@@ -82,18 +82,27 @@ def assert_same(folder: Path, expected: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_two_processes_give_the_same_files(command: list[str], quiet_run: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+def test_two_processes_give_the_same_files(
+    command: list[str], quiet_run: Path, tmp_path: Path, forked_python: Path
+) -> None:
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
-        [*torchrun, "neuronmoe_plugins", *command, tmp_path / "analysis"], check=True, capture_output=True, text=True
+        [*torchrun, "neuronmoe_plugins", *command, tmp_path / "analysis"],
+        env=commands_environment(forked_python),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.count("Wrote") == 1
     assert_same(tmp_path / "analysis", quiet_run)
 
 
-def test_killed_analysis_goes_on(command: list[str], quiet_run: Path, tmp_path: Path, computed: list[int]) -> None:
+def test_killed_analysis_goes_on(
+    command: list[str], quiet_run: Path, tmp_path: Path, computed: list[int], forked_python: Path
+) -> None:
     output = tmp_path / "analysis"
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command, output], capture_output=True, check=False)
+    program = [forked_python / "python", "-c", KILLED, *command, output]
+    killed = subprocess.run(program, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
     assert run(command, output).exit_code == 0

@@ -41,11 +41,15 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_prints_the_tables_of_the_paper(
-    command: list[str], result: tuple[Specialisation, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    result: tuple[Specialisation, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forked_python: Path,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = subprocess.run(
-        [sys.executable, "-m", "neuronmoe_plugins", *command], check=True, capture_output=True, text=True
+        [forked_python / "python", "-m", "neuronmoe_plugins", *command], check=True, capture_output=True, text=True
     )
     found = Specialisation.load(tmp_path / "out")
     assert found == result[0]
@@ -81,9 +85,11 @@ def test_warns_of_sentences_in_two_languages(
     assert "sampled sentences are the same in en and de" in warnings[0]
 
 
-def test_says_what_was_not_measured(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_was_not_measured(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_python: Path
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    program = [sys.executable, "-m", "neuronmoe_plugins"]
+    program = [forked_python / "python", "-m", "neuronmoe_plugins"]
     done = subprocess.run([*program, *command, "--min-sentences=1000"], check=True, capture_output=True, text=True)
     printed = [row for row in rows_of(done.stdout) if row[0].startswith("L")]
     assert len(printed) == 9

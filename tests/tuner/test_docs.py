@@ -31,11 +31,16 @@ def test_the_table_has_every_field_with_its_default() -> None:
     assert rows == fields
 
 
-def test_the_lifecycle_example(tmp_path: Path) -> None:
+def test_the_lifecycle_example(tmp_path: Path, forked_python: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "base-model")
     (program,) = code_blocks("moe_config.md", "python")
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [forked_python / "python", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.startswith("trainable params: ")
@@ -67,7 +72,7 @@ loaded = peft.PeftModel.from_pretrained(model, "adapter")
 """
 
 
-def test_a_third_party_family(tmp_path: Path) -> None:
+def test_a_third_party_family(tmp_path: Path, forked_python: Path) -> None:
     """The plugin of the documentation, installed as its users would."""
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
@@ -76,9 +81,9 @@ def test_a_third_party_family(tmp_path: Path) -> None:
     (source / "nemotron_moe.py").write_text(module)
     (source / "pyproject.toml").write_text(project)
 
-    def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(python: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *command],
+            [python, *command],
             cwd=tmp_path,
             env=os.environ | environment,
             capture_output=True,
@@ -87,15 +92,15 @@ def test_a_third_party_family(tmp_path: Path) -> None:
             check=False,
         )
 
-    without = run("-c", NEMOTRON)
+    without = run(forked_python / "python", "-c", NEMOTRON)
     assert without.returncode == 1
     assert re.search(
         r"ValueError: NemotronForCausalLM .* has no MLP .* found none.*can be added by a plugin", without.stderr
     )
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    installed = run(*pip, "--target", str(site), str(source))
+    installed = run(Path(sys.executable), *pip, "--target", str(site), str(source))
     assert installed.returncode == 0, installed.stderr
-    result = run("-c", NEMOTRON, PYTHONPATH=str(site))
+    result = run(forked_python / "python", "-c", NEMOTRON, PYTHONPATH=str(site))
     assert result.returncode == 0, result.stderr[-3000:]
 
 

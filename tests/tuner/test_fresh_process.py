@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ assert "neuronmoe_plugins.tuner" in sys.modules
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loaded(tmp_path_factory: pytest.TempPathFactory, forked_python: Path) -> Path:
     """A folder with base, adapter, and logits as saved and as loaded, by family and dtype."""
     folder = tmp_path_factory.mktemp("adapters")
     generator = torch.Generator().manual_seed(1)
@@ -69,7 +68,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.peft_config["default"].base_model_name_or_path = str(folder / family / "base")
             model.save_pretrained(folder / family / dtype / "adapter")
             torch.save(logits(model, batch), folder / family / dtype / "expected.pt")
-    subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, check=True, timeout=600)
+    subprocess.run([forked_python / "python", "-c", PROGRAM], cwd=folder, check=True, timeout=600)
     return folder
 
 

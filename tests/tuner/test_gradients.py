@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +100,6 @@ def test_frozen_weights_cost_no_gradient_work() -> None:
 
 
 DDP_PROGRAM = """
-import sys
 import peft
 import torch
 from torch.distributed import destroy_process_group, get_rank, init_process_group
@@ -126,7 +124,7 @@ destroy_process_group()
 """
 
 
-def test_ddp_needs_no_search_for_unused_parameters(tmp_path: Path) -> None:
+def test_ddp_needs_no_search_for_unused_parameters(tmp_path: Path, forked_python: Path) -> None:
     """With two tokens and eight experts, most experts get none on either process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -139,7 +137,9 @@ def test_ddp_needs_no_search_for_unused_parameters(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     processes = [
-        subprocess.Popen([sys.executable, "-c", DDP_PROGRAM], env=environment | {"RANK": str(rank)}, cwd=tmp_path)
+        subprocess.Popen(
+            [forked_python / "python", "-c", DDP_PROGRAM], env=environment | {"RANK": str(rank)}, cwd=tmp_path
+        )
         for rank in range(2)
     ]
     assert [process.wait(timeout=180) for process in processes] == [0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -74,7 +73,9 @@ def test_the_file_holds_the_adapter_alone(tmp_path: Path) -> None:
     assert (saved["peft_type"], saved["num_experts"], saved["topk"]) == ("MOE", [4, 1, 2], 2)
 
 
-def test_auto_class_in_a_process_that_only_imports_peft(tmp_path: Path, batch: dict[str, torch.Tensor]) -> None:
+def test_auto_class_in_a_process_that_only_imports_peft(
+    tmp_path: Path, batch: dict[str, torch.Tensor], forked_python: Path
+) -> None:
     tiny_model().save_pretrained(tmp_path / "base")
     model = randomised(get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config()))
     model.save_pretrained(tmp_path / "adapter")
@@ -86,7 +87,7 @@ model = peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1] + "/adapter").
 with torch.no_grad():
     torch.save(model(torch.load(sys.argv[1] + "/input_ids.pt")).logits, sys.argv[1] + "/logits.pt")
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([forked_python / "python", "-c", program, str(tmp_path)], check=True, timeout=120)
     with torch.no_grad():
         expected = model(batch["input_ids"]).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)

@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def greedy(model: Any, token_ids: torch.Tensor) -> list[int]:
         return model.generate(token_ids, do_sample=False, max_new_tokens=16)[0].tolist()
 
 
-def test_the_recipe_loads_the_export(export_args: dict[str, Any], stage1_adapter: Path) -> None:
+def test_the_recipe_loads_the_export(export_args: dict[str, Any], stage1_adapter: Path, forked_python: Path) -> None:
     folder = export(export_args)
     base = AutoModelForCausalLM.from_pretrained(export_args["model_name_or_path"])
     token_ids = torch.tensor([AutoTokenizer.from_pretrained(folder).encode(PROMPT, add_special_tokens=False)])
@@ -69,7 +68,7 @@ def test_the_recipe_loads_the_export(export_args: dict[str, Any], stage1_adapter
 
     run = f"{recipe['python']}\nimport torch\nids = tokenizer.encode({PROMPT!r}, add_special_tokens=False)\n"
     run += "print(model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16)[0].tolist())"
-    result = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=180)
+    result = subprocess.run([forked_python / "python", "-c", run], capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == expected
 
