@@ -34,9 +34,10 @@ from neuronmoe_plugins.integrations.llamafactory.run_log.routing import (
     write_routing,
 )
 from neuronmoe_plugins.tuner import MoeLayer
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import LayerShapes, MetricSums, RoutingCounts
 
-LOSSES = ("lm_loss", "aux_loss", "lpr_loss", "classify_loss", "sequential_add_loss")
+LOSSES = ("lm_loss", *(name.removesuffix("_coef") for name in LOSS_COEFFICIENTS))
 
 # What routing.json is measured over: this share of a run's steps, its last ones.
 REPORTED_SHARE = 0.1
