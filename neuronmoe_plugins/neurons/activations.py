@@ -65,19 +65,10 @@ def pool_activations(
         UserError: if the device's memory or the disk is too small.
     """
     limit = memory_limit(options.memory_limit, model.device, processes)
-    count = len(sentences.token_ids)
-    store = processes.first_first(lambda: open_store(folder, units, count, limit, processes))
+    token_ids, side = sentences.token_ids, sentences.padding_side
+    store = processes.first_first(lambda: open_store(folder, units, len(token_ids), limit, processes))
     with out_of_memory_is_an_error(options):
-        observe_sentences(
-            model,
-            sentences.token_ids,
-            observing,
-            store,
-            options.batch_size,
-            sentences.padding_side,
-            processes,
-            progress,
-        )
+        observe_sentences(model, token_ids, observing, store, options.batch_size, side, processes, progress)
     processes.wait_for_all()
     return store
 

@@ -60,15 +60,9 @@ def score_mixtures(
     model = load_model(options.model, options.dtype, options.device or default_device(), options.adapter)
     require_positions(model, sentences.token_ids)
     mixtures = find_mixtures(model)
+    units, processes = places(mixtures), Processes()
     store = pool_activations(
-        model,
-        sentences,
-        observing(mixtures),
-        places(mixtures),
-        options.analysis(),
-        folder,
-        Processes(),
-        progress,
+        model, sentences, observing(mixtures), units, options.analysis(), folder, processes, progress
     )
     experts, routing = score_experts(options, mixtures, store, sentences, scores, progress)
     settings = {
