@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from neuronmoe_plugins.errors import UserError
 
@@ -81,6 +81,11 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
         file.write(text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,19 +32,31 @@ class Sentence(NamedTuple):
     """`FILE:LINE`, `FILE:row N` or `hub:NAME@SPLIT:row N`; split texts have `#K` after it, the K-th sentence there."""
 
 
+def ending_of(path: Path, endings: Iterable[str]) -> str | None:
+    """Which of these endings, in small letters, a file's name has; its case does not matter."""
+    name = path.name.lower()
+    return next((ending for ending in endings if name.endswith(ending)), None)
+
+
+def files_below(folder: Path, endings: Collection[str]) -> list[Path]:
+    """All files with one of these endings in a folder and those below, in any order; hidden ones are left out."""
+    files = (file for file in folder.rglob("*") if ending_of(file, endings) is not None and file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
 def find_files(path: Path) -> list[Path]:
     """The file itself, or all files of the known kinds in a folder and those below, by name; hidden ones are left out.
 
     Raises `UserError` for a path that is not there, a file of another kind, or a folder without any.
     """
     if path.is_dir():
-        files = [file for file in path.rglob("*") if _belongs(file, path)]
+        files = files_below(path, READERS)
         if not files:
             raise UserError(f"{path} has no file that ends in {KINDS}")
         return sorted(files, key=lambda file: file.relative_to(path).as_posix())
     if not path.exists():
         raise UserError(f"{path} cannot be read: no such file or folder (a data set of the hub is {HUB}OWNER/NAME)")
-    if _reader(path) is None:
+    if ending_of(path, READERS) is None:
         raise UserError(f"{path}: the file's name must end in {KINDS}")
     return [path]
 
@@ -57,23 +69,13 @@ def read_file(path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
         field: the field or column of the text, where the kind has any.
         digest: takes the bytes of the file, in order.
     """
-    reader = _reader(path)
-    if reader is None:
+    ending = ending_of(path, READERS)
+    if ending is None:
         raise UserError(f"{path}: the file's name must end in {KINDS}")
     try:
-        yield from reader(path, field, digest)
+        yield from READERS[ending](path, field, digest)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
-
-
-def _belongs(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and _reader(file) is not None and file.is_file()
-
-
-def _reader(path: Path) -> Reader | None:
-    name = path.name.lower()
-    return next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)
 
 
 def read_txt(path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
@@ -146,17 +148,35 @@ def _columns(path: Path, field: str) -> Iterator[Any]:
 
     try:
         with pq.ParquetFile(path) as file:
-            require_text_column(file.schema_arrow, path, field, "choose by --text-field")
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[field]):
-                yield batch.column(0)
+            yield from text_column(file, path, field, "choose by --text-field")
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
-def require_text_column(schema: Any, path: Path | str, field: str, advice: str) -> None:
-    """Raise `UserError`, ending in the advice, if an Arrow schema has no single column of text with this name."""
+def text_column(
+    file: Any, path: Path | str, field: str, advice: str, groups: Sequence[int] | None = None
+) -> Iterator[Any]:
+    """The Arrow arrays of one column of text, in order.
+
+    Args:
+        file: An open `pyarrow.parquet.ParquetFile`.
+        path: Its name in errors.
+        field: The column's name.
+        advice: Ends the errors.
+        groups: The row groups to read; all unless given.
+
+    Raises:
+        UserError: if it has no single column of text with this name.
+        ArrowException, OSError, ValueError: if it cannot be read.
+    """
+    _require_text_column(file.schema_arrow, path, field, advice)
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=groups, columns=[field]):
+        yield batch.column(0)
+
+
+def _require_text_column(schema: Any, path: Path | str, field: str, advice: str) -> None:
     from pyarrow import types
 
     if field not in schema.names:

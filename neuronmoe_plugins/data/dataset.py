@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,7 +31,7 @@ from neuronmoe_plugins.data.writing import (
     write_shard,
 )
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import stamp, write_json
+from neuronmoe_plugins.files import read_json, stamp, write_json
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Finished:
     @classmethod
     def load(cls, folder: Path) -> Finished:
         """Read a finished data set's folder."""
-        entry = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        entry = read_json(folder / "done.json")
         keys, bands = (tuple(sorted(folder.glob(f"{kind}-*.npy"))) for kind in ("keys", "bands"))
         return cls(entry, folder / entry["file_name"], KeyFiles(keys), bands)
 

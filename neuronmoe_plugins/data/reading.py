@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from neuronmoe_plugins.corpora.texts import list_fields, require_text_column
+from neuronmoe_plugins.corpora.texts import list_fields, text_column
 from neuronmoe_plugins.data.shards import PARQUET, Shard, UnreadableFileError
 from neuronmoe_plugins.errors import UserError, did_you_mean, one_line
 
 LONGEST_LINE = 256 << 20
 BLOCK = 1 << 20
 TELL_BYTES = 1 << 22
-ROWS_AT_ONCE = 1024
 BOM = b"\xef\xbb\xbf"
 _from_json = json.JSONDecoder().decode
 """As json.loads, without its questions about the arguments, which take as long as a short record."""
@@ -206,13 +205,12 @@ def _parquet_columns(shard: Shard, field: str) -> Iterator[tuple[Any, float]]:
     position = 0
     try:
         with pq.ParquetFile(shard.path) as file:
-            require_text_column(file.schema_arrow, shard.path, field, "name the texts' column by `text:`")
             groups = range(shard.start, shard.end)
             rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             for group in groups:
                 position = file.metadata.row_group(group).column(0).file_offset
-                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=[field]):
-                    yield batch.column(0), batch.num_rows / rows
+                for column in text_column(file, shard.path, field, "name the texts' column by `text:`", [group]):
+                    yield column, len(column) / rows
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

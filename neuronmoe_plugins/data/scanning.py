@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from neuronmoe_plugins.data.shards import Shard, UnreadableFileError
 from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.data.workspace import map_array, save_array
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import read_json, write_json
 
 RUN = 1 << 20
 """Documents that are sorted at once, in 16 MiB."""
@@ -86,7 +85,7 @@ class ShardCounts:
     @classmethod
     def load(cls, path: Path) -> ShardCounts:
         """Read the file of one shard."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return cls(**{**values, "dropped": Counter(values["dropped"]), "broken": Counter(values["broken"])})
 
 

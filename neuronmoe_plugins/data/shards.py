@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuronmoe_plugins.corpora.texts import ending_of, files_below
 from neuronmoe_plugins.errors import UserError, one_line
 
 SHARD_BYTES = 64 << 20
@@ -63,7 +64,7 @@ def find_files(patterns: Sequence[str], folder: Path) -> list[Path]:
         files = list(_matches(pattern, folder))
         if not files:
             raise UserError(f"source {pattern}: no file in {folder} matches; kinds: {', '.join(KINDS)}")
-        wrong = next((file for file in files if _kind(file) is None), None)
+        wrong = next((file for file in files if ending_of(file, KINDS) is None), None)
         if wrong is not None:
             raise UserError(f"source {pattern}: {wrong} is none of {', '.join(KINDS)}")
         found |= dict.fromkeys(files)
@@ -77,7 +78,7 @@ def cut_file(path: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         UnreadableFileError: for a Parquet file without a readable footer.
         UserError: for a file that cannot be opened.
     """
-    kind = _kind(path)
+    kind = ending_of(path, KINDS)
     if kind is None:
         raise UserError(f"{path} is none of {', '.join(KINDS)}")
     try:
@@ -121,20 +122,10 @@ def _row_groups(path: Path, size: int, shard_bytes: int) -> list[Shard]:
 def _matches(pattern: str, folder: Path) -> Iterator[Path]:
     path = folder / pattern
     if path.is_dir():
-        below = (file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
-        yield from sorted(file for file in below if not _is_hidden(file.relative_to(path)))
+        yield from sorted(files_below(path, KINDS))
     elif path.exists():
         yield path
     else:
         root = Path(path.anchor) if Path(pattern).is_absolute() else folder
         relative = str(path.relative_to(root)) if root != folder else pattern
         yield from sorted(file for file in root.glob(relative) if file.is_file())
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _kind(path: Path) -> str | None:
-    name = path.name.lower()
-    return next((kind for kind in KINDS if name.endswith(kind)), None)

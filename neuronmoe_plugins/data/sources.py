@@ -18,7 +18,7 @@ from neuronmoe_plugins.data.scanning import ScanJob, ScanSettings, ShardCounts, 
 from neuronmoe_plugins.data.shards import Shard, UnreadableFileError, cut_file
 from neuronmoe_plugins.data.workers import Workers, report
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import sha256_of, write_json, write_text
+from neuronmoe_plugins.files import read_json, sha256_of, write_json, write_text
 
 GROWTH = (1, 2, 4, 8)
 """Chunks of hub rows that are looked at together, at first and later, however many workers there are."""
@@ -206,7 +206,7 @@ class HubRows:
                 if position["end"]:
                     return
                 self._fetch(position, path, done)
-            position = json.loads(done.read_text(encoding="utf-8"))
+            position = read_json(done)
             size = path.stat().st_size
             if size:
                 yield Shard(str(path), ".jsonl", 0, size, size)
@@ -276,7 +276,7 @@ class DigestJob:
 
     def result(self) -> dict[str, Any]:
         """`bytes` and `sha256`."""
-        return dict(json.loads(self.done.read_text(encoding="utf-8")))
+        return dict(read_json(self.done))
 
 
 def digest_file(job: DigestJob) -> None:

@@ -17,7 +17,7 @@ from neuronmoe_plugins.data.scanning import ScanJob
 from neuronmoe_plugins.data.shards import Shard
 from neuronmoe_plugins.data.workers import report
 from neuronmoe_plugins.data.workspace import map_array
-from neuronmoe_plugins.files import replaced_file, sha256_of, write_json
+from neuronmoe_plugins.files import read_json, replaced_file, sha256_of, write_json
 
 PARQUET_DOCUMENTS = 100_000
 PARQUET_BYTES = 256 << 20
@@ -57,7 +57,7 @@ class WriteJob:
 
     def counts(self) -> dict[str, int]:
         """`documents`, `characters` and `bytes` of the texts."""
-        return dict(json.loads(self.done.read_text(encoding="utf-8")))
+        return dict(read_json(self.done))
 
 
 def write_jobs(jobs: Sequence[ScanJob], settings: TextSettings, chosen: Sequence[Path], folder: Path) -> list[WriteJob]:
