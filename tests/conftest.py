@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import fresh_processes
 from forking.commands import forked_commands
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+fresh_processes.limit()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
