@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.allocation.figure import Bars, Line, draw_experts
 from neuronmoe_plugins.allocation.scores import read_shapes
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import sha256_of
 from neuronmoe_plugins.neurons.analysis import layer_counts
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import MAIN_ALLOCATION, Run
@@ -148,7 +148,7 @@ def _comparison(shown: Shown) -> list[str]:
 
 def _origin_notes(run: Run, shown: Shown) -> list[str]:
     """What to know about the allocations of the run: their own notes, and scores that are not this analysis'."""
-    now = hashlib.sha256((run.folder / "summary.json").read_bytes()).hexdigest()
+    now = sha256_of([run.folder / "summary.json"])
     notes = []
     for name, allocation in run.allocations.items():
         if allocation.note:
