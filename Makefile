@@ -43,7 +43,9 @@ $(NEWEST)/.installed: pyproject.toml constraints-newest.txt overrides.txt
 test: install $(NEWEST)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
 		--no-loadscope-reorder --durations 60 $(PYTEST_ARGS)
+	# Torch is the same in both: what it computes of the experts and the losses by itself is not repeated.
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		$(patsubst %,--ignore=tests/tuner/test_%.py,losses choosing_experts expert_implementations) \
 		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
 		tests/integrations/test_trl.py
 
