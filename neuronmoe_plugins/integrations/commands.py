@@ -28,6 +28,8 @@ REPORTS = "NEURONMOE_REPORTED_ERRORS"
 
 # Command -> what says of an error of the host itself which bad input it means, if any.
 explanations: dict[str, Callable[[BaseException], str | None]] = {}
+# Command -> what refuses the arguments of its command line, before there are workers.
+argument_checks: dict[str, Callable[[], object]] = {}
 
 _installed = False
 
@@ -128,11 +130,11 @@ def _check_arguments() -> None:
     """Check the arguments of a `moe` run once, as every worker would; others do not pay for the imports."""
     if not _mentions_moe(sys.argv[1:]):
         return
-    from llamafactory.hparams import parser
+    import llamafactory.hparams.parser  # noqa: F401 (its hook names the check)
 
-    from neuronmoe_plugins.integrations.llamafactory.parser import check_training_arguments
-
-    check_training_arguments(parser, parser.read_args())
+    check = argument_checks.get("llamafactory-cli")
+    if check is not None:
+        check()
 
 
 def _mentions_moe(words: list[str]) -> bool:

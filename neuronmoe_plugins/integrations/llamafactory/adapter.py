@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
-import wrapt
 from llamafactory.extras import logging
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
@@ -19,6 +15,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.integrations.llamafactory.run_log.memory import num_elements
+from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
@@ -28,11 +25,6 @@ FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softm
 FROM_ARGUMENTS_IF_GIVEN = ("topk", "experts_implementation")
 # A child of the host's logger, which alone has a handler and a level.
 logger = logging.get_logger("llamafactory.neuronmoe")
-
-
-def extend_model_loader(module: ModuleType) -> None:
-    """Let `llamafactory.model.loader` initialise `moe` adapters."""
-    wrapt.wrap_function_wrapper(module, "init_adapter", _init_adapter)
 
 
 def init_moe_adapter(
@@ -53,8 +45,10 @@ def init_moe_adapter(
     """
     if not is_trainable and not model_args.adapter_name_or_path:
         raise UserError("finetuning_type: moe without training needs an adapter: set adapter_name_or_path")
-    num_layers = model.config.get_text_config().num_hidden_layers
-    config = load_or_make_config(model_args, finetuning_args, num_layers)
+    if finetuning_args.run is not None:
+        config = finetuning_args.run.new_config()
+    else:
+        config = load_or_make_config(model_args, finetuning_args, model.config.get_text_config().num_hidden_layers)
     if model_args.adapter_name_or_path:
         path, location = model_args.adapter_name_or_path[-1], adapter_location(model_args)
         mixture: torch.nn.Module
@@ -82,27 +76,36 @@ def init_moe_adapter(
 
 
 def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments, num_layers: int) -> MoeConfig:
-    """The configuration of the adapter in `adapter_name_or_path`, or of a new one.
+    """As :func:`make_config`, with the adapter of `model_args`, if there is one."""
+    path = (model_args.adapter_name_or_path or [None])[-1]
+    return make_config(finetuning_args, num_layers, path, None if path is None else load_adapter_config(model_args))
+
+
+def make_config(
+    finetuning_args: MoeFinetuningArguments, num_layers: int, path: str | None, saved: MoeConfig | None
+) -> MoeConfig:
+    """The configuration of a run's adapter, a saved one or a new one.
 
     An adapter keeps its experts unless it is extended; the losses and what is trained always follow the arguments.
 
     Args:
-        model_args: The host's model arguments.
         finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
         num_layers: Decoder layers of the base model.
+        path: Where the adapter is, for errors; None for a new one.
+        saved: The adapter's configuration, which stays as it is.
 
     Raises:
-        UserError: if there is no adapter at the path, it is of another kind, or its experts are not those asked for.
+        UserError: if the adapter's experts are not those asked for.
     """
     training: dict[str, Any] = {name: getattr(finetuning_args, name) for name in FROM_ARGUMENTS}
     for name in FROM_ARGUMENTS_IF_GIVEN:
         if getattr(finetuning_args, name) is not None:
             training[name] = getattr(finetuning_args, name)
     try:
-        if not model_args.adapter_name_or_path:
+        if saved is None:
             return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)
-        config = load_adapter_config(model_args)
-        apply_experts(config, finetuning_args, model_args.adapter_name_or_path[-1], num_layers)
+        config = copy.deepcopy(saved)
+        apply_experts(config, finetuning_args, str(path), num_layers)
         for name, value in training.items():
             setattr(config, name, value)
         config.__post_init__()
@@ -125,12 +128,10 @@ def describe_mixture(model: torch.nn.Module) -> str:
     )
 
 
-def _init_adapter(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def init_adapter(call: Call) -> Any:
     """Stand in for `init_adapter(config, model, model_args, finetuning_args, is_trainable)`."""
-    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    if bound["finetuning_args"].finetuning_type != "moe":
-        return wrapped(*args, **kwargs)
-    return init_moe_adapter(bound["model"], bound["model_args"], bound["finetuning_args"], bound["is_trainable"])
+    names = ("model", "model_args", "finetuning_args", "is_trainable")
+    return init_moe_adapter(*(call.arguments[name] for name in names))
 
 
 def _load_without_classifiers(
@@ -170,26 +171,19 @@ def load_adapter_config(model_args: Any) -> MoeConfig:
     return config
 
 
-def extend_workflow(module: ModuleType) -> None:
-    """Let `llamafactory.train.sft.workflow` make reference models that are mixtures."""
-    wrapt.wrap_function_wrapper(module, "create_ref_model", _create_ref_model)
-
-
-def _create_ref_model(
-    wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def create_ref_model(call: Call) -> Any:
     """Stand in for `create_ref_model(model_args, finetuning_args, add_valuehead)`.
 
     The host loads the model's own adapter as LoRA and merges it, which a mixture refuses. A new mixture equals its base
     model, which the host loads, and so does a `ref_model` of the user's.
     """
-    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    model_args, finetuning_args = bound["model_args"], bound["finetuning_args"]
-    starts_from_mixture = finetuning_args.finetuning_type == "moe" and model_args.adapter_name_or_path
-    if not starts_from_mixture or finetuning_args.ref_model is not None:
-        return wrapped(*args, **kwargs)
+    model_args, finetuning_args = call.arguments["model_args"], call.arguments["finetuning_args"]
+    if not model_args.adapter_name_or_path or finetuning_args.ref_model is not None:
+        return call.host()
     from llamafactory.model import load_model, load_tokenizer
 
     copied = copy.copy(model_args)  # loading changes it
     as_it_was = MoeFinetuningArguments(finetuning_type="moe", stage=finetuning_args.stage)
+    run = finetuning_args.run
+    as_it_was.run = None if run is None else run.with_arguments(as_it_was)
     return load_model(load_tokenizer(copied)["tokenizer"], copied, as_it_was, is_trainable=False)

@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
-from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
+from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
@@ -33,7 +33,9 @@ SAME = 0.02
 ROWS = 8
 
 
-def check_adapter_fits(model_args: Any, config: PretrainedConfig, base: PreTrainedModel) -> list[str]:
+def check_adapter_fits(
+    model_args: Any, config: PretrainedConfig, base: PreTrainedModel, adapter: MoeConfig
+) -> list[str]:
     """Refuse an adapter whose tensors are not those that its configuration has in the base model, or of another base.
 
     An adapter on the hub whose weights are not on this machine yet is looked at when it is loaded.
@@ -42,6 +44,7 @@ def check_adapter_fits(model_args: Any, config: PretrainedConfig, base: PreTrain
         model_args: The host's model arguments, with `adapter_name_or_path`.
         config: The base model's configuration.
         base: The base model on the meta device; the adapter is put into it.
+        adapter: The adapter's configuration, which goes into the base model, too.
 
     Returns:
         Warnings.
@@ -50,7 +53,6 @@ def check_adapter_fits(model_args: Any, config: PretrainedConfig, base: PreTrain
         UserError: naming the adapter, and the tensors or models that do not fit.
     """
     path = model_args.adapter_name_or_path[-1]
-    adapter = load_adapter_config(model_args)
     weights = _weights_file(model_args)
     inject_adapter_in_model(adapter, base, "default", low_cpu_mem_usage=True)
     if weights is not None:

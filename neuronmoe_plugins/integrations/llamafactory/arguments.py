@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import Field, dataclass, field, fields
-from types import ModuleType
 from typing import Any, Literal
 
 from llamafactory.hparams.data_args import DataArguments
@@ -122,6 +121,7 @@ class MoeFinetuningArguments(FinetuningArguments):
     )
 
     def __post_init__(self) -> None:
+        self.run: Any = None  # the one that they are read for
         method = self.finetuning_type
         # The host's own checks know a fixed list of methods; those for `full` are the ones that fit `moe`.
         self.finetuning_type = "full" if method == "moe" else method
@@ -167,11 +167,17 @@ class MoeDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # dataset_info.json, once it is read.
+        self.entries: dict[str, Any] | None = None
         self.old_languages: list[str] | None = _words(self.original_languages)
         for language in self.old_languages or []:
             check_code("original_languages", language)
         if self.old_languages is not None and not self.generate_lang_mask:
             raise UserError("original_languages has no effect without generate_lang_mask: true")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the entries: the hash of a pickle names the host's cache of what these arguments made of the data."""
+        return vars(self) | {"entries": None}
 
 
 def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[str]:
@@ -179,20 +185,16 @@ def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[
     return [f.name for f in added_fields(type(arguments)) if getattr(arguments, f.name) != f.default]
 
 
-def replace_argument_classes(parser: ModuleType) -> None:
-    """Put the classes above into the argument lists of `llamafactory.hparams.parser`, which all commands parse by."""
-    replacements = {FinetuningArguments: MoeFinetuningArguments, DataArguments: MoeDataArguments}
-    for name in ("_TRAIN", "_INFER", "_EVAL", "_TRAIN_MCA"):
-        classes: list[type] = getattr(parser, f"{name}_ARGS")
-        classes[:] = [replacements.get(argument_class, argument_class) for argument_class in classes]
-
-
 def added_fields(argument_class: type) -> list[Field[Any]]:
     """Fields that a class above adds to its host's class."""
-    if not issubclass(argument_class, MoeFinetuningArguments | MoeDataArguments):
-        return []
-    inherited = {f.name for f in fields(argument_class.__mro__[1])}
-    return [f for f in fields(argument_class) if f.name not in inherited]
+    names = {f.name for f in inherited_fields(argument_class)}
+    return [f for f in fields(argument_class) if f.name not in names]
+
+
+def inherited_fields(argument_class: type) -> tuple[Field[Any], ...]:
+    """Fields of the host's class, which a class above extends."""
+    ours = issubclass(argument_class, MoeFinetuningArguments | MoeDataArguments)
+    return fields(argument_class.__mro__[1] if ours else argument_class)
 
 
 def _words(value: str | list[Any] | int | None) -> list[str] | None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
-import wrapt
 from accelerate.utils import gather_object, parse_flag_from_env
 from llamafactory.extras import logging
 from safetensors import SafetensorError, safe_open
@@ -24,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import flush, write_json
+from neuronmoe_plugins.integrations.stand_ins import Call
 
 MARKER = "neuronmoe_checkpoint.json"
 # What a plain run resumes from; the hosts' constants for them are in a module that takes seconds to import.
@@ -187,12 +186,6 @@ def _cut_short(folder: Path) -> str | None:
     return None
 
 
-def extend_choice(module: ModuleType) -> None:
-    """Let `llamafactory.hparams.parser` choose whole checkpoints; after the hooks that check a run's arguments."""
-    wrapt.wrap_function_wrapper(module, "_parse_train_args", _parse_train_args)
-    wrapt.wrap_function_wrapper(module, "get_last_checkpoint", _get_last_checkpoint)
-
-
 def launch_of(training_args: Any) -> Launch:
     """How a run with these arguments is launched."""
     if training_args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
@@ -228,16 +221,9 @@ def choose_checkpoint(training_args: Any) -> None:
         training_args.resume_from_checkpoint = str(asked)
 
 
-def _parse_train_args(
-    wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Stand in for `_parse_train_args(args)`."""
+def forget_choice() -> None:
+    """Forget what was decided for a run that was parsed before."""
     _chosen.clear()
-    parsed = wrapped(*args, **kwargs)
-    _, _, training_args, finetuning_args, _ = parsed
-    if finetuning_args.finetuning_type == "moe" and training_args.do_train:
-        choose_checkpoint(training_args)
-    return parsed
 
 
 def _last_whole(output_dir: Path, launch: Launch) -> Path | None:
@@ -286,9 +272,7 @@ def _check_fits(folder: Path, launch: Launch) -> None:
         )
 
 
-def _get_last_checkpoint(
-    wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def last_checkpoint(call: Call) -> Any:
     """Stand in for `get_last_checkpoint(folder)`, which goes by the folders' names."""
-    folder = args[0] if args else kwargs["folder"]
-    return _chosen.pop(folder) if folder in _chosen else wrapped(*args, **kwargs)
+    folder = call.arguments["folder"]
+    return _chosen.pop(folder) if folder in _chosen else call.host()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
-from llamafactory.hparams.model_args import ModelArguments
-from transformers import HfArgumentParser
-
-from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.autoload import outcomes
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
     MoeFinetuningArguments,
@@ -24,35 +22,15 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
     check_training,
 )
 from neuronmoe_plugins.integrations.llamafactory.languages import check_datasets, check_languages
+from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_saved_tags
+from neuronmoe_plugins.integrations.stand_ins import refusal_of_moe
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
-
-@dataclass
-class MoeRun:
-    """A `moe` run as the user asked for it.
-
-    Attributes:
-        given: The arguments that the user gave.
-        model_args: The host's model arguments.
-        data_args: Data arguments.
-        finetuning_args: Fine-tuning arguments.
-        notes: What the log should say of it.
-        warnings: What the log should warn of.
-    """
-
-    given: Given
-    model_args: Any
-    data_args: MoeDataArguments
-    finetuning_args: MoeFinetuningArguments
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def trains(self) -> bool:
-        """Whether it trains."""
-        return bool(self.given.get("do_train"))
+# Modules of hosts without whose hooks a run would train something else, or not at all.
+NEEDED = ("llamafactory.", "peft.", "transformers.trainer")
+NOT_NEEDED = ("llamafactory.extras.", "llamafactory.launcher", "llamafactory.v1.")
 
 
 def check_train_command(given: Given | list[str], classes: list[type]) -> MoeRun | None:
@@ -116,18 +94,28 @@ def _read_run(given: Given | list[str], classes: list[type]) -> MoeRun | None:
     written = read_given(given, classes)
     if not is_moe(written):
         return None
-    check_host_arguments(written)
+    check_hooks(written)
+    check_host_arguments(written, classes)
     if not written.get("model_name_or_path"):
         raise UserError("model_name_or_path is missing: name the folder or the hub name of the base model")
     if isinstance(written.get("adapter_name_or_path"), list):
         raise UserError("adapter_name_or_path must be one folder or hub name, not a list")
-    kinds: list[Any] = [ModelArguments, MoeDataArguments, MoeFinetuningArguments]
-    try:
-        return MoeRun(written, *HfArgumentParser(kinds).parse_dict(written, allow_extra_keys=True))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    return MoeRun.read(written)
+
+
+def check_hooks(given: Given) -> None:
+    """Refuse a run without one of its hooks, before it trains something else.
+
+    Args:
+        given: The arguments that the user gave.
+
+    Raises:
+        UserError: naming the first module of a host that could not be extended, and why.
+    """
+    needed = (*NEEDED, "liger_kernel.") if given.get("enable_liger_kernel") else NEEDED
+    for name, error in outcomes.items():
+        if error is not None and name.startswith(needed) and not name.startswith(NOT_NEEDED):
+            raise refusal_of_moe(name, error)
 
 
 def _check_run(run: MoeRun) -> None:
@@ -141,11 +129,11 @@ def _check_run(run: MoeRun) -> None:
             run.notes += notes
             run.warnings += warnings
         check_saved_tags(run.data_args)
-    config, num_layers = _check_experts(run)
+    _check_experts(run)
     if run.trains:
-        _check_packing(run.data_args, config)
+        _check_packing(run.data_args, run.config)
         if run.data_args.sequential_add_mask:
-            _check_groups(run.data_args, config, num_layers)
+            _check_groups(run)
 
 
 def _check_checkpointing(run: MoeRun) -> None:
@@ -170,9 +158,9 @@ def _check_packing(data_args: MoeDataArguments, config: MoeConfig) -> None:
         )
 
 
-def _check_groups(data_args: MoeDataArguments, config: MoeConfig, num_layers: int) -> None:
+def _check_groups(run: MoeRun) -> None:
     """Every data set has a group that the classifiers know, and that has experts where tokens are drawn to them."""
-    plans = config.layer_plans(num_layers).values()
+    data_args, plans = run.data_args, run.plans.values()
     training = GROUP.of_datasets(data_args.dataset or [], data_args)
     known = min((plan.num_groups for plan in plans if plan.num_groups), default=None)
     for name, group in (training | GROUP.of_datasets(data_args.eval_dataset or [], data_args)).items():
@@ -187,57 +175,46 @@ def _check_groups(data_args: MoeDataArguments, config: MoeConfig, num_layers: in
         2: any(plan.num_experts > plan.num_first_experts for plan in plans),
     }
     for name, group in training.items():
-        if config.sequential_add_loss_coef and not has_experts[min(group, 2)]:
+        if run.config.sequential_add_loss_coef and not has_experts[min(group, 2)]:
             raise UserError(
                 f"sequential_add_loss_coef draws the tokens of {name} to no expert: its group {group} has those beyond "
                 "old_moe_num_experts_list, and there are none"
             )
 
 
-def _check_experts(run: MoeRun) -> tuple[MoeConfig, int]:
-    """The expert counts must fit the model's layers, and an adapter that is loaded, which must be one of the model.
+def _check_experts(run: MoeRun) -> None:
+    """The expert counts must fit the model's layers, and an adapter that is loaded, which must be one of the model."""
+    # Not at the top: it imports more of the host, whose arguments are being imported when this module is.
+    from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_adapter_fits, empty_base_model
 
-    Returns:
-        The configuration of the adapter that will be used, and the model's number of layers.
-    """
-    # Not at the top: these import more of the host, whose arguments are being imported when this module is.
-    from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config, load_or_make_config
-    from neuronmoe_plugins.integrations.llamafactory.adapter_fit import (
-        check_adapter_fits,
-        empty_base_model,
-        load_base_config,
-    )
-
-    arguments = run.finetuning_args
-    base_config = load_base_config(run.model_args)
-    num_layers = base_config.get_text_config().num_hidden_layers
-    config = load_or_make_config(run.model_args, arguments, num_layers)
-    _check_plans(config, arguments, num_layers)
+    _check_plans(run)
     if not run.trains:
-        _check_old_experts(arguments, config, load_adapter_config(run.model_args), num_layers)
-    base = empty_base_model(run.model_args, base_config)
-    if base is not None and run.model_args.adapter_name_or_path:
-        run.warnings += check_adapter_fits(run.model_args, base_config, base)
-    return config, num_layers
+        _check_old_experts(run)
+    base = empty_base_model(run.model_args, run.base_config)
+    if base is not None and run.saved is not None:
+        run.warnings += check_adapter_fits(run.model_args, run.base_config, base, copy.deepcopy(run.saved))
 
 
-def _check_old_experts(arguments: MoeFinetuningArguments, config: MoeConfig, saved: MoeConfig, num_layers: int) -> None:
+def _check_old_experts(run: MoeRun) -> None:
     """Without training, older experts matter to classifiers alone."""
-    if arguments.old_expert_list is None:
+    if run.finetuning_args.old_expert_list is None or run.saved is None:
         return
-    counts, before = ([plan.num_experts for plan in c.layer_plans(num_layers).values()] for c in (config, saved))
-    if counts != before:
+    before = run.saved.layer_plans(run.num_layers)
+    if [plan.num_experts for plan in run.plans.values()] != [plan.num_experts for plan in before.values()]:
         raise UserError(f"{OLD_EXPERTS} would extend the adapter by experts that learn nothing: set do_train: true")
-    if not config.group_nums:
+    if not run.config.group_nums:
         raise UserError(
             f"{OLD_EXPERTS} has no effect without training, since the adapter has no classifiers: remove it"
         )
 
 
-def _check_plans(config: MoeConfig, arguments: MoeFinetuningArguments, num_layers: int) -> None:
+def _check_plans(run: MoeRun) -> None:
+    arguments, num_layers = run.finetuning_args, run.num_layers
     key = "layers_to_moe, moe_num_experts" if arguments.expert_list is None else "ada_moe_num_experts_list"
     try:
-        plans = config.layer_plans(num_layers)
+        plans = run.plans
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
     most = max(plan.num_experts for plan in plans.values())

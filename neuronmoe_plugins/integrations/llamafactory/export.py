@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-import wrapt
 from accelerate import init_empty_weights
 from llamafactory.extras import logging
 from llamafactory.hparams import get_infer_args, read_args
@@ -20,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_text
-from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location, load_or_make_config
+from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
-from neuronmoe_plugins.tuner import MoeConfig
+from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
+from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
@@ -89,21 +87,14 @@ lm_eval --model hf --model_args {model_args} --tasks ...
 """
 
 
-def extend_tuner(module: ModuleType) -> None:
-    """Let `llamafactory.train.tuner` export mixtures."""
-    wrapt.wrap_function_wrapper(module, "export_model", _export_model)
-
-
-def export_adapter(model_args: Any, data_args: Any, finetuning_args: Any) -> Path:
+def export_adapter(run: MoeRun) -> Path:
     """Write the adapter in this package's format, the tokenizer, and a model card into `export_dir`.
 
     The experts keep the dtype that they were saved in, unless `infer_dtype` names another. Of the base model only the
     configuration is read.
 
     Args:
-        model_args: The host's model arguments.
-        data_args: The host's data arguments, whose template may change the tokenizer.
-        finetuning_args: Fine-tuning arguments with `finetuning_type: moe`.
+        run: The run; the template of its data arguments may change the tokenizer.
 
     Returns:
         The folder.
@@ -112,22 +103,18 @@ def export_adapter(model_args: Any, data_args: Any, finetuning_args: Any) -> Pat
         UserError: if there is something in the folder already, an option needs a merged checkpoint, or the adapter does
             not fit the base model.
     """
-    folder = check_export(model_args)
-    from llamafactory.model.loader import load_config
-
-    base = _without_weights(load_config(model_args))
-    num_layers = base.config.get_text_config().num_hidden_layers
-    config = load_or_make_config(model_args, finetuning_args, num_layers)
+    folder = check_export(run.model_args)
+    base, config = _without_weights(run.base_config), run.new_config()
     config.inference_mode = True
-    config.base_model_name_or_path = model_args.model_name_or_path
-    tensors = _load_tensors(model_args)
+    config.base_model_name_or_path = run.model_args.model_name_or_path
+    tensors = _load_tensors(run.model_args)
     from_file(tensors, get_peft_model(base, config, low_cpu_mem_usage=True), "default")  # raises if it does not fit
     size = sum(tensor.numel() for tensor in tensors.values())
     with new_directory(folder) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(partial))
-        _save_tokenizer(model_args, data_args, partial)
-        write_text(partial / "README.md", model_card(model_args, data_args, config, num_layers, size))
+        _save_tokenizer(run.model_args, run.data_args, partial)
+        write_text(partial / "README.md", model_card(run, size))
     return folder
 
 
@@ -144,14 +131,13 @@ def check_export(model_args: Any) -> Path:
     return folder
 
 
-def _export_model(wrapped: Callable[..., None], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def export_model(call: Call) -> None:
     """Stand in for `export_model(args)`."""
-    given = read_args(*args, **kwargs)
+    given = read_args(call.arguments.get("args"))
     if not is_moe(given):
-        wrapped(*args, **kwargs)
+        call.host()
         return
-    model_args, data_args, finetuning_args, _ = get_infer_args(given)
-    folder = export_adapter(model_args, data_args, finetuning_args)
+    folder = export_adapter(get_infer_args(given)[2].run)
     logger.info_rank0(
         "A mixture of experts cannot be merged into its base model: wrote the adapter and the tokenizer to "
         f"{folder}, and how to load them to {folder / 'README.md'}"
@@ -187,30 +173,27 @@ def _save_tokenizer(model_args: Any, data_args: Any, folder: Path) -> None:
         modules["processor"].save_pretrained(folder)
 
 
-def model_card(model_args: Any, data_args: Any, config: MoeConfig, num_layers: int, size: int) -> str:
+def model_card(run: MoeRun, size: int) -> str:
     """Markdown with the metadata that the hub reads.
 
     Args:
-        model_args: The host's model arguments: the base model and the folder of the export.
-        data_args: The host's data arguments: the template.
-        config: The adapter's configuration.
-        num_layers: Decoder layers of the base model.
+        run: The run: the base model, the folder of the export, the template and the mixture's layers.
         size: Parameters of the adapter.
     """
+    model_args, template, plans = run.model_args, run.data_args.template, run.plans
     base, folder, revision = model_args.model_name_or_path, str(model_args.export_dir), model_args.model_revision
     named = revision != "main"
-    plans = config.layer_plans(num_layers)
     lm_eval = f"pretrained={base},peft={folder},dtype=auto" + (f",revision={revision}" if named else "")
     return CARD.format(
         base=base,
         base_json=json.dumps(base),
         folder_json=json.dumps(folder),
         num_mixtures=len(plans),
-        num_layers=num_layers,
+        num_layers=run.num_layers,
         experts=", ".join(f"{plan.num_experts} in layer {layer}" for layer, plan in sorted(plans.items())),
         size=size,
-        template_line="" if data_args.template is None else f"\ntemplate: {data_args.template}",
-        topk=config.topk,
+        template_line="" if template is None else f"\ntemplate: {template}",
+        topk=run.config.topk,
         revision=f", revision={json.dumps(revision)}" if named else "",
         revision_line=f"\nmodel_revision: {json.dumps(revision)}" if named else "",
         model_args=shlex.quote(lm_eval),

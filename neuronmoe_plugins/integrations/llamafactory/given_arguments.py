@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -25,6 +25,7 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeFinetuningArguments,
     added_fields,
 )
+from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner.reference_format import WITHOUT_EFFECT
 
 Given = dict[str, Any]
@@ -190,14 +191,14 @@ def _full_name(key: str, names: Iterable[str]) -> str:
     return next((name for name in names if name.startswith(key)), key.removeprefix("no_"))
 
 
-def read_args(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def read_args(call: Call) -> Any:
     """Stand in for `read_args(args)`, which reads the file that the command line names unless it is given arguments.
 
     Raises:
         UserError: if there is no such file, or one that asks for `moe` cannot be read.
     """
     try:
-        return wrapped(*args, **kwargs)
+        return call.host()
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: there is no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:

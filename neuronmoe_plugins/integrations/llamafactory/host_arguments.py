@@ -6,9 +6,12 @@ effect and without a word.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import MISSING, Field
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.arguments import inherited_fields
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 WORKS = frozenset(
@@ -71,6 +74,75 @@ WITHOUT_EFFECT_OF_MODEL = frozenset(
         *("sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend"),
     )
 )
+# Of the host's other classes, what is there in the versions that this package was tried with.
+OF_MODEL = frozenset(
+    (
+        *("adapter_folder", "adapter_name_or_path", "add_special_tokens", "add_tokens", "audio_sampling_rate"),
+        *("cache_dir", "crop_to_patches", "disable_gradient_checkpointing", "enable_liger_kernel", "export_device"),
+        *("export_dir", "export_hub_model_id", "export_legacy_format", "export_quantization_bit"),
+        *("export_quantization_dataset", "export_quantization_maxlen", "export_quantization_nsamples", "export_size"),
+        *("flash_attn", "hf_hub_token", "image_do_pan_and_scan", "image_max_pixels", "image_min_pixels"),
+        *("infer_backend", "infer_dtype", "init_special_tokens", "low_cpu_mem_usage", "model_name_or_path"),
+        *("model_revision", "ms_hub_token", "new_special_tokens_config", "offload_folder", "om_hub_token"),
+        *("print_param_status", "resize_vocab", "rope_scaling", "shift_attn", "split_special_tokens"),
+        *("trust_remote_code", "upcast_layernorm", "upcast_lmhead_output", "use_audio_in_video"),
+        *("use_fast_tokenizer", "use_kv_cache", "use_reentrant_gc", "use_unsloth_gc", "use_v1_kernels", "video_fps"),
+        *("video_max_pixels", "video_maxlen", "video_min_pixels"),
+    )
+)
+OF_DATA = frozenset(
+    (
+        *("buffer_size", "cutoff_len", "data_shared_file_system", "dataset", "dataset_dir", "default_system"),
+        *("enable_thinking", "eval_dataset", "eval_num_beams", "eval_on_each_dataset", "ignore_pad_token_for_loss"),
+        *("interleave_probs", "mask_history", "max_samples", "media_dir", "mix_strategy", "neat_packing"),
+        *("overwrite_cache", "packing", "preprocessing_batch_size", "preprocessing_num_workers", "preserve_thinking"),
+        *("streaming", "template", "tokenized_path", "tool_format", "train_on_prompt", "val_size"),
+    )
+)
+OF_TRAINING = frozenset(
+    (
+        *("accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size"),
+        *("average_tokens_across_devices", "batch_eval_metrics", "bf16", "bf16_full_eval", "data_seed"),
+        *("dataloader_drop_last", "dataloader_in_order", "dataloader_multiprocessing_context"),
+        *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
+        *("dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
+        *("ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "debug", "deepspeed", "disable_tqdm"),
+        *("do_eval", "do_predict", "do_train", "enable_jit_checkpoint", "enable_torch_profiler"),
+        *("eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_steps"),
+        *("eval_strategy", "eval_use_gather_object", "fp16", "fp16_full_eval", "fp8", "fp8_backend"),
+        *("fp8_enable_fsdp_float8_all_gather", "fsdp", "fsdp_config", "full_determinism", "generation_config"),
+        *("generation_max_length", "generation_num_beams", "gradient_accumulation_steps", "gradient_checkpointing"),
+        *("gradient_checkpointing_kwargs", "greater_is_better", "hub_always_push", "hub_model_id"),
+        *("hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip", "include_for_metrics"),
+        *("include_num_input_tokens_seen", "label_names", "label_smoothing_factor", "learning_rate"),
+        *("length_column_name", "liger_kernel_config", "load_best_model_at_end", "local_rank", "log_level"),
+        *("log_level_replica", "log_on_each_node", "logging_dir", "logging_first_step", "logging_nan_inf_filter"),
+        *("logging_steps", "logging_strategy", "lr_scheduler_kwargs", "lr_scheduler_type", "master_addr"),
+        *("master_port", "max_grad_norm", "max_steps", "metric_for_best_model", "neftune_noise_alpha"),
+        *("num_train_epochs", "optim", "optim_args", "optim_target_modules", "output_dir", "overwrite_output_dir"),
+        *("parallelism_config", "per_device_eval_batch_size", "per_device_train_batch_size", "predict_with_generate"),
+        *("prediction_loss_only", "profile_modules", "profiler_active_steps", "profiler_output_dir"),
+        *("profiler_profile_memory", "profiler_record_shapes", "profiler_repeat", "profiler_wait_steps"),
+        *("profiler_warmup_steps", "profiler_with_stack", "project", "push_to_hub", "ray_init_kwargs"),
+        *("ray_num_workers", "remove_unused_columns", "report_to", "restore_callback_states_from_checkpoint"),
+        *("resume_from_checkpoint", "run_name", "save_on_each_node", "save_only_model", "save_steps"),
+        *("save_strategy", "save_total_limit", "seed", "skip_memory_metrics", "sortish_sampler", "tf32"),
+        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"),
+        *("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id", "train_sampling_strategy", "use_cache"),
+        *("use_cpu", "use_liger_kernel", "warmup_ratio", "warmup_steps", "weight_decay"),
+    )
+)
+OF_GENERATION = frozenset(
+    (
+        *("do_sample", "length_penalty", "max_length", "max_new_tokens", "num_beams", "repetition_penalty"),
+        *("skip_special_tokens", "temperature", "top_k", "top_p"),
+    )
+)
+KNOWN = (
+    (WORKS | WORKS_IN_SFT | WITHOUT_EFFECT | REFUSED.keys())
+    | (OF_MODEL | WITHOUT_EFFECT_OF_MODEL | REFUSED_OF_MODEL.keys())
+    | (OF_DATA | OF_TRAINING | OF_GENERATION)
+)
 HINTS = {"moe_aux_loss_coef": " (did you mean aux_loss_coef?)"}
 GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 TRAINING_ONLY = (
@@ -82,11 +154,12 @@ DEPENDENT = {"aux_loss_per_sequence": "aux_loss_coef", "lpr_double_softmax": "lp
 COUNTS = ("moe_num_experts", "ada_moe_num_experts_list")
 
 
-def check_host_arguments(given: dict[str, Any]) -> None:
-    """Refuse what the host offers and `moe` cannot do, and what would have no effect.
+def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> None:
+    """Refuse what the host offers and `moe` cannot do, what would have no effect, and what nobody has tried with it.
 
     Args:
         given: The arguments that the user gave. One that is switched off (false or null) says nothing.
+        classes: The dataclasses that the command's arguments are parsed into.
 
     Raises:
         UserError: naming the arguments.
@@ -102,6 +175,24 @@ def check_host_arguments(given: dict[str, Any]) -> None:
         names = ", ".join(name + HINTS.get(name, "") for name in unused)
         raise UserError(f"no effect with finetuning_type: moe: {names}; remove {'it' if len(unused) == 1 else 'them'}")
     _check_stage(switched_on)
+    _check_known(given, classes)
+
+
+def _check_known(given: dict[str, Any], classes: Sequence[type]) -> None:
+    """An argument of a later host that is in no table may train something else; its default is what others get."""
+    unknown = [
+        f.name
+        for kind in classes
+        for f in inherited_fields(kind)
+        if f.init and f.name in given and f.name not in KNOWN and given[f.name] != _default(f)
+    ]
+    if unknown:
+        remedy = f"remove {'it' if len(unknown) == 1 else 'them'}"
+        raise UserError(f"not known to work with finetuning_type: moe: {', '.join(unknown)}; {remedy}")
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def _check_stage(switched_on: dict[str, Any]) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from llamafactory.extras.constants import FILEEXT2TYPE
 
 from neuronmoe_plugins.errors import UserError, did_you_mean
-from neuronmoe_plugins.integrations.llamafactory.tags import LANGUAGE, is_tokenized
+from neuronmoe_plugins.integrations.llamafactory.tags import LANGUAGE, is_tokenized, read_entries
 from neuronmoe_plugins.languages import TAGS
-from neuronmoe_plugins.reading import read_json_object
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
@@ -68,16 +67,15 @@ def check_datasets(data_args: MoeDataArguments) -> None:
     Raises:
         UserError: naming the file, and the data set.
     """
-    folder: Any = data_args.dataset_dir
-    if is_tokenized(data_args) or not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:"):
+    entries = None if is_tokenized(data_args) else read_entries(data_args)
+    if entries is None:
         return
-    file = Path(folder) / "dataset_info.json"
-    missing = f"{file} does not exist; dataset_dir must be the folder that has it"
-    entries = read_json_object(file, "it must map the name of each data set to its entry", missing=missing)
+    folder = Path(str(data_args.dataset_dir))
+    file = folder / "dataset_info.json"
     for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]:
         if name not in entries:
             raise UserError(f"{file} has no data set {name!r}{did_you_mean(name, entries)}")
-        _check_entry(f"{file}: {name}", entries[name], Path(folder))
+        _check_entry(f"{file}: {name}", entries[name], folder)
 
 
 def _check_entry(where: str, entry: Any, folder: Path) -> None:

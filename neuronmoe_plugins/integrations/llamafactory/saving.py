@@ -1,4 +1,4 @@
-"""Hooks on LLaMA-Factory's trainers: checkpoints and weights that are whole or not there, and a resume that goes on.
+"""LLaMA-Factory's trainers: checkpoints and weights that are whole or not there, and a resume that goes on.
 
 A resumed run logs and computes what it would have without the interruption. For that the marker of a checkpoint also
 holds what has been summed up since the last log, which the host starts anew.
@@ -6,24 +6,20 @@ holds what has been summed up since the last log, which the host starts anew.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-import wrapt
 from accelerate.utils import gather_object
 from llamafactory.train.callbacks import TRAINER_LOG, LogCallback
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from neuronmoe_plugins.files import new_files, write_text
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
-    TRAINER_STATE,
     WEIGHTS,
     begin,
     launch_of,
@@ -31,23 +27,7 @@ from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     read_marker,
     rotate,
 )
-
-Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-def extend_saving(module: ModuleType, trainer_name: str) -> None:
-    """Let a trainer class of the host save and resume `moe` runs as described above."""
-    trainer_class = getattr(module, trainer_name)
-    wrappers = {
-        "_save_checkpoint": _save_checkpoint,
-        "_save": _save,
-        "_load_optimizer_and_scheduler": _load_optimizer_and_scheduler,
-        "_init_training_state": _init_training_state,
-        "_run_epoch": _run_epoch,
-    }
-    for name, wrapper in wrappers.items():
-        if hasattr(trainer_class, name):  # the last two came with transformers 5.4
-            wrapt.wrap_function_wrapper(module, f"{trainer_name}.{name}", _of_moe(wrapper))
+from neuronmoe_plugins.integrations.stand_ins import Call
 
 
 class ResumedLogs(TrainerCallback):
@@ -68,89 +48,41 @@ class ResumedLogs(TrainerCallback):
             _add_sums(self._trainer, read_marker(Path(args.resume_from_checkpoint)).get("since_last_log"))
 
 
-def _of_moe(wrapper: Wrapper) -> Wrapper:
-    """Leave every other method's runs alone."""
-
-    def wrapper_of_moe(
-        wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if instance.finetuning_args.finetuning_type != "moe":
-            return wrapped(*args, **kwargs)
-        return wrapper(wrapped, instance, args, kwargs)
-
-    return wrapper_of_moe
-
-
-def _save_checkpoint(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def save_checkpoint(call: Call) -> None:
     """Stand in for `_save_checkpoint(model, trial)`, which every process calls."""
-    trial = inspect.signature(wrapped).bind(*args, **kwargs).arguments["trial"]
-    output_dir = Path(instance._get_output_dir(trial=trial))
-    folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{instance.state.global_step}"
-    if folder == Path(instance.args.resume_from_checkpoint or ""):
+    trainer = call.instance
+    output_dir = Path(trainer._get_output_dir(trial=call.arguments["trial"]))
+    folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    if folder == Path(trainer.args.resume_from_checkpoint or ""):
         return  # it is of the end of a pass over the data, and there has been no step since
-    if instance.args.should_save:
+    if trainer.args.should_save:
         # A run may have got here before; none of its files must be taken for one of this run's.
         begin(folder)
-    instance.accelerator.wait_for_everyone()
-    with _without_rotation(instance.args):
-        wrapped(*args, **kwargs)
-    sums = _sums_since_last_log(instance)
-    instance.accelerator.wait_for_everyone()
-    if instance.args.should_save:
-        _wait_for_log(instance)
-        mark_whole(folder, {"global_step": instance.state.global_step, "since_last_log": sums})
-        best = instance.state.best_model_checkpoint
+    trainer.accelerator.wait_for_everyone()
+    with _without_rotation(trainer.args):
+        call.host()
+    sums = _sums_since_last_log(trainer)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        _wait_for_log(trainer)
+        mark_whole(folder, {"global_step": trainer.state.global_step, "since_last_log": sums})
+        best = trainer.state.best_model_checkpoint
         kept = {folder, Path(best)} if best else {folder}
-        rotate(output_dir, instance.args.save_total_limit, kept, launch_of(instance.args))
+        rotate(output_dir, trainer.args.save_total_limit, kept, launch_of(trainer.args))
 
 
-def _save(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def save(call: Call) -> None:
     """Stand in for `_save(output_dir, state_dict)`, which one process calls.
 
     The final files appear whole, the weights last; those of a checkpoint are vouched for by its marker.
     """
-    arguments = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    output_dir = Path(arguments.pop("output_dir", None) or instance.args.output_dir)
-    if output_dir != Path(instance.args.output_dir):
-        wrapped(*args, **kwargs)
+    final = Path(call.instance.args.output_dir)
+    output_dir = Path(call.arguments.get("output_dir") or final)
+    if output_dir != final:
+        call.host()
         return
     with new_files(output_dir, last=WEIGHTS) as partial:
-        wrapped(output_dir=str(partial), **arguments)
-
-
-def _load_optimizer_and_scheduler(
-    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Stand in for `_load_optimizer_and_scheduler(checkpoint)`.
-
-    With several processes on CPUs, accelerate names the device `cpu:0`, and the host asks torch to load tensors to it.
-    """
-    if instance.args.device == torch.device("cpu", 0):
-        torch.serialization.register_package(11, lambda _: None, lambda storage, to: storage if to == "cpu:0" else None)
-    return wrapped(*args, **kwargs)
-
-
-def _init_training_state(
-    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[int, int]:
-    """Stand in for `_init_training_state(...)`, which returns the passes over the data and the batches to be skipped.
-
-    It takes a stream for one long pass. `state.epoch` tells the passes, and its fraction the batches of the last one.
-    """
-    passes, batches = wrapped(*args, **kwargs)
-    if batches and not has_length(instance.train_dataset):
-        saved = TrainerState.load_from_json(str(Path(instance.args.resume_from_checkpoint) / TRAINER_STATE))
-        passes = int(saved.epoch)
-        batches = round((saved.epoch - passes) * saved.max_steps * instance.args.gradient_accumulation_steps)
-    return passes, batches
-
-
-def _run_epoch(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Stand in for `_run_epoch(...)`, which takes a step too many where the checkpoint is of the last one."""
-    if instance.state.global_step >= instance.state.max_steps:
-        instance.control.should_training_stop = True
-        return None
-    return wrapped(*args, **kwargs)
+        call.host(output_dir=str(partial))
 
 
 @contextmanager

@@ -6,13 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-import wrapt
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.languages import TAGS, check_tag, twin
 from neuronmoe_plugins.reading import read_json_object
 
@@ -75,7 +73,8 @@ class TokenTag:
                 f'dataset_dir: ONLINE: {self.argument} reads the "{self.key}" of each data set from dataset_info.json: '
                 "name a folder with one, where hf_hub_url tells what to download"
             )
-        entries = dict(zip(names, get_dataset_list(names, data_args.dataset_dir), strict=True))
+        source = read_entries(data_args) or data_args.dataset_dir
+        entries = dict(zip(names, get_dataset_list(names, source), strict=True))
         tags = {name: getattr(entry, self.key, None) for name, entry in entries.items()}
         untagged = [name for name, tag in tags.items() if tag is None]
         if untagged:
@@ -86,9 +85,22 @@ class TokenTag:
         return tags
 
 
-def extend_data_parser(module: ModuleType) -> None:
-    """Let `llamafactory.data.parser` keep the tags of each entry."""
-    wrapt.wrap_function_wrapper(module, "DatasetAttr.join", _join_with_tags)
+def read_entries(data_args: MoeDataArguments) -> dict[str, Any] | None:
+    """dataset_info.json, read once: name of a data set -> its entry; None where it is not a file on this machine.
+
+    Raises:
+        UserError: if there is no such file, or it cannot be read.
+    """
+    folder: Any = data_args.dataset_dir
+    if not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:"):
+        return None
+    if data_args.entries is None:
+        file = _info_file(data_args)
+        missing = f"{file} does not exist; dataset_dir must be the folder that has it"
+        data_args.entries = read_json_object(
+            file, "it must map the name of each data set to its entry", missing=missing
+        )
+    return data_args.entries
 
 
 def asked_tags(data_args: Any) -> list[TokenTag]:
@@ -156,13 +168,13 @@ def _info_file(data_args: MoeDataArguments) -> Path:
     return Path(str(data_args.dataset_dir)) / "dataset_info.json"
 
 
-def _join_with_tags(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def join_with_tags(call: Call) -> None:
     """Stand in for `DatasetAttr.join(attr)`."""
-    wrapped(*args, **kwargs)
-    entry = args[0] if args else kwargs["attr"]
+    call.host()
+    entry = call.arguments["attr"]
     for tag in TOKEN_TAGS:
         if tag.key in entry:
-            setattr(instance, tag.key, entry[tag.key])
+            setattr(call.instance, tag.key, entry[tag.key])
 
 
 def is_tokenized(data_args: Any) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-import wrapt
 from datasets import IterableDataset
 
 from neuronmoe_plugins.errors import UserError
@@ -23,13 +20,7 @@ from neuronmoe_plugins.integrations.llamafactory.tags import (
     is_tokenized,
     save_tags,
 )
-
-
-def extend_data_loader(module: ModuleType) -> None:
-    """Make `llamafactory.data.loader` produce the columns of numbers that the data arguments ask for."""
-    wrapt.wrap_function_wrapper(module, "_load_single_dataset", _load_with_tags)
-    wrapt.wrap_function_wrapper(module, "_get_dataset_processor", _tagging_processor)
-    wrapt.wrap_function_wrapper(module, "get_dataset", _get_dataset)
+from neuronmoe_plugins.integrations.stand_ins import Call
 
 
 @dataclass
@@ -78,16 +69,16 @@ def _as_trimmed(rows: list[list[int]], masks: list[list[int]], batch: dict[str, 
     ]
 
 
-def _load_with_tags(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def load_with_tags(call: Call) -> Any:
     """Stand in for `_load_single_dataset`: write the data set's tags beside each of its examples."""
-    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    bound = call.arguments
     attributes, data_args = bound["dataset_attr"], bound["data_args"]
     numbers = {tag.column: tag.read(getattr(attributes, tag.key, None), data_args) for tag in asked_tags(data_args)}
     streams_file = data_args.streaming and attributes.load_from == "file"
     # The host splits a file into as many parts as there are workers: into none.
     if numbers and streams_file and not bound["training_args"].dataloader_num_workers:
         raise UserError(f"streaming: {attributes} gives no text without workers: set dataloader_num_workers: 1")
-    dataset = wrapped(*args, **kwargs)
+    dataset = call.host()
     if numbers and isinstance(dataset, IterableDataset):
         return dataset.map(partial(_numbers_of_example, numbers=numbers))
     for column, number in numbers.items():
@@ -99,18 +90,15 @@ def _numbers_of_example(_example: dict[str, Any], numbers: dict[str, int]) -> di
     return numbers
 
 
-def _tagging_processor(
-    wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def tagging_processor(call: Call) -> Any:
     """Stand in for `_get_dataset_processor`: the counterpart that carries the tags."""
     # Not at the top: it imports the module that this one is a hook of.
     from neuronmoe_plugins.integrations.llamafactory.tagging_processors import TAGGING_PROCESSORS
 
-    processor = wrapped(*args, **kwargs)
+    processor = call.host()
     asked = asked_tags(processor.data_args)
-    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
     # Prompts to generate from have no loss, and generation takes no tags.
-    if not asked or bound.get("do_generate"):
+    if not asked or call.arguments.get("do_generate"):
         return processor
     tagging = TAGGING_PROCESSORS.get(type(processor))
     if tagging is None:
@@ -124,13 +112,12 @@ def _tagging_processor(
     )
 
 
-def _get_dataset(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def get_dataset(call: Call) -> Any:
     """Stand in for `get_dataset`: keep the tags with tokenised data, and let no data through without its tags."""
-    bound = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    data_args, training_args = bound["data_args"], bound["training_args"]
+    data_args, training_args = call.arguments["data_args"], call.arguments["training_args"]
     reloads = is_tokenized(data_args)
     check_saved_tags(data_args)
-    datasets = wrapped(*args, **kwargs)
+    datasets = call.host()
     if data_args.tokenized_path is not None and not reloads and training_args.should_save:
         save_tags(data_args)
     if reloads:

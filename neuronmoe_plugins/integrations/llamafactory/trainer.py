@@ -1,22 +1,17 @@
-"""Hooks on LLaMA-Factory's trainers: the collator that pads the token tags, and what a run logs about the mixture."""
+"""LLaMA-Factory's trainers: the collator that pads the token tags, and what a run logs about the mixture."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import wrapt
 from llamafactory.train.callbacks import LogCallback
 from transformers import PrinterCallback, ProgressCallback
 
 from neuronmoe_plugins.integrations.llamafactory.run_log.log import LOSSES, RoutingLog, log_start_table
-from neuronmoe_plugins.integrations.llamafactory.saving import ResumedLogs, extend_saving
+from neuronmoe_plugins.integrations.llamafactory.saving import ResumedLogs
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
-
-# The trainer of each stage's module.
-TRAINERS = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer"}
+from neuronmoe_plugins.integrations.stand_ins import Call
 
 # Values in every log but the console's, where one for each expert would be too many to read.
 EXPERT_SHARES = "expert_share/"
@@ -24,49 +19,36 @@ EXPERT_SHARES = "expert_share/"
 THREADS_SECONDS = 0.5
 
 
-def extend_trainer(module: ModuleType) -> None:
-    """Let the trainer of `module` feed the token tags and log the mixture."""
-    name = TRAINERS[module.__name__]
-    wrapt.wrap_function_wrapper(module, f"{name}.__init__", _init)
-    wrapt.wrap_function_wrapper(module, f"{name}.log", _log)
-    wrapt.wrap_function_wrapper(module, f"{name}.save_state", _save_state)
-    extend_saving(module, name)
-
-
-def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def begin(call: Call) -> None:
     """Stand in for the trainer's constructor, which the host calls with keywords."""
-    if kwargs["finetuning_args"].finetuning_type != "moe":
-        wrapped(*args, **kwargs)
-        return
-    kwargs["data_collator"] = TokenTagCollator(kwargs["data_collator"])
-    wrapped(*args, **kwargs)
-    for callback in instance.callback_handler.callbacks:
+    trainer = call.instance
+    call.host(data_collator=TokenTagCollator(call.arguments["data_collator"]))
+    for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, LogCallback):
-            _extend_trainer_log(callback, instance)
+            _extend_trainer_log(callback, trainer)
         elif isinstance(callback, PrinterCallback | ProgressCallback):
             _shorten_console(callback)
-    if instance.args.do_train:
+    if trainer.args.do_train:
         # First: it restores what the other one goes on from.
-        instance.add_callback(ResumedLogs(instance))
-        instance.moe_routing_log = RoutingLog(instance)
-        instance.add_callback(instance.moe_routing_log)
-        log_start_table(instance)
+        trainer.add_callback(ResumedLogs(trainer))
+        trainer.moe_routing_log = RoutingLog(trainer)
+        trainer.add_callback(trainer.moe_routing_log)
+        log_start_table(trainer)
 
 
-def _log(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def log(call: Call) -> None:
     """Stand in for `Trainer.log(logs, ...)`, which every process calls at every logging step."""
-    logs = args[0] if args else kwargs["logs"]
-    if instance.finetuning_args.finetuning_type == "moe" and "loss" in logs:
-        logs.update(instance.moe_routing_log.log_step().means())
-    wrapped(*args, **kwargs)
+    logs = call.arguments["logs"]
+    if "loss" in logs:
+        logs.update(call.instance.moe_routing_log.log_step().means())
+    call.host()
 
 
-def _save_state(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def save_state(call: Call) -> None:
     """Stand in for `save_state()`, which the host calls when a finished training's model is saved."""
-    wrapped(*args, **kwargs)
-    if instance.finetuning_args.finetuning_type == "moe":
-        _let_go_of_tensors(instance)
-        instance.moe_routing_log.write()
+    call.host()
+    _let_go_of_tensors(call.instance)
+    call.instance.moe_routing_log.write()
 
 
 def _let_go_of_tensors(trainer: Any) -> None:

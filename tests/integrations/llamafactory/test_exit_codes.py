@@ -92,7 +92,7 @@ def test_arguments_are_checked_before_workers_start(
     given = {key: value for key, value in (moe_args | more).items() if value is not None}
     if given["finetuning_type"] == "lora":
         # Nothing that costs the imports of a check.
-        monkeypatch.setattr(parser, "check_training_arguments", None)
+        monkeypatch.setattr(parser, "check_train_command", None)
         del given["ada_moe_num_experts_list"]
     (tmp_path / "stage1.yaml").write_text(json.dumps(given))
     started: list[dict[str, Any]] = []

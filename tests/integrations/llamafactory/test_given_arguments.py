@@ -59,10 +59,10 @@ def test_bad_keys_and_values(moe_args: dict[str, Any], overrides: dict[str, Any]
 def test_the_launcher_reads_the_hosts_refusals_too(moe_args: dict[str, Any]) -> None:
     import llamafactory.hparams.parser as host
 
-    from neuronmoe_plugins.integrations.llamafactory.parser import check_training_arguments
+    from neuronmoe_plugins.integrations.llamafactory.checks import check_train_command
 
     with pytest.raises(UserError, match=r"^Cannot specify `val_size`"):
-        check_training_arguments(host, moe_args | {"val_size": 0.1, "eval_dataset": "x"})
+        check_train_command(moe_args | {"val_size": 0.1, "eval_dataset": "x"}, host._TRAIN_ARGS)
 
 
 def words(args: dict[str, Any]) -> list[str]:
