@@ -15,11 +15,11 @@ from neuronmoe_plugins.integrations.stand_ins import Call, StandIn, refusal_of_m
 
 ROOMS = "neuronmoe_plugins.integrations.llamafactory"
 TRAINER = {
-    "__init__": "trainer:begin",
+    "__init__": "trainer:init_trainer",
     "log": "trainer:log",
     "save_state": "trainer:save_state",
-    "_save_checkpoint": "saving:save_checkpoint",
-    "_save": "saving:save",
+    "_save_checkpoint": "trainer:save_checkpoint",
+    "_save": "trainer:save",
 }
 # What mends the host whatever the method, but is done to `moe` runs alone; the last two came with transformers 5.4.
 TRAINER_REPAIRS = {

@@ -15,7 +15,7 @@ from resumed_runs import SETTINGS, assert_same_run, written_log
 from training_runs import stage1_arguments, train
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory import checkpoints, saving
+from neuronmoe_plugins.integrations.llamafactory import checkpoints, trainer
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import MARKER
 
 STREAM = {"streaming": True, "dataloader_num_workers": 1, "mix_strategy": "interleave_over", "max_steps": 14}
@@ -153,7 +153,7 @@ def test_processes_agree_on_a_checkpoint(
 def test_the_log_is_written_before_its_checkpoint_is_whole(
     run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, mark = LogCallback._write_log, saving.mark_whole
+    write, mark = LogCallback._write_log, trainer.mark_whole
     written: list[int] = []
 
     def write_late(self: LogCallback, output_dir: str, logs: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ def test_the_log_is_written_before_its_checkpoint_is_whole(
         mark(folder, more)
 
     monkeypatch.setattr(LogCallback, "_write_log", write_late)
-    monkeypatch.setattr(saving, "mark_whole", mark_with_log)
+    monkeypatch.setattr(trainer, "mark_whole", mark_with_log)
     train(run[1], tmp_path / "slow", max_steps=4, save_steps=2)
     assert written == [2, 4]
 

@@ -22,7 +22,7 @@ from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     rotate,
     unfit,
 )
-from neuronmoe_plugins.integrations.llamafactory.saving import keep_until
+from neuronmoe_plugins.integrations.llamafactory.trainer import keep_until
 
 PLAIN = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 SHARDS = [f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
