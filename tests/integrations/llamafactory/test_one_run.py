@@ -34,7 +34,8 @@ def is_ours(frame: FrameType | None) -> bool:
 
 
 def watch(event: str, details: tuple[Any, ...]) -> None:
-    if opened is None or event != "open" or not isinstance(details[0], str) or "w" in (details[1] or ""):
+    # `os.open`, which has no mode, is how files are brought to the disk.
+    if opened is None or event != "open" or not isinstance(details[0], str) or "r" not in (details[1] or ""):
         return
     name = Path(details[0]).name
     if name in READ_ONCE and is_ours(sys._getframe()):
