@@ -57,8 +57,7 @@ def allocate(
 
     from neuronmoe_plugins.allocation.allocate import allocate as allocate_experts
     from neuronmoe_plugins.allocation.comparison import load_comparable
-    from neuronmoe_plugins.allocation.display import print_allocation
-    from neuronmoe_plugins.allocation.figure import save_allocation_figure
+    from neuronmoe_plugins.allocation.display import print_allocation, save_allocation_figure
 
     allocation = allocate_experts(request)
     other = None if compare is None else load_comparable(compare, allocation)

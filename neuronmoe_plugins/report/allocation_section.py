@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from neuronmoe_plugins.allocation.allocate import allocate
 from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
 from neuronmoe_plugins.allocation.comparison import compare
-from neuronmoe_plugins.allocation.figure import Bars, Line, draw_experts
+from neuronmoe_plugins.allocation.display import Bars, Line, draw_experts
 from neuronmoe_plugins.allocation.scores import read_shapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of

@@ -108,17 +108,19 @@ def read_run(folder: Path) -> Run:
     allocations, measured = _read_allocations(folder), read_measured(folder)
     run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, allocations, measured)
     for name, allocation in run.allocations.items():
-        if len(allocation.num_experts) != run.num_layers:
-            raise UserError(
-                f"{folder / name} is for {len(allocation.num_experts)} layers, the analysis in {analysis_folder} for "
-                f"{run.num_layers}; move it away or write it again with `neuronmoe allocate`"
-            )
-    if measured is not None and measured.num_layers != run.num_layers:
-        raise UserError(
-            f"{measured.path} is for {measured.num_layers} layers, the analysis in {analysis_folder} for "
-            f"{run.num_layers}; move it away or write it again with `neuronmoe specialise`"
-        )
+        _require_layers(run, folder / name, len(allocation.num_experts), "allocate")
+    if measured is not None:
+        _require_layers(run, measured.path, measured.num_layers, "specialise")
     return run
+
+
+def _require_layers(run: Run, path: Path, layers: int, command: str) -> None:
+    """Raise `UserError` unless a file is for as many layers as the analysis."""
+    if layers != run.num_layers:
+        raise UserError(
+            f"{path} is for {layers} layers, the analysis in {run.folder} for {run.num_layers}; move it away or write "
+            f"it again with `neuronmoe {command}`"
+        )
 
 
 def _read_allocations(folder: Path) -> dict[str, Allocation]:

@@ -8,7 +8,7 @@ import pytest
 
 from allocations import TABLES, make_allocation, run_allocate, save_allocation, save_scores
 from neuronmoe_plugins.allocation.comparison import Difference
-from neuronmoe_plugins.allocation.figure import draw_allocations
+from neuronmoe_plugins.allocation.display import draw_allocations
 from neuronmoe_plugins.errors import UserError
 
 LLAMA = {"hidden_size": 3072, "mlp_parameters": [3 * 3072 * 8192] * 28}
