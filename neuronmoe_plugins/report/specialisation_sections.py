@@ -27,7 +27,7 @@ def specialisation_section(run: Run) -> Section:
     heading = "What the experts specialise in"
     if run.measured is None:
         return Section(heading, notes=[HOW_TO_SPECIALISE.format(output=run.home / FOLDER)])
-    from neuronmoe_plugins.specialisation.figures import draw_specialisation
+    from neuronmoe_plugins.specialisation.display import draw_specialisation
 
     specialisation, drift = run.measured.specialisation, run.measured.drift
     picture = Picture(
@@ -46,7 +46,7 @@ def routing_section(run: Run) -> Section | None:
     """Where the router sends each language; none without a specialisation, whose section then says how to get it."""
     if run.measured is None:
         return None
-    from neuronmoe_plugins.specialisation.figures import draw_language_routing
+    from neuronmoe_plugins.specialisation.display import draw_language_routing
 
     specialisation = run.measured.specialisation
     picture = Picture(

@@ -40,8 +40,8 @@ def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisa
     with working.kept_if_interrupted(progress):
         sentences, corpora = _prepare(options, working)
         # Here, and not above, so that bad input is answered before torch and matplotlib have been imported.
+        from neuronmoe_plugins.specialisation.display import save_figures
         from neuronmoe_plugins.specialisation.expert_scores import score_mixtures
-        from neuronmoe_plugins.specialisation.figures import save_figures
 
         # The drift is of an earlier adapter, perhaps; this one's comes after.
         with working.new_output(last=RECORD, outdated=[DRIFT]) as folder:

@@ -65,4 +65,4 @@ def result(options: SpecialiseOptions, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not draw: most of a run on so small a model."""
-    monkeypatch.setattr("neuronmoe_plugins.specialisation.figures.save_figures", lambda *_: None)
+    monkeypatch.setattr("neuronmoe_plugins.specialisation.display.save_figures", lambda *_: None)
