@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-<<<<<<< HEAD
-from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, LayerDrift, Specialisation
-=======
 from neuronmoe_plugins.figures import MUTED, draw_expert_shares, house_style, save_png
-from neuronmoe_plugins.specialisation.drift import LayerDrift
-from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, Specialisation
->>>>>>> 1273c84 (Show a specialisation from one file)
+from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, LayerDrift, Specialisation
 from neuronmoe_plugins.tables import Table, as_rich
 
 if TYPE_CHECKING:
