@@ -237,6 +237,6 @@ BUILT_IN = {
     "neuron-diversity": neuron_diversity,
     "source-only": source_only,
     "layer-similarity": layer_similarity,
-    "shape": shape,
     "uniform": uniform,
+    "shape": shape,
 }
