@@ -24,7 +24,7 @@ from allocations import make_allocation, save_allocation
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.cli import make_app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.hookspecs import HOOKS, hookimpl
+from neuronmoe_plugins.hookspecs import HOOKS, NAMESPACE, hookimpl
 from neuronmoe_plugins.neurons.metrics import metrics
 
 
@@ -37,8 +37,14 @@ class EntryPoint:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    found = importlib.metadata.entry_points
+
     def install(*installed: EntryPoint) -> None:
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: installed)
+        # What is imported meanwhile keeps this function: pydantic, which has plugins of its own.
+        def entry_points(**chosen: str) -> Any:
+            return installed if chosen == {"group": NAMESPACE} else found(**chosen)
+
+        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
         plugins.plugin_manager.cache_clear()
 
     yield install
