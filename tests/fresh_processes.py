@@ -53,8 +53,9 @@ def limit() -> None:
     start = subprocess.Popen.__init__
 
     def start_counted(self: Any, args: Any, *rest: Any, **options: Any) -> None:
-        if _is_fresh(args, options.get("env") or os.environ):
-            _count(os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0])
+        file = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+        if file and _is_fresh(args, options.get("env") or os.environ):  # outside a test, xdist starts its workers
+            _count(file)
         start(self, args, *rest, **options)
 
     subprocess.Popen.__init__ = start_counted  # type: ignore[method-assign]
