@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,26 @@ def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     modules = ["peft", "transformers.models.llama.modeling_llama", "torch.distributed.run"]
     with forked_commands(tmp_path_factory.mktemp("python"), modules, ["torchrun"]) as commands:
         yield commands
+
+
+@pytest.fixture
+def install_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Takes stand-ins for entry points, which are then those of the installed plugins."""
+    from neuronmoe_plugins import plugins
+    from neuronmoe_plugins.hookspecs import NAMESPACE
+
+    found = importlib.metadata.entry_points
+
+    def install(*installed: Any) -> None:
+        # What is imported meanwhile keeps this function: pydantic, which has plugins of its own.
+        def entry_points(**chosen: str) -> Any:
+            return installed if chosen == {"group": NAMESPACE} else found(**chosen)
+
+        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+        plugins.plugin_manager.cache_clear()
+
+    yield install
+    plugins.plugin_manager.cache_clear()
 
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]

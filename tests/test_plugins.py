@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,7 +23,7 @@ from allocations import make_allocation, save_allocation
 from neuronmoe_plugins import plugins
 from neuronmoe_plugins.cli import make_app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.hookspecs import HOOKS, NAMESPACE, hookimpl
+from neuronmoe_plugins.hookspecs import HOOKS, hookimpl
 from neuronmoe_plugins.neurons.metrics import metrics
 
 
@@ -36,19 +35,8 @@ class EntryPoint:
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    found = importlib.metadata.entry_points
-
-    def install(*installed: EntryPoint) -> None:
-        # What is imported meanwhile keeps this function: pydantic, which has plugins of its own.
-        def entry_points(**chosen: str) -> Any:
-            return installed if chosen == {"group": NAMESPACE} else found(**chosen)
-
-        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-        plugins.plugin_manager.cache_clear()
-
-    yield install
-    plugins.plugin_manager.cache_clear()
+def install(install_plugins: Callable[..., None]) -> Callable[..., None]:
+    return install_plugins
 
 
 class Variance:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from allocations import allocated, run_allocate, save_scores
-from neuronmoe_plugins import plugins
 from neuronmoe_plugins.allocation.strategies import AllocationStrategy, ShareRule, allocation_strategies
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.hookspecs import hookimpl
@@ -21,16 +19,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "allocation.md"
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+def install(install_plugins: Callable[..., None]) -> Callable[[Any], None]:
     """Install an object as the one third-party plugin."""
-
-    def install(plugin: Any) -> None:
-        entry_point = SimpleNamespace(name="third", value="third:plugin", load=lambda: plugin)
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry_point])
-        plugins.plugin_manager.cache_clear()
-
-    yield install
-    plugins.plugin_manager.cache_clear()
+    return lambda plugin: install_plugins(SimpleNamespace(name="third", value="third:plugin", load=lambda: plugin))
 
 
 def plugin_of(strategy: Any) -> Any:
