@@ -46,22 +46,18 @@ def compare(paths: Sequence[Path], names: Sequence[str] = (), bootstrap: Bootstr
     bootstrap = bootstrap or Bootstrap()
     files = [read_results(path) for path in paths]
     rows = compare_results(files, bootstrap)
-    labels = _unique(names or [short_name(file.model_name) for file in files])
-    models = [
-        Model(label, file.path, count_experts(file.model_args)) for label, file in zip(labels, files, strict=True)
-    ]
+    labels = names or [short_name(file.model_name) for file in files]
+    models = []
+    for place, (label, file) in enumerate(zip(labels, files, strict=True)):
+        earlier = list(labels[:place]).count(label)
+        unique = f"{label} ({earlier + 1})" if earlier else label
+        models.append(Model(unique, file.path, count_experts(file.model_args)))
     return Comparison(tuple(models), tuple(rows), bootstrap)
 
 
 def short_name(model_name: str) -> str:
     """The last two parts of a path or hub name."""
     return "/".join(model_name.replace("\\", "/").rstrip("/").split("/")[-2:])
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names, a repeated one with its number."""
-    earlier = [list(names[:place]).count(name) for place, name in enumerate(names)]
-    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def compare_results(files: Sequence[Results], bootstrap: Bootstrap) -> list[Row]:
@@ -97,8 +93,7 @@ def _row(measure: Measure, runs: Sequence[Samples], bootstrap: Bootstrap) -> Row
     for reading in readings:
         difference = None
         if reading and readings[0] and reading is not readings[0]:
-            tested = _test(readings[0].evidence, reading.evidence, bootstrap)
-            difference = _difference(reading.score.value - readings[0].score.value, tested, direction)
+            difference = _difference(readings[0], reading, direction, bootstrap)
         cells.append(_cell(measure, reading, difference, bootstrap) if reading else None)
     return Row(measure, direction, having[0].tasks[measure.task].shots, tuple(cells))
 
@@ -127,18 +122,17 @@ def _cell(measure: Measure, reading: _Reading, difference: Difference | None, bo
     )
 
 
-def _test(first: Evidence | Untested, other: Evidence | Untested, bootstrap: Bootstrap) -> Test | Untested:
-    if isinstance(first, Untested):
-        return first
-    if isinstance(other, Untested):
-        return other
-    strata = strata_of([first, other])
-    if isinstance(strata, Untested):
-        return strata
-    return paired_test(strata[1], strata[0], bootstrap) or Untested.UNDEFINED
-
-
-def _difference(value: float, tested: Test | Untested, direction: bool | None) -> Difference:
+def _difference(first: _Reading, other: _Reading, direction: bool | None, bootstrap: Bootstrap) -> Difference:
+    value = other.score.value - first.score.value
+    tested: Test | Untested
+    if isinstance(first.evidence, Untested):
+        tested = first.evidence
+    elif isinstance(other.evidence, Untested):
+        tested = other.evidence
+    elif isinstance(strata := strata_of([first.evidence, other.evidence]), Untested):
+        tested = strata
+    else:
+        tested = paired_test(strata[1], strata[0], bootstrap) or Untested.UNDEFINED
     if isinstance(tested, Untested):
         return Difference(value, Verdict.UNTESTED, None, tested)
     if tested.is_noise:

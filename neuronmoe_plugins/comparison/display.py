@@ -18,13 +18,9 @@ from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich
 
 MISSING = "-"
 MARKS = {Verdict.BETTER: "▲", Verdict.WORSE: "▼", Verdict.DIFFERENT: "◆", Verdict.NOISE: "≈"}
-STYLES = {
-    Verdict.BETTER: "green",
-    Verdict.WORSE: "red",
-    Verdict.DIFFERENT: "bold",
-    Verdict.NOISE: "dim",
-    Verdict.UNTESTED: "dim",
-}
+STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.DIFFERENT: "bold"} | dict.fromkeys(
+    (Verdict.NOISE, Verdict.UNTESTED), "dim"
+)
 # Under so many items, the items at hand say too little about the spread of all that there could be.
 FEW_ITEMS = 30
 # Wider than any table: files and pipes have no width of their own.
@@ -35,7 +31,8 @@ Part = TypeVar("Part")
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print the paper's table, that of other tasks, and the notes; on a narrow terminal, tables in several parts."""
     for table in _tables(console, comparison):
-        _print_whole(console, table)
+        whole = console.options.update(width=_width(console, table))
+        console.print(Segments(console.render(as_rich(table), whole)), soft_wrap=True, end="")
     for note in notes(comparison):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
@@ -50,15 +47,12 @@ def markdown(comparison: Comparison) -> str:
 
 def _tables(console: Console, comparison: Comparison) -> Iterator[Table]:
     if comparison.paper_rows:
-        benchmarks = [list(rows) for _, rows in groupby(comparison.paper_rows, key=_benchmark)]
+        columns = groupby(comparison.paper_rows, lambda row: row.measure.column and row.measure.column.benchmark)
+        benchmarks = [list(rows) for _, rows in columns]
         yield from _fitting(console, benchmarks, lambda parts: paper_table(comparison, list(chain(*parts))))
     if comparison.other_rows:
         places = range(len(comparison.models))
         yield from _fitting(console, places, lambda parts: others_table(comparison, parts))
-
-
-def _benchmark(row: Row) -> str:
-    return row.measure.column.benchmark if row.measure.column else ""
 
 
 def paper_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
@@ -103,12 +97,6 @@ def _width(console: Console, table: Table) -> int:
     return Measurement.get(console, console.options.update(width=UNLIMITED), as_rich(table)).maximum
 
 
-def _print_whole(console: Console, table: Table) -> None:
-    """Print a table at its full width, also on a terminal that is narrower."""
-    options = console.options.update(width=_width(console, table))
-    console.print(Segments(console.render(as_rich(table), options)), soft_wrap=True, end="")
-
-
 def cell_lines(row: Row, cell: Cell | None) -> list[Line]:
     """The value with its standard error, the difference, and its interval; shares of items in per cent and points."""
     if cell is None:
@@ -119,17 +107,15 @@ def cell_lines(row: Row, cell: Cell | None) -> list[Line]:
         value += f" ± {row.measure.scale * cell.stderr:.{digits}f}"
     lines = [Line(value)]
     if cell.difference is not None:
-        style = STYLES[cell.difference.verdict]
-        lines += [Line(text, style) for text in _difference_texts(cell.difference, row.measure.scale, digits)]
+        verdict, test = cell.difference.verdict, cell.difference.test
+        texts = [f"{_signed(row.measure.scale * cell.difference.value, digits)} {verdict.value}"]
+        if test is not None:
+            shown, low, high = (
+                _signed(row.measure.scale * number, digits) for number in (cell.difference.value, test.low, test.high)
+            )
+            texts = [f"{MARKS[verdict]} {shown}  {p_text(test.p_value)}", f"[{low}, {high}]"]
+        lines += [Line(text, STYLES[verdict]) for text in texts]
     return lines
-
-
-def _difference_texts(difference: Difference, scale: int, digits: int) -> list[str]:
-    shown = _signed(scale * difference.value, digits)
-    if difference.test is None:
-        return [f"{shown} {difference.verdict.value}"]
-    low, high = (_signed(scale * end, digits) for end in (difference.test.low, difference.test.high))
-    return [f"{MARKS[difference.verdict]} {shown}  {p_text(difference.test.p_value)}", f"[{low}, {high}]"]
 
 
 def _signed(number: float, digits: int) -> str:
@@ -150,13 +136,7 @@ def metric_text(row: Row) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """The lines under the tables: what the numbers and marks mean, what was not tested, what to be careful with."""
-    return [
-        *_units(comparison),
-        *_legend(comparison),
-        *_untested(comparison),
-        *_resampled(comparison),
-        *_few_items(comparison),
-    ]
+    return list(chain(_units(comparison), _legend(comparison), _untested(comparison), _cautions(comparison)))
 
 
 def _units(comparison: Comparison) -> Iterator[str]:
@@ -207,21 +187,17 @@ def _untested(comparison: Comparison) -> Iterator[str]:
         yield f"Not tested, since {reason.value} ({where})."
 
 
-def _resampled(comparison: Comparison) -> Iterator[str]:
-    names = [
-        row.measure.name for row in comparison.rows if any(cell and cell.stderr_is_resampled for cell in row.cells)
-    ]
-    if names:
-        yield f"Standard errors from the resamples, since lm-eval gives none: {', '.join(names)}."
-
-
-def _few_items(comparison: Comparison) -> Iterator[str]:
-    few = {
-        row.measure.task: cell.items
-        for row in comparison.rows
-        for cell in row.cells
-        if cell and cell.difference and cell.difference.test and cell.items < FEW_ITEMS
-    }
+def _cautions(comparison: Comparison) -> Iterator[str]:
+    resampled: dict[str, None] = {}
+    few: dict[str, int] = {}
+    for row in comparison.rows:
+        for cell in filter(None, row.cells):
+            if cell.stderr_is_resampled:
+                resampled[row.measure.name] = None
+            if cell.difference and cell.difference.test and cell.items < FEW_ITEMS:
+                few[row.measure.task] = cell.items
+    if resampled:
+        yield f"Standard errors from the resamples, since lm-eval gives none: {', '.join(resampled)}."
     if few:
         where = ", ".join(f"{task} ({items})" for task, items in few.items())
         yield f"Intervals from fewer than {FEW_ITEMS} items are too narrow: {where}."
@@ -229,49 +205,36 @@ def _few_items(comparison: Comparison) -> Iterator[str]:
 
 def as_record(comparison: Comparison) -> dict[str, Any]:
     """The models, how they were compared, and for each row one cell per model, in their order."""
-    models = [
-        {"name": model.name, "results": str(model.results), "experts": model.experts} for model in comparison.models
+    rows = [
+        {
+            "task": row.measure.task,
+            "metric": row.measure.key,
+            "benchmark": row.measure.column and row.measure.column.benchmark,
+            "language": row.measure.column and row.measure.column.language,
+            "higher_is_better": row.higher_is_better,
+            "shots": row.shots,
+            "cells": [_cell_record(cell) for cell in row.cells],
+        }
+        for row in comparison.rows
     ]
-    return {
-        "models": models,
-        "bootstrap": asdict(comparison.bootstrap),
-        "rows": [_row_record(row) for row in comparison.rows],
-    }
-
-
-def _row_record(row: Row) -> dict[str, Any]:
-    column = row.measure.column
-    return {
-        "task": row.measure.task,
-        "metric": row.measure.key,
-        "benchmark": column and column.benchmark,
-        "language": column and column.language,
-        "higher_is_better": row.higher_is_better,
-        "shots": row.shots,
-        "cells": [_cell_record(cell) for cell in row.cells],
-    }
+    models = [asdict(model) | {"results": str(model.results)} for model in comparison.models]
+    return {"models": models, "bootstrap": asdict(comparison.bootstrap), "rows": rows}
 
 
 def _cell_record(cell: Cell | None) -> dict[str, Any] | None:
     if cell is None:
         return None
     origin = "resamples" if cell.stderr_is_resampled else "lm-eval"
+    difference = None
+    if cell.difference is not None:
+        test, untested = cell.difference.test, cell.difference.untested
+        tested = asdict(test) if test else dict.fromkeys(("low", "high", "p_value"))
+        difference = {"value": cell.difference.value, "verdict": cell.difference.verdict.value, **tested}
+        difference["untested"] = untested and untested.value
     return {
         "value": cell.value,
         "stderr": cell.stderr,
         "stderr_from": None if cell.stderr is None else origin,
         "items": cell.items,
-        "difference": cell.difference and _difference_record(cell.difference),
-    }
-
-
-def _difference_record(difference: Difference) -> dict[str, Any]:
-    test = difference.test
-    return {
-        "value": difference.value,
-        "verdict": difference.verdict.value,
-        "low": test and test.low,
-        "high": test and test.high,
-        "p_value": test and test.p_value,
-        "untested": difference.untested and difference.untested.value,
+        "difference": difference,
     }

@@ -132,15 +132,11 @@ def _items(by_number: Mapping[int, tuple[_Line, object]]) -> Items | None:
     """The items in order, or None if their values are neither all numbers nor all pairs of numbers."""
     numbers = sorted(by_number)
     lines, values = zip(*(by_number[number] for number in numbers), strict=True)
-    if not all(isinstance(part, int | float) for value in values for part in _parts(value)):
+    sizes = {len(value) if isinstance(value, list) else None for value in values}
+    if sizes not in ({None}, {2}) or not all(isinstance(part, int | float) for own in values for part in _parts(own)):
         return None
-    if {isinstance(value, list) for value in values} == {True} and {len(value) for value in values} == {2}:
-        pairs, is_ratio = np.array(values, dtype=np.float64), True
-    elif not any(isinstance(value, list) for value in values):
-        column = np.array(values, dtype=np.float64)
-        pairs, is_ratio = np.stack([column, np.ones_like(column)], axis=1), False
-    else:
-        return None
+    is_ratio = sizes == {2}
+    pairs = np.array(values if is_ratio else [(value, 1) for value in values], dtype=np.float64)
     return Items(tuple(numbers), tuple(line.hashes for line in lines), pairs, is_ratio)
 
 
@@ -200,10 +196,16 @@ class Samples:
                 return Untested.AGGREGATION
             items[name] = self._read[name][measure.key]
         statistics = _fitting_statistics(self.results, measure, items)
-        weightings = _fitting_weightings(self.results, measure, items)
+        scores = {name: task.scores[measure.key].value for name, task in self.results.tasks.items() if name in items}
+        reported = self.results.tasks[measure.task].scores[measure.key].value
+        weightings = []
+        for by_size in (True, False):
+            weights = _weights(self.results, items, by_size)
+            if is_close(sum(weights[name] * scores[name] for name in items), reported):
+                weightings.append(by_size)
         if not statistics or not weightings:
             return Untested.AGGREGATION
-        return Evidence(self.results, items, statistics, weightings)
+        return Evidence(self.results, items, statistics, tuple(weightings))
 
 
 def scored_leaves(results: Results, measure: Measure) -> list[str]:
@@ -236,17 +238,6 @@ def _weights(results: Results, items: Mapping[str, Items], by_size: bool) -> dic
     """What each task's value counts in its group's; sums to 1."""
     sizes = {task: results.tasks[task].items if by_size else 1 for task in items}
     return {task: size / sum(sizes.values()) for task, size in sizes.items()}
-
-
-def _fitting_weightings(results: Results, measure: Measure, items: Mapping[str, Items]) -> tuple[bool, ...]:
-    reported = results.tasks[measure.task].scores[measure.key].value
-    values = {task: results.tasks[task].scores[measure.key].value for task in items}
-    fitting = []
-    for by_size in (True, False):
-        weights = _weights(results, items, by_size)
-        if is_close(sum(weights[task] * value for task, value in values.items()), reported):
-            fitting.append(by_size)
-    return tuple(fitting)
 
 
 def _fitting_statistics(results: Results, measure: Measure, items: Mapping[str, Items]) -> tuple[Statistic, ...]:

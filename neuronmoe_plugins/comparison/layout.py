@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from neuronmoe_plugins.comparison.bootstrap import Bootstrap, Test
-from neuronmoe_plugins.comparison.lm_eval_results import Results, Task, metric_of
+from neuronmoe_plugins.comparison.lm_eval_results import Results, metric_of
 
 LANGUAGES = ("EN", "EL", "TR", "HU")
 # Benchmark -> its metric, and its task in each of LANGUAGES.
@@ -51,12 +51,6 @@ COLUMNS = tuple(
 )
 
 
-def is_share(key: str) -> bool:
-    """Whether a metric is a share of items, in 0..1, which is shown in per cent."""
-    metric = metric_of(key)
-    return metric.startswith("acc") or metric in SHARES
-
-
 @dataclass(frozen=True)
 class Measure:
     """One metric of one task or group.
@@ -73,8 +67,9 @@ class Measure:
 
     @property
     def scale(self) -> int:
-        """What values are multiplied with when shown: 100 for shares of items, in per cent."""
-        return 100 if is_share(self.key) else 1
+        """What values are multiplied with when shown: 100 for shares of items, which are in 0..1, in per cent."""
+        metric = metric_of(self.key)
+        return 100 if metric.startswith("acc") or metric in SHARES else 1
 
     @property
     def name(self) -> str:
@@ -92,24 +87,15 @@ def select_measures(files: Sequence[Results]) -> list[Measure]:
 
     A task that counts in a group with values of its own is shown in the group only, as the subjects of MMLU are.
     """
-    paper = [Measure(column.task, column.key, column) for column in COLUMNS if _has(files, column)]
+    tasks = [task for file in files for task in file.tasks.values()]
+    keys = dict.fromkeys((task.name, key) for task in tasks for key in task.scores)  # in their order, unlike a set
+    paper = [Measure(column.task, column.key, column) for column in COLUMNS if (column.task, column.key) in keys]
     hidden = {measure.task for measure in paper}
     for file in files:
         for task in file.tasks.values():
             if task.scores and task.children:
                 hidden |= file.descendants(task.name)
-    keys = {
-        (task.name, key): None for file in files for task in _others(file, hidden) for key in task.scores
-    }  # a dictionary keeps the order
-    return paper + [Measure(name, key) for name, key in keys]
-
-
-def _has(files: Sequence[Results], column: Column) -> bool:
-    return any(column.task in file.tasks and column.key in file.tasks[column.task].scores for file in files)
-
-
-def _others(file: Results, hidden: set[str]) -> list[Task]:
-    return [task for task in file.tasks.values() if task.name not in hidden]
+    return paper + [Measure(name, key) for name, key in keys if name not in hidden]
 
 
 class Untested(str, Enum):

@@ -125,11 +125,8 @@ def read_results(path: Path) -> Results:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} is not a results file of lm-eval ({_what(error)}); {WANTED}") from error
-
-
-def _what(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        what = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{file} is not a results file of lm-eval ({what}); {WANTED}") from error
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Results:
@@ -203,22 +200,23 @@ def check_settings(first: Results, other: Results, name: str, key: str) -> None:
     for leaf in first.leaves(name):
         one, two = first.tasks[leaf], other.tasks[leaf]
         metric = metric_of(key)
-        _check_same(leaf, "shots", one.shots, two.shots, first, other)
-        _check_same(leaf, "the version", one.version, two.version, first, other)
-        items = f"{one.items}{_limit(first)}", f"{two.items}{_limit(other)}"
-        if one.items != two.items:
-            _check_same(leaf, "the number of items", *items, first, other)
-        directions = one.higher_is_better.get(metric), two.higher_is_better.get(metric)
-        _check_same(leaf, f"higher_is_better of {metric}", *directions, first, other)
-
-
-def _check_same(task: str, what: str, one: object, two: object, first: Results, other: Results) -> None:
-    if one != two:
-        raise UserError(f"{task}: {what}: {one} in {first.path}, {two} in {other.path}; evaluate both in the same way")
-
-
-def _limit(results: Results) -> str:
-    return "" if results.limit is None else f" (--limit {results.limit:g})"
+        limits = ["" if run.limit is None else f" (--limit {run.limit:g})" for run in (first, other)]
+        for what, own, others, (after_own, after_others) in (
+            ("shots", one.shots, two.shots, ("", "")),
+            ("the version", one.version, two.version, ("", "")),
+            ("the number of items", one.items, two.items, limits),
+            (
+                f"higher_is_better of {metric}",
+                one.higher_is_better.get(metric),
+                two.higher_is_better.get(metric),
+                ("", ""),
+            ),
+        ):
+            if own != others:
+                raise UserError(
+                    f"{leaf}: {what}: {own}{after_own} in {first.path}, {others}{after_others} in {other.path}; "
+                    "evaluate both in the same way"
+                )
 
 
 def count_experts(model_args: Mapping[str, str]) -> int | None:
@@ -237,7 +235,9 @@ def count_experts(model_args: Mapping[str, str]) -> int | None:
         return None
     if isinstance(experts, list) and layers is None:
         return sum(experts)
-    num_layers = _num_layers(model_args)
+    model = _read_or_empty(model_args.get("pretrained"), "config.json")
+    configs = (config for config in (model, model.get("text_config", {})) if "num_hidden_layers" in config)
+    num_layers = next((int(config["num_hidden_layers"]) for config in configs), None)
     if num_layers is None and isinstance(layers, list) and layers == list(range(len(layers))):
         num_layers = len(layers)  # the published code names every layer
     if num_layers is None:
@@ -250,19 +250,9 @@ def count_experts(model_args: Mapping[str, str]) -> int | None:
     return num_layers - len(transformed) + sum(experts)
 
 
-def _num_layers(model_args: Mapping[str, str]) -> int | None:
-    model = _read_or_empty(model_args.get("pretrained"), "config.json")
-    for config in (model, model.get("text_config", {})):
-        if "num_hidden_layers" in config:
-            return int(config["num_hidden_layers"])
-    return None
-
-
 def _read_or_empty(folder: str | None, name: str) -> dict[str, Any]:
     """A JSON object of a folder; empty if it cannot be read."""
-    if folder is None:
-        return {}
     try:
-        return dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
+        return {} if folder is None else dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
