@@ -15,6 +15,11 @@ from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, are_counts
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
 
 
+def _of_moe(default: Any, explained: str) -> Any:
+    """A field for an argument of `moe`; its help says so."""
+    return field(default=default, metadata={"help": f"[moe] {explained}"})
+
+
 @dataclass
 class MoeFinetuningArguments(FinetuningArguments):
     """LLaMA-Factory's fine-tuning arguments and those of `moe`, under the names of the published code.
@@ -28,96 +33,65 @@ class MoeFinetuningArguments(FinetuningArguments):
         default="lora",
         metadata={"help": "Which fine-tuning method to use; `moe` adds experts to the MLPs (NeuronMoE)."},
     )
-    topk: int | None = field(
-        default=None,
-        metadata={"help": "[moe] Experts that each token uses. 2 when not given; an adapter's own when one is loaded."},
+    topk: int | None = _of_moe(
+        None, "Experts that each token uses. 2 when not given; an adapter's own when one is loaded."
     )
-    moe_num_experts: int | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Experts in every layer, the base MLP included. A new adapter needs this or "
-            "ada_moe_num_experts_list."
-        },
+    moe_num_experts: int | None = _of_moe(
+        None, "Experts in every layer, the base MLP included. A new adapter needs this or ada_moe_num_experts_list."
     )
-    ada_moe_num_experts_list: str | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Experts of each layer, the base MLP included: `6,2,1` or a YAML list. A layer with 1 stays "
-            "dense."
-        },
+    ada_moe_num_experts_list: str | None = _of_moe(
+        None, "Experts of each layer, the base MLP included: `6,2,1` or a YAML list. A layer with 1 stays dense."
     )
-    old_moe_num_experts_list: str | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Experts of each layer before an extension: `3,1,1` or a YAML list. Where they are those of "
-            "the adapter in `adapter_name_or_path`, and ada_moe_num_experts_list is larger, they are kept frozen and "
-            "new ones added. Sequences of language group 1 use them alone."
-        },
+    old_moe_num_experts_list: str | None = _of_moe(
+        None,
+        "Experts of each layer before an extension: `3,1,1` or a YAML list. Where they are those of the adapter in "
+        "`adapter_name_or_path`, and ada_moe_num_experts_list is larger, they are kept frozen and new ones added. "
+        "Sequences of language group 1 use them alone.",
     )
-    group_nums: str | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Language groups that a classifier in each layer tells apart: an integer for all layers, or "
-            "`0,2,2` or a YAML list, 0 for a layer without one. 0 alone drops the classifiers of the adapter. Group 0 "
-            "uses the base MLP, group 1 the experts of old_moe_num_experts_list, the others all."
-        },
+    group_nums: str | None = _of_moe(
+        None,
+        "Language groups that a classifier in each layer tells apart: an integer for all layers, or `0,2,2` or a YAML "
+        "list, 0 for a layer without one. 0 alone drops the classifiers of the adapter. Group 0 uses the base MLP, "
+        "group 1 the experts of old_moe_num_experts_list, the others all.",
     )
-    layers_to_moe: str | None = field(
-        default=None,
-        metadata={"help": "[moe] Decoder layers to transform: `0,1,29` or a YAML list. All when not given."},
+    layers_to_moe: str | None = _of_moe(
+        None, "Decoder layers to transform: `0,1,29` or a YAML list. All when not given."
     )
-    aux_loss_coef: float | None = field(
-        default=None, metadata={"help": "[moe] Coefficient of the load-balancing loss. No such loss when not given."}
+    aux_loss_coef: float | None = _of_moe(None, "Coefficient of the load-balancing loss. No such loss when not given.")
+    aux_loss_per_sequence: bool = _of_moe(
+        False, "Balance the load within each sequence instead of over the micro-batch."
     )
-    aux_loss_per_sequence: bool = field(
-        default=False,
-        metadata={"help": "[moe] Balance the load within each sequence instead of over the micro-batch."},
+    lpr_loss_coef: float | None = _of_moe(
+        None,
+        "Coefficient of the language-prior routing loss; needs `generate_lang_mask: true`. No such loss when not "
+        "given.",
     )
-    lpr_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Coefficient of the language-prior routing loss; needs `generate_lang_mask: true`. No such "
-            "loss when not given."
-        },
+    lpr_double_softmax: bool = _of_moe(
+        False, "Take the softmax twice in the language-prior loss, as the published code does."
     )
-    lpr_double_softmax: bool = field(
-        default=False,
-        metadata={"help": "[moe] Take the softmax twice in the language-prior loss, as the published code does."},
+    classify_loss_coef: float | None = _of_moe(
+        None,
+        "Coefficient of the loss of the classifiers of `group_nums`; needs `sequential_add_mask: true`. No such loss "
+        "when not given.",
     )
-    classify_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Coefficient of the loss of the classifiers of `group_nums`; needs `sequential_add_mask: "
-            "true`. No such loss when not given."
-        },
+    sequential_add_loss_coef: float | None = _of_moe(
+        None,
+        "Coefficient of the loss that draws each token to the experts of its language group; needs "
+        "`sequential_add_mask: true`. No such loss when not given.",
     )
-    sequential_add_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Coefficient of the loss that draws each token to the experts of its language group; needs "
-            "`sequential_add_mask: true`. No such loss when not given."
-        },
+    train_only_router: bool = _of_moe(
+        False, "Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
     )
-    train_only_router: bool = field(
-        default=False,
-        metadata={
-            "help": "[moe] Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
-        },
+    experts_implementation: str | None = _of_moe(
+        None,
+        "How the experts are run: auto, loop, sorted or grouped_mm, which all compute the same. auto when not given; "
+        "an adapter's own when one is loaded.",
     )
-    experts_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] How the experts are run: auto, loop, sorted or grouped_mm, which all compute the same. auto "
-            "when not given; an adapter's own when one is loaded."
-        },
+    moe_every_k_layers: int = _of_moe(
+        1, "Of the published code: nothing but 1; name the layers in layers_to_moe instead."
     )
-    moe_every_k_layers: int = field(
-        default=1,
-        metadata={"help": "[moe] Of the published code: nothing but 1; name the layers in layers_to_moe instead."},
-    )
-    save_all_params: bool = field(
-        default=False,
-        metadata={"help": "[moe] Of the published code: nothing but false; the base model stays frozen and unsaved."},
+    save_all_params: bool = _of_moe(
+        False, "Of the published code: nothing but false; the base model stays frozen and unsaved."
     )
 
     def __post_init__(self) -> None:
@@ -134,7 +108,10 @@ class MoeFinetuningArguments(FinetuningArguments):
             raise UserError(f"{', '.join(given)}: only valid with finetuning_type: moe, not {method}")
         self.expert_list: list[int] | None = _integers("ada_moe_num_experts_list", self.ada_moe_num_experts_list)
         self.old_expert_list: list[int] | None = _integers("old_moe_num_experts_list", self.old_moe_num_experts_list)
-        self.group_counts: int | list[int] | None = _one_or_more("group_nums", self.group_nums)
+        groups = _integers("group_nums", self.group_nums)
+        # A single number that is not in a list stays one.
+        is_one = groups is not None and len(groups) == 1 and not isinstance(self.group_nums, list)
+        self.group_counts: int | list[int] | None = groups[0] if groups and is_one else groups
         self.moe_layers: list[int] | None = _integers("layers_to_moe", self.layers_to_moe)
         if method == "moe":
             check_moe_arguments(self)
@@ -144,25 +121,18 @@ class MoeFinetuningArguments(FinetuningArguments):
 class MoeDataArguments(DataArguments):
     """LLaMA-Factory's data arguments and those of the tags that every token gets from its data set."""
 
-    generate_lang_mask: bool = field(
-        default=False,
-        metadata={
-            "help": "[moe] Tell old-language tokens from new ones by the `language` of each data set in "
-            "dataset_info.json, for the language-prior routing loss."
-        },
+    generate_lang_mask: bool = _of_moe(
+        False,
+        "Tell old-language tokens from new ones by the `language` of each data set in dataset_info.json, for the "
+        "language-prior routing loss.",
     )
-    original_languages: str | None = field(
-        default=None,
-        metadata={
-            "help": "[moe] Languages that count as old where data sets are tagged with language codes: `en,es,zh`."
-        },
+    original_languages: str | None = _of_moe(
+        None, "Languages that count as old where data sets are tagged with language codes: `en,es,zh`."
     )
-    sequential_add_mask: bool = field(
-        default=False,
-        metadata={
-            "help": "[moe] Tag every token with the language group of its data set, the `group_tag` in "
-            "dataset_info.json (`g0`, `g1` or 0, 1), for the losses of classify_loss_coef and sequential_add_loss_coef."
-        },
+    sequential_add_mask: bool = _of_moe(
+        False,
+        "Tag every token with the language group of its data set, the `group_tag` in dataset_info.json (`g0`, `g1` or "
+        "0, 1), for the losses of classify_loss_coef and sequential_add_loss_coef.",
     )
 
     def __post_init__(self) -> None:
@@ -214,43 +184,38 @@ def _integers(name: str, value: str | list[Any] | int | None) -> list[int] | Non
         raise UserError(f"{name} must be a list of integers such as 6,2,1; got {value!r}") from error
 
 
-def _one_or_more(name: str, value: str | list[Any] | int | None) -> int | list[int] | None:
-    """As :func:`_integers`, but a single number that is not in a list stays one."""
-    numbers = _integers(name, value)
-    return numbers[0] if numbers is not None and len(numbers) == 1 and not isinstance(value, list) else numbers
-
-
 def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
     """Refuse values that no run could use.
 
     Raises:
         UserError: naming the argument and its value.
     """
-    for name in ("topk", "moe_num_experts"):
-        _check_count(name, getattr(arguments, name))
-    for name, counts in (
-        ("ada_moe_num_experts_list", arguments.expert_list),
-        ("old_moe_num_experts_list", arguments.old_expert_list),
-    ):
-        _check_counts(name, counts)
-    _check_groups(arguments.group_counts)
-    _check_layers(arguments.moe_layers)
+    for name, number in (("topk", arguments.topk), ("moe_num_experts", arguments.moe_num_experts)):
+        if number is not None and (isinstance(number, list) or not are_counts(number, 1)):
+            raise UserError(f"{name} must be an integer of at least 1; got {number!r}")
+    lists = {"ada_moe_num_experts_list": arguments.expert_list, "old_moe_num_experts_list": arguments.old_expert_list}
+    for name, counts in lists.items():
+        if counts is not None and not are_counts(counts, 1):
+            raise UserError(f"{name} must have a count of at least 1 for each layer (1 leaves it dense); got {counts}")
+    groups = arguments.group_counts
+    if groups is not None and not are_counts(groups, 0):
+        raise UserError(f"group_nums must have a number of at least 0 for each layer; got {groups}")
+    if arguments.moe_layers is not None:
+        _check_layers(arguments.moe_layers)
     for name in LOSS_COEFFICIENTS:
         _check_coefficient(name, getattr(arguments, name))
     if arguments.moe_num_experts is not None and arguments.expert_list is not None:
         raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")
     _check_implementation(arguments.experts_implementation)
-    _check_published(arguments)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, list) or not are_counts(value, 1)):
-        raise UserError(f"{name} must be an integer of at least 1; got {value!r}")
-
-
-def _check_counts(name: str, counts: list[int] | None) -> None:
-    if counts is not None and not are_counts(counts, 1):
-        raise UserError(f"{name} must have a count of at least 1 for each layer (1 leaves it dense); got {counts}")
+    # Arguments of the published code are taken only as they are there by default.
+    step = arguments.moe_every_k_layers
+    if step != 1:
+        raise UserError(
+            f"moe_every_k_layers must be 1; got {step!r}: name the layers in layers_to_moe, or give the others 1 "
+            "expert in ada_moe_num_experts_list"
+        )
+    if arguments.save_all_params:
+        raise UserError("save_all_params must be false: the base model stays frozen, and is not saved with the adapter")
 
 
 def _check_implementation(name: str | None) -> None:
@@ -263,14 +228,7 @@ def _check_implementation(name: str | None) -> None:
         raise UserError(str(error)) from error
 
 
-def _check_groups(groups: int | list[int] | None) -> None:
-    if groups is not None and not are_counts(groups, 0):
-        raise UserError(f"group_nums must have a number of at least 0 for each layer; got {groups}")
-
-
-def _check_layers(layers: list[int] | None) -> None:
-    if layers is None:
-        return
+def _check_layers(layers: list[int]) -> None:
     if min(layers, default=-1) < 0:
         raise UserError(f"layers_to_moe must name layers from 0 on; got {layers}")
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
@@ -285,15 +243,3 @@ def _check_coefficient(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a finite number; got {value!r}")
     if value < 0:
         raise UserError(f"{name} must not be negative; got {value}")
-
-
-def _check_published(arguments: MoeFinetuningArguments) -> None:
-    """Arguments of the published code that are taken only as they are there by default."""
-    if arguments.moe_every_k_layers != 1:
-        step = arguments.moe_every_k_layers
-        raise UserError(
-            f"moe_every_k_layers must be 1; got {step!r}: name the layers in layers_to_moe, or give the others 1 "
-            "expert in ada_moe_num_experts_list"
-        )
-    if arguments.save_all_params:
-        raise UserError("save_all_params must be false: the base model stays frozen, and is not saved with the adapter")

@@ -21,9 +21,8 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
     check_task,
     check_training,
 )
-from neuronmoe_plugins.integrations.llamafactory.languages import check_datasets, check_languages
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
-from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_saved_tags
+from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_datasets, check_languages, check_saved_tags
 from neuronmoe_plugins.integrations.stand_ins import refusal_of_moe
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS

@@ -23,9 +23,9 @@ TRAINER = {
 }
 # What mends the host whatever the method, but is done to `moe` runs alone; the last two came with transformers 5.4.
 TRAINER_REPAIRS = {
-    "_load_optimizer_and_scheduler": "repairs:load_optimizer_and_scheduler",
-    "_init_training_state": "repairs:init_training_state",
-    "_run_epoch": "repairs:run_epoch",
+    "_load_optimizer_and_scheduler": "trainer:load_optimizer_and_scheduler",
+    "_init_training_state": "trainer:init_training_state",
+    "_run_epoch": "trainer:run_epoch",
 }
 # Module of the host -> its function or method -> the function of a room here that stands in for it.
 STAND_INS: dict[str, dict[str, str]] = {

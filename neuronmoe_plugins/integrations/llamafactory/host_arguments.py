@@ -14,39 +14,33 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import inherited_fields
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
-WORKS = frozenset(
-    (
-        *("stage", "finetuning_type", "pure_bf16", "disable_shuffling", "early_stopping_steps", "plot_loss"),
-        *("use_swanlab", "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_api_key"),
-        *("swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"),
-    )
-)
-WORKS_IN_SFT = frozenset(
-    (
-        *("compute_accuracy", "include_effective_tokens_per_second", "use_dft_loss"),
-        *("use_asft_loss", "asft_alpha", "use_eaft_loss", "eaft_alpha"),
-        *("ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
-    )
-)
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WORKS = _names("""
+    stage finetuning_type pure_bf16 disable_shuffling early_stopping_steps plot_loss use_swanlab swanlab_project
+    swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir swanlab_lark_webhook_url
+    swanlab_lark_secret
+""")
+WORKS_IN_SFT = _names("""
+    compute_accuracy include_effective_tokens_per_second use_dft_loss use_asft_loss asft_alpha use_eaft_loss
+    eaft_alpha ref_model ref_model_adapters ref_model_quantization_bit
+""")
 # Of other methods and stages, and of optimizers and back ends that are refused.
-WITHOUT_EFFECT = frozenset(
-    (
-        *("additional_target", "lora_alpha", "lora_dropout", "lora_rank", "lora_target", "loraplus_lr_ratio"),
-        *("loraplus_lr_embedding", "use_rslora", "use_dora", "pissa_init", "pissa_iter", "pissa_convert"),
-        *("create_new_adapter", "module_dropout", "oft_rank", "oft_block_size", "oft_target"),
-        *("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
-        *("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"),
-        *("pref_beta", "pref_ftx", "pref_bco_weight", "pref_loss", "dpo_label_smoothing", "ld_alpha"),
-        *("kto_chosen_weight", "kto_rejected_weight", "simpo_gamma"),
-        *("ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target", "ppo_whiten_rewards"),
-        *("reward_model", "reward_model_adapters", "reward_model_quantization_bit", "reward_model_type"),
-        *("galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type"),
-        *("galore_layerwise", "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj"),
-        *("apollo_proj_type", "apollo_scale_type", "apollo_layerwise", "apollo_scale_front"),
-        *("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio"),
-        *("badam_mask_mode", "badam_verbose", "hyper_parallel_args"),
-    )
-)
+WITHOUT_EFFECT = _names("""
+    additional_target lora_alpha lora_dropout lora_rank lora_target loraplus_lr_ratio loraplus_lr_embedding use_rslora
+    use_dora pissa_init pissa_iter pissa_convert create_new_adapter module_dropout oft_rank oft_block_size oft_target
+    freeze_trainable_layers freeze_trainable_modules freeze_extra_modules freeze_vision_tower
+    freeze_multi_modal_projector freeze_language_model pref_beta pref_ftx pref_bco_weight pref_loss
+    dpo_label_smoothing ld_alpha kto_chosen_weight kto_rejected_weight simpo_gamma ppo_buffer_size ppo_epochs
+    ppo_score_norm ppo_target ppo_whiten_rewards reward_model reward_model_adapters reward_model_quantization_bit
+    reward_model_type galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise
+    apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type
+    apollo_layerwise apollo_scale_front badam_mode badam_start_block badam_switch_mode badam_switch_interval
+    badam_update_ratio badam_mask_mode badam_verbose hyper_parallel_args
+""")
 # Argument -> why it cannot work.
 REFUSED = {
     "use_galore": "it projects the gradients of linear layers, which the experts are not",
@@ -65,79 +59,59 @@ REFUSED_OF_MODEL = {
     "train_from_scratch": "the random base model would stay as it is, and would not be saved",
     "quantization_bit": "load the base model unquantised, or one that is saved in 4 bits by bitsandbytes",
 }
-WITHOUT_EFFECT_OF_MODEL = frozenset(
-    (
-        *("moe_aux_loss_coef", "quantization_method", "quantization_type", "double_quantization"),
-        *("quantization_device_map", "kt_weight_path", "kt_expert_checkpoint_path", "kt_use_lora_experts"),
-        *("kt_lora_expert_num", "kt_lora_expert_intermediate_size"),
-        *("vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config"),
-        *("sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend"),
-    )
-)
+WITHOUT_EFFECT_OF_MODEL = _names("""
+    moe_aux_loss_coef quantization_method quantization_type double_quantization quantization_device_map kt_weight_path
+    kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size vllm_maxlen
+    vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size
+    sglang_config sglang_lora_backend
+""")
 # Of the host's other classes, what is there in the versions that this package was tried with.
-OF_MODEL = frozenset(
-    (
-        *("adapter_folder", "adapter_name_or_path", "add_special_tokens", "add_tokens", "audio_sampling_rate"),
-        *("cache_dir", "crop_to_patches", "disable_gradient_checkpointing", "enable_liger_kernel", "export_device"),
-        *("export_dir", "export_hub_model_id", "export_legacy_format", "export_quantization_bit"),
-        *("export_quantization_dataset", "export_quantization_maxlen", "export_quantization_nsamples", "export_size"),
-        *("flash_attn", "hf_hub_token", "image_do_pan_and_scan", "image_max_pixels", "image_min_pixels"),
-        *("infer_backend", "infer_dtype", "init_special_tokens", "low_cpu_mem_usage", "model_name_or_path"),
-        *("model_revision", "ms_hub_token", "new_special_tokens_config", "offload_folder", "om_hub_token"),
-        *("print_param_status", "resize_vocab", "rope_scaling", "shift_attn", "split_special_tokens"),
-        *("trust_remote_code", "upcast_layernorm", "upcast_lmhead_output", "use_audio_in_video"),
-        *("use_fast_tokenizer", "use_kv_cache", "use_reentrant_gc", "use_unsloth_gc", "use_v1_kernels", "video_fps"),
-        *("video_max_pixels", "video_maxlen", "video_min_pixels"),
-    )
-)
-OF_DATA = frozenset(
-    (
-        *("buffer_size", "cutoff_len", "data_shared_file_system", "dataset", "dataset_dir", "default_system"),
-        *("enable_thinking", "eval_dataset", "eval_num_beams", "eval_on_each_dataset", "ignore_pad_token_for_loss"),
-        *("interleave_probs", "mask_history", "max_samples", "media_dir", "mix_strategy", "neat_packing"),
-        *("overwrite_cache", "packing", "preprocessing_batch_size", "preprocessing_num_workers", "preserve_thinking"),
-        *("streaming", "template", "tokenized_path", "tool_format", "train_on_prompt", "val_size"),
-    )
-)
-OF_TRAINING = frozenset(
-    (
-        *("accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size"),
-        *("average_tokens_across_devices", "batch_eval_metrics", "bf16", "bf16_full_eval", "data_seed"),
-        *("dataloader_drop_last", "dataloader_in_order", "dataloader_multiprocessing_context"),
-        *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
-        *("dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
-        *("ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "debug", "deepspeed", "disable_tqdm"),
-        *("do_eval", "do_predict", "do_train", "enable_jit_checkpoint", "enable_torch_profiler"),
-        *("eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_steps"),
-        *("eval_strategy", "eval_use_gather_object", "fp16", "fp16_full_eval", "fp8", "fp8_backend"),
-        *("fp8_enable_fsdp_float8_all_gather", "fsdp", "fsdp_config", "full_determinism", "generation_config"),
-        *("generation_max_length", "generation_num_beams", "gradient_accumulation_steps", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "greater_is_better", "hub_always_push", "hub_model_id"),
-        *("hub_private_repo", "hub_revision", "hub_strategy", "hub_token", "ignore_data_skip", "include_for_metrics"),
-        *("include_num_input_tokens_seen", "label_names", "label_smoothing_factor", "learning_rate"),
-        *("length_column_name", "liger_kernel_config", "load_best_model_at_end", "local_rank", "log_level"),
-        *("log_level_replica", "log_on_each_node", "logging_dir", "logging_first_step", "logging_nan_inf_filter"),
-        *("logging_steps", "logging_strategy", "lr_scheduler_kwargs", "lr_scheduler_type", "master_addr"),
-        *("master_port", "max_grad_norm", "max_steps", "metric_for_best_model", "neftune_noise_alpha"),
-        *("num_train_epochs", "optim", "optim_args", "optim_target_modules", "output_dir", "overwrite_output_dir"),
-        *("parallelism_config", "per_device_eval_batch_size", "per_device_train_batch_size", "predict_with_generate"),
-        *("prediction_loss_only", "profile_modules", "profiler_active_steps", "profiler_output_dir"),
-        *("profiler_profile_memory", "profiler_record_shapes", "profiler_repeat", "profiler_wait_steps"),
-        *("profiler_warmup_steps", "profiler_with_stack", "project", "push_to_hub", "ray_init_kwargs"),
-        *("ray_num_workers", "remove_unused_columns", "report_to", "restore_callback_states_from_checkpoint"),
-        *("resume_from_checkpoint", "run_name", "save_on_each_node", "save_only_model", "save_steps"),
-        *("save_strategy", "save_total_limit", "seed", "skip_memory_metrics", "sortish_sampler", "tf32"),
-        *("torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"),
-        *("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id", "train_sampling_strategy", "use_cache"),
-        *("use_cpu", "use_liger_kernel", "warmup_ratio", "warmup_steps", "weight_decay"),
-    )
-)
-OF_GENERATION = frozenset(
-    (
-        *("do_sample", "length_penalty", "max_length", "max_new_tokens", "num_beams", "repetition_penalty"),
-        *("skip_special_tokens", "temperature", "top_k", "top_p"),
-    )
-)
+OF_MODEL = _names("""
+    adapter_folder adapter_name_or_path add_special_tokens add_tokens audio_sampling_rate cache_dir crop_to_patches
+    disable_gradient_checkpointing enable_liger_kernel export_device export_dir export_hub_model_id
+    export_legacy_format export_quantization_bit export_quantization_dataset export_quantization_maxlen
+    export_quantization_nsamples export_size flash_attn hf_hub_token image_do_pan_and_scan image_max_pixels
+    image_min_pixels infer_backend infer_dtype init_special_tokens low_cpu_mem_usage model_name_or_path model_revision
+    ms_hub_token new_special_tokens_config offload_folder om_hub_token print_param_status resize_vocab rope_scaling
+    shift_attn split_special_tokens trust_remote_code upcast_layernorm upcast_lmhead_output use_audio_in_video
+    use_fast_tokenizer use_kv_cache use_reentrant_gc use_unsloth_gc use_v1_kernels video_fps video_max_pixels
+    video_maxlen video_min_pixels
+""")
+OF_DATA = _names("""
+    buffer_size cutoff_len data_shared_file_system dataset dataset_dir default_system enable_thinking eval_dataset
+    eval_num_beams eval_on_each_dataset ignore_pad_token_for_loss interleave_probs mask_history max_samples media_dir
+    mix_strategy neat_packing overwrite_cache packing preprocessing_batch_size preprocessing_num_workers
+    preserve_thinking streaming template tokenized_path tool_format train_on_prompt val_size
+""")
+OF_TRAINING = _names("""
+    accelerator_config adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size average_tokens_across_devices
+    batch_eval_metrics bf16 bf16_full_eval data_seed dataloader_drop_last dataloader_in_order
+    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+    ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval do_predict do_train enable_jit_checkpoint
+    enable_torch_profiler eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_steps
+    eval_strategy eval_use_gather_object fp16 fp16_full_eval fp8 fp8_backend fp8_enable_fsdp_float8_all_gather fsdp
+    fsdp_config full_determinism generation_config generation_max_length generation_num_beams
+    gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better hub_always_push
+    hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics
+    include_num_input_tokens_seen label_names label_smoothing_factor learning_rate length_column_name
+    liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_dir
+    logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type
+    master_addr master_port max_grad_norm max_steps metric_for_best_model neftune_noise_alpha num_train_epochs optim
+    optim_args optim_target_modules output_dir overwrite_output_dir parallelism_config per_device_eval_batch_size
+    per_device_train_batch_size predict_with_generate prediction_loss_only profile_modules profiler_active_steps
+    profiler_output_dir profiler_profile_memory profiler_record_shapes profiler_repeat profiler_wait_steps
+    profiler_warmup_steps profiler_with_stack project push_to_hub ray_init_kwargs ray_num_workers
+    remove_unused_columns report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name
+    save_on_each_node save_only_model save_steps save_strategy save_total_limit seed skip_memory_metrics
+    sortish_sampler tf32 torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
+    trackio_bucket_id trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
+    use_liger_kernel warmup_ratio warmup_steps weight_decay
+""")
+OF_GENERATION = _names("""
+    do_sample length_penalty max_length max_new_tokens num_beams repetition_penalty skip_special_tokens temperature
+    top_k top_p
+""")
 KNOWN = (
     (WORKS | WORKS_IN_SFT | WITHOUT_EFFECT | REFUSED.keys())
     | (OF_MODEL | WITHOUT_EFFECT_OF_MODEL | REFUSED_OF_MODEL.keys())
@@ -174,12 +148,10 @@ def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> None
     if unused:
         names = ", ".join(name + HINTS.get(name, "") for name in unused)
         raise UserError(f"no effect with finetuning_type: moe: {names}; remove {'it' if len(unused) == 1 else 'them'}")
-    _check_stage(switched_on)
-    _check_known(given, classes)
-
-
-def _check_known(given: dict[str, Any], classes: Sequence[type]) -> None:
-    """An argument of a later host that is in no table may train something else; its default is what others get."""
+    unused = [name for name in switched_on if name in WORKS_IN_SFT]
+    if unused and switched_on.get("stage") == "pt":
+        raise UserError(f"no effect with stage: pt: {', '.join(unused)}; remove, or set stage: sft")
+    # An argument of a later host that is in no table may train something else; its default is what others get.
     unknown = [
         f.name
         for kind in classes
@@ -193,14 +165,6 @@ def _check_known(given: dict[str, Any], classes: Sequence[type]) -> None:
 
 def _default(one: Field[Any]) -> Any:
     return one.default if one.default_factory is MISSING else one.default_factory()
-
-
-def _check_stage(switched_on: dict[str, Any]) -> None:
-    if switched_on.get("stage") != "pt":
-        return
-    unused = [name for name in switched_on if name in WORKS_IN_SFT]
-    if unused:
-        raise UserError(f"no effect with stage: pt: {', '.join(unused)}; remove, or set stage: sft")
 
 
 def check_inference(given: dict[str, Any]) -> None:
@@ -241,26 +205,16 @@ def check_training(given: dict[str, Any]) -> None:
         UserError: naming the arguments.
     """
     if not given.get("adapter_name_or_path"):
-        _check_new_adapter(given)
+        if given.get("train_only_router"):
+            raise UserError("train_only_router trains an existing adapter: set adapter_name_or_path to that of stage 1")
+        if all(given.get(name) is None for name in COUNTS):
+            raise UserError(
+                "the number of experts is missing: set ada_moe_num_experts_list (per layer, as `neuronmoe allocate` "
+                "writes it) or moe_num_experts (the same in all layers), or adapter_name_or_path to train an adapter "
+                "further"
+            )
     if given.get("lpr_loss_coef") and not given.get("generate_lang_mask"):
         raise UserError("lpr_loss_coef needs to know which tokens are in an old language: set generate_lang_mask: true")
-    _check_group_losses(given)
-    for name, loss in DEPENDENT.items():
-        if given.get(name) and not given.get(loss):
-            raise UserError(f"{name} has no effect without {loss}")
-
-
-def _check_new_adapter(given: dict[str, Any]) -> None:
-    if given.get("train_only_router"):
-        raise UserError("train_only_router trains an existing adapter: set adapter_name_or_path to that of stage 1")
-    if all(given.get(name) is None for name in COUNTS):
-        raise UserError(
-            "the number of experts is missing: set ada_moe_num_experts_list (per layer, as `neuronmoe allocate` writes "
-            "it) or moe_num_experts (the same in all layers), or adapter_name_or_path to train an adapter further"
-        )
-
-
-def _check_group_losses(given: dict[str, Any]) -> None:
     losses = [name for name in GROUP_LOSSES if given.get(name)]
     if losses and not given.get("sequential_add_mask"):
         raise UserError(
@@ -268,3 +222,6 @@ def _check_group_losses(given: dict[str, Any]) -> None:
         )
     if given.get("sequential_add_mask") and not losses:
         raise UserError(f"sequential_add_mask has no effect without {' or '.join(GROUP_LOSSES)}")
+    for name, loss in DEPENDENT.items():
+        if given.get(name) and not given.get(loss):
+            raise UserError(f"{name} has no effect without {loss}")

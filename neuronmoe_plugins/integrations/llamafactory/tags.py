@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from neuronmoe_plugins.errors import UserError
+from llamafactory.extras.constants import FILEEXT2TYPE
+
+from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.languages import TAGS, check_tag, twin
 from neuronmoe_plugins.reading import read_json_object
-
-if TYPE_CHECKING:
-    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments
 
 GROUP_TAG = re.compile(r"g(\d+)", re.ASCII)
 # In the folder, beside the host's files: model input -> data set -> number of its tokens.
@@ -156,11 +156,7 @@ def language_group(tag: object, _data_args: MoeDataArguments) -> int:
 
 
 LANGUAGE = TokenTag("old_language_mask", "generate_lang_mask", "language", '"old", "new" or a code', 0, is_old_language)
-
-
 GROUP = TokenTag("group_tags", "sequential_add_mask", "group_tag", '"g0", "g1" or 0, 1', -100, language_group)
-
-
 TOKEN_TAGS = (LANGUAGE, GROUP)
 
 
@@ -199,7 +195,8 @@ def check_saved_tags(data_args: MoeDataArguments) -> None:
     if not asked_tags(data_args) or not is_tokenized(data_args):
         return
     folder = Path(str(data_args.tokenized_path))
-    saved, now = _read(folder), _numbers(data_args)
+    file, now = folder / TAGS_FILE, _numbers(data_args)
+    saved = read_json_object(file, f"remove {folder} to tokenise again") if file.exists() else {}
     remedy = "remove the folder or name another one to tokenise again"
     missing = [tag.argument for tag in asked_tags(data_args) if tag.name not in saved]
     if missing:
@@ -211,14 +208,80 @@ def check_saved_tags(data_args: MoeDataArguments) -> None:
             )
 
 
-def _read(folder: Path) -> dict[str, dict[str, int]]:
-    file = folder / TAGS_FILE
-    if not file.exists():
-        return {}
-    return read_json_object(file, f"remove {folder} to tokenise again")
+def _datasets(data_args: MoeDataArguments) -> list[str]:
+    """Names of the training and evaluation data sets, each once."""
+    return list(dict.fromkeys([*(data_args.dataset or []), *(data_args.eval_dataset or [])]))
 
 
 def _numbers(data_args: MoeDataArguments) -> dict[str, dict[str, int]]:
-    """Model input of each tag asked for -> number of each training and evaluation data set."""
-    names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
-    return {tag.name: tag.of_datasets(names, data_args) for tag in asked_tags(data_args)}
+    """Model input of each tag asked for -> number of each data set."""
+    return {tag.name: tag.of_datasets(_datasets(data_args), data_args) for tag in asked_tags(data_args)}
+
+
+def check_languages(
+    data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments
+) -> tuple[list[str], list[str]]:
+    """Every data set has a language, and the language-prior loss some old one.
+
+    Returns:
+        What the log should say, and what it should warn of.
+
+    Raises:
+        UserError: naming the data set or the argument.
+    """
+    training = data_args.dataset or []
+    names = _datasets(data_args)
+    is_old = LANGUAGE.of_datasets(names, data_args)
+    if finetuning_args.lpr_loss_coef and not any(is_old[name] for name in training):
+        raise UserError(
+            f"lpr_loss_coef has nothing to act on: none of the data sets {', '.join(training)} is in an old language; "
+            'add one with "language": "old" in dataset_info.json, or name its code in original_languages'
+        )
+    tags = {name: str(tag) for name, tag in LANGUAGE.tags_of(names, data_args).items()}
+    languages = data_args.old_languages
+    if languages is not None and not set(tags.values()) - set(TAGS):
+        raise UserError(
+            'original_languages has no effect: every data set is tagged "old" or "new", and none with a language code'
+        )
+    unused = [language for language in languages or [] if language not in tags.values()]
+    warnings = [f"original_languages names {', '.join(unused)}, but no data set is tagged so"] if unused else []
+    groups = []
+    for word, number in (("old", 1), ("new", 0)):
+        members = [name if tag in TAGS else f"{name} ({tag})" for name, tag in tags.items() if is_old[name] == number]
+        groups.append(f"{word}: {', '.join(members) or 'none'}")
+    return [f"Data sets by language: {'; '.join(groups)}"], warnings
+
+
+def check_datasets(data_args: MoeDataArguments) -> None:
+    """Refuse data sets that the host would not find after it has loaded others.
+
+    Data that is tokenised already is not read again, and what is not on this machine cannot be looked for.
+
+    Raises:
+        UserError: naming the file, and the data set.
+    """
+    entries = None if is_tokenized(data_args) else read_entries(data_args)
+    if entries is None:
+        return
+    file = _info_file(data_args)
+    for name in _datasets(data_args):
+        if name not in entries:
+            raise UserError(f"{file} has no data set {name!r}{did_you_mean(name, entries)}")
+        _check_entry(f"{file}: {name}", entries[name], file.parent)
+
+
+def _check_entry(where: str, entry: Any, folder: Path) -> None:
+    sources = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must be an object with a file_name; got {entry!r}")
+    if any(source in entry for source in sources):
+        return
+    if not isinstance(entry.get("file_name"), str):
+        raise UserError(f"{where} has no file_name")
+    path = folder / entry["file_name"]
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise UserError(f"{where}: there is no file {path}")
+    wrong = [file.name for file in files if file.suffix[1:] not in FILEEXT2TYPE]
+    if wrong:
+        raise UserError(f"{where}: {wrong[0]} is none of {', '.join(FILEEXT2TYPE)} files")
