@@ -20,11 +20,7 @@ from llamafactory.hparams.training_args import TrainingArguments
 from transformers import HfArgumentParser
 
 from neuronmoe_plugins.errors import UserError, did_you_mean, nearest, one_line
-from neuronmoe_plugins.integrations.llamafactory.arguments import (
-    MoeDataArguments,
-    MoeFinetuningArguments,
-    added_fields,
-)
+from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments, added_fields
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner.reference_format import WITHOUT_EFFECT
 

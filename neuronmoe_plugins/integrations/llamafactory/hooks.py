@@ -50,10 +50,7 @@ STAND_INS: dict[str, dict[str, str]] = {
     "llamafactory.train.sft.workflow": {"create_ref_model": "adapter:create_ref_model"},
     "llamafactory.train.tuner": {"export_model": "export:export_model"},
 }
-REPAIRED = {
-    "llamafactory.train.pt.trainer": "CustomTrainer",
-    "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer",
-}
+REPAIRED = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer"}
 # Asked with every method, to refuse the arguments of `moe` there.
 EVERY_METHOD = ("parser:verify_model_args",)
 PARSER = "llamafactory.hparams.parser"
