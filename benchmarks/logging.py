@@ -70,7 +70,7 @@ class Switch(TrainerCallback):
 
 def run(arguments: argparse.Namespace, folder: Path) -> Switch:
     """Train on what is in the folder."""
-    from neuronmoe_plugins.integrations.llamafactory.run_log.log import RoutingLog
+    from neuronmoe_plugins.integrations.llamafactory.run_log import RoutingLog
 
     switch = Switch()
     for name in ("add", "add_routing"):

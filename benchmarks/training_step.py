@@ -28,7 +28,7 @@ from benchmarks.host_runs import save_model, save_texts, train
 from benchmarks.live_memory import LiveMemory
 from benchmarks.models import DEVICE, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
-from neuronmoe_plugins.integrations.llamafactory.run_log.memory import OptimizerStates, Setup, estimate_memory
+from neuronmoe_plugins.integrations.llamafactory.memory import OptimizerStates, Setup, estimate_memory
 
 WARM_UP = 2
 # What moves rows, or finds out where to, on the CPU or as a kernel; some of it is the base model's own.

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
-from neuronmoe_plugins.integrations.llamafactory.run_log.memory import num_elements
+from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS

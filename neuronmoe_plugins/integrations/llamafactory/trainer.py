@@ -29,7 +29,7 @@ from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     read_marker,
     rotate,
 )
-from neuronmoe_plugins.integrations.llamafactory.run_log.log import LOSSES, RoutingLog, log_start_table
+from neuronmoe_plugins.integrations.llamafactory.run_log import LOSSES, RoutingLog, log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 from neuronmoe_plugins.integrations.stand_ins import Call
 

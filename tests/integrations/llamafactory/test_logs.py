@@ -143,8 +143,8 @@ def test_an_expert_without_tokens_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch,
     messages: list[str],
 ) -> None:
-    monkeypatch.setattr("neuronmoe_plugins.integrations.llamafactory.run_log.routing.STARVED_STEPS", 3)
-    monkeypatch.setattr("neuronmoe_plugins.integrations.llamafactory.run_log.log.STARVED_STEPS", 3)
+    monkeypatch.setattr("neuronmoe_plugins.integrations.llamafactory.routing.STARVED_STEPS", 3)
+    monkeypatch.setattr("neuronmoe_plugins.integrations.llamafactory.run_log.STARVED_STEPS", 3)
     args = moe_args | {"adapter_name_or_path": str(starved_adapter), "topk": 1, "learning_rate": 1e-7}
     args |= {"aux_loss_coef": 0.01} if stage == 1 else MIXED | {"train_only_router": True, "lpr_loss_coef": 0.1}
     steps = train(args, tmp_path / "run", max_steps=6)
@@ -184,7 +184,7 @@ class OtherProcesses:
 
 def test_processes_with_other_losses_add_up() -> None:
     """One has no old-language token, so no such loss; another was given no batch at all."""
-    from neuronmoe_plugins.integrations.llamafactory.run_log.log import mixture_shapes, reduced_sums
+    from neuronmoe_plugins.integrations.llamafactory.run_log import mixture_shapes, reduced_sums
 
     model = small_mixture(aux_loss_coef=0.1)
     tokens = torch.arange(3, 35).view(4, 8)
@@ -209,7 +209,7 @@ def test_processes_with_other_losses_add_up() -> None:
 
 def test_a_run_that_was_finished_keeps_its_end(tmp_path: Path) -> None:
     """Resumed after its last step, it has counted nothing, or what was summed up after the last log."""
-    from neuronmoe_plugins.integrations.llamafactory.run_log.log import RoutingLog
+    from neuronmoe_plugins.integrations.llamafactory.run_log import RoutingLog
 
     model = small_mixture()
     tokens = torch.arange(3, 35).view(4, 8)

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from benchmarks.live_memory import LiveMemory
-from neuronmoe_plugins.integrations.llamafactory.run_log.memory import OptimizerStates, Setup, estimate_memory
+from neuronmoe_plugins.integrations.llamafactory.memory import OptimizerStates, Setup, estimate_memory
 from tuner.tiny import moe_config, tiny_model
 
 ADAMW = OptimizerStates(2)

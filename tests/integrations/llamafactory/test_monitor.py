@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuronmoe_plugins.integrations.llamafactory.run_log.routing import RecentRouting, StarvationMonitor, StarvedExpert
+from neuronmoe_plugins.integrations.llamafactory.routing import RecentRouting, StarvationMonitor, StarvedExpert
 from neuronmoe_plugins.tuner.metrics import KINDS, RoutingCounts
 
 NUM_EXPERTS = 3

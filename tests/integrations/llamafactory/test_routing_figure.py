@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
-from neuronmoe_plugins.integrations.llamafactory.run_log.routing import draw_routing
+from neuronmoe_plugins.integrations.llamafactory.routing import draw_routing
 from neuronmoe_plugins.tuner.metrics import KINDS, LayerShapes, RoutingCounts
 
 

@@ -12,8 +12,8 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from neuronmoe_plugins.integrations.llamafactory.run_log.log import as_text, layer_table, memory_table
-from neuronmoe_plugins.integrations.llamafactory.run_log.memory import OptimizerStates, Setup, estimate_memory, setup_of
+from neuronmoe_plugins.integrations.llamafactory.memory import OptimizerStates, Setup, estimate_memory, setup_of
+from neuronmoe_plugins.integrations.llamafactory.run_log import as_text, layer_table, memory_table
 
 FLAGS = ("shares_weights", "shares_gradients", "shares_optimizer", "has_buckets", "offloads_optimizer")
 

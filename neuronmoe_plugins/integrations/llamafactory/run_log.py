@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
-from neuronmoe_plugins.integrations.llamafactory.run_log.memory import (
+from neuronmoe_plugins.integrations.llamafactory.memory import (
     MIXTURE,
     MemoryEstimate,
     Setup,
@@ -25,7 +25,7 @@ from neuronmoe_plugins.integrations.llamafactory.run_log.memory import (
     num_elements,
     setup_of,
 )
-from neuronmoe_plugins.integrations.llamafactory.run_log.routing import (
+from neuronmoe_plugins.integrations.llamafactory.routing import (
     STARVED_SHARE,
     STARVED_STEPS,
     RecentRouting,
