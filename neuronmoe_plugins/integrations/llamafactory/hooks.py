@@ -20,13 +20,12 @@ TRAINER = {
     "save_state": "trainer:save_state",
     "_save_checkpoint": "trainer:save_checkpoint",
     "_save": "trainer:save",
-}
-# What mends the host whatever the method, but is done to `moe` runs alone; the last two came with transformers 5.4.
-TRAINER_REPAIRS = {
     "_load_optimizer_and_scheduler": "trainer:load_optimizer_and_scheduler",
     "_init_training_state": "trainer:init_training_state",
     "_run_epoch": "trainer:run_epoch",
 }
+# What mends the host, where it has it; the last two came with transformers 5.4.
+REPAIRS = ("_load_optimizer_and_scheduler", "_init_training_state", "_run_epoch")
 # Module of the host -> its function or method -> the function of a room here that stands in for it.
 STAND_INS: dict[str, dict[str, str]] = {
     "llamafactory.hparams.parser": {
@@ -50,7 +49,6 @@ STAND_INS: dict[str, dict[str, str]] = {
     "llamafactory.train.sft.workflow": {"create_ref_model": "adapter:create_ref_model"},
     "llamafactory.train.tuner": {"export_model": "export:export_model"},
 }
-REPAIRED = {"llamafactory.train.pt.trainer": "CustomTrainer", "llamafactory.train.sft.trainer": "CustomSeq2SeqTrainer"}
 # Asked with every method, to refuse the arguments of `moe` there.
 EVERY_METHOD = ("parser:verify_model_args",)
 PARSER = "llamafactory.hparams.parser"
@@ -64,7 +62,8 @@ def extend(module: ModuleType) -> None:
         Exception: whatever is wrong; a `moe` run is refused then.
     """
     try:
-        stand_ins = {name: _for_moe(target) for name, target in _targets(module).items()}
+        targets = STAND_INS[module.__name__].items()
+        stand_ins = {name: _for_moe(target) for name, target in targets if _is_there(module, name)}
         if module.__name__ == PARSER:
             _import_room("parser").prepare(module)
         for name, stand_in in stand_ins.items():
@@ -75,12 +74,10 @@ def extend(module: ModuleType) -> None:
         raise
 
 
-def _targets(module: ModuleType) -> dict[str, str]:
-    """The stand-ins of a module, with the repairs of the functions that this version of the host has."""
-    trainer = REPAIRED.get(module.__name__)
-    there = vars(module).get(trainer or "")
-    repairs = {f"{trainer}.{name}": target for name, target in TRAINER_REPAIRS.items() if hasattr(there, name)}
-    return STAND_INS[module.__name__] | repairs
+def _is_there(module: ModuleType, name: str) -> bool:
+    """Whether it is to be stood in for: not what would be repaired, and this version of the host does not have."""
+    owner, _, method = name.partition(".")
+    return method not in REPAIRS or hasattr(vars(module).get(owner), method)
 
 
 def _for_moe(target: str) -> StandIn:
