@@ -53,17 +53,15 @@ def init_moe_adapter(
         path, location = model_args.adapter_name_or_path[-1], adapter_location(model_args)
         mixture: torch.nn.Module
         if drops_classifiers(finetuning_args):
+            # The file has the language-group classifiers still, which the configuration no longer has.
             config.inference_mode = not is_trainable
-            mixture = _load_without_classifiers(model, path, config, location)
+            mixture = get_peft_model(model, config)
+            weights = load_peft_weights(path, device="cpu", **location)
+            kept = {name: weight for name, weight in weights.items() if ".moe_token_classify." not in name}
+            set_peft_model_state_dict(mixture, kept)
         else:
-            mixture = PeftModel.from_pretrained(
-                model,
-                path,
-                config=config,
-                is_trainable=is_trainable,
-                offload_folder=model_args.offload_folder,
-                **location,
-            )
+            location["offload_folder"] = model_args.offload_folder
+            mixture = PeftModel.from_pretrained(model, path, config=config, is_trainable=is_trainable, **location)
         logger.info_rank0(f"Loaded adapter(s): {path}")
     else:
         mixture = get_peft_model(model, config)
@@ -132,17 +130,6 @@ def init_adapter(call: Call) -> Any:
     """Stand in for `init_adapter(config, model, model_args, finetuning_args, is_trainable)`."""
     names = ("model", "model_args", "finetuning_args", "is_trainable")
     return init_moe_adapter(*(call.arguments[name] for name in names))
-
-
-def _load_without_classifiers(
-    model: PreTrainedModel, path: str, config: MoeConfig, location: dict[str, Any]
-) -> torch.nn.Module:
-    """Load an adapter but for the language-group classifiers in its file, which its configuration no longer has."""
-    mixture = get_peft_model(model, config)
-    weights = load_peft_weights(path, device="cpu", **location)
-    kept = {name: weight for name, weight in weights.items() if ".moe_token_classify." not in name}
-    set_peft_model_state_dict(mixture, kept)
-    return mixture
 
 
 def adapter_location(model_args: Any) -> dict[str, Any]:

@@ -52,8 +52,10 @@ def check_adapter_fits(
     Raises:
         UserError: naming the adapter, and the tensors or models that do not fit.
     """
-    path = model_args.adapter_name_or_path[-1]
-    weights = _weights_file(model_args)
+    path, folder = model_args.adapter_name_or_path[-1], Path(model_args.adapter_folder or "")
+    weights = _local_file(path, str(folder / SAFETENSORS_WEIGHTS_NAME), model_args)
+    if weights is None and Path(path).is_dir() and not (path / folder / WEIGHTS_NAME).is_file():
+        raise UserError(f"adapter_name_or_path: {path / folder} has no {SAFETENSORS_WEIGHTS_NAME}: train it to its end")
     inject_adapter_in_model(adapter, base, "default", low_cpu_mem_usage=True)
     if weights is not None:
         tensors = _header(weights)
@@ -62,15 +64,6 @@ def check_adapter_fits(
         except UserError as error:
             raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
     return _check_named_base(model_args, config, base, adapter.base_model_name_or_path)
-
-
-def _weights_file(model_args: Any) -> Path | None:
-    """The adapter's weights if they are on this machine as safetensors."""
-    path, folder = model_args.adapter_name_or_path[-1], Path(model_args.adapter_folder or "")
-    file = _local_file(path, str(folder / SAFETENSORS_WEIGHTS_NAME), model_args)
-    if file is None and Path(path).is_dir() and not (path / folder / WEIGHTS_NAME).is_file():
-        raise UserError(f"adapter_name_or_path: {path / folder} has no {SAFETENSORS_WEIGHTS_NAME}: train it to its end")
-    return file
 
 
 def _local_file(name: str, file: str, model_args: Any) -> Path | None:
@@ -97,7 +90,7 @@ def _header(file: Path) -> dict[str, torch.Tensor]:
 def _check_named_base(model_args: Any, config: PretrainedConfig, base: PreTrainedModel, named: str | None) -> list[str]:
     """Compare the base model with the one that the adapter names, as far as that is on this machine."""
     used = model_args.model_name_or_path
-    if not named or _is_same_place(named, used):
+    if not named or named == used or (Path(named).exists() and Path(used).exists() and Path(named).samefile(used)):
         return []
     what = f"the adapter in {model_args.adapter_name_or_path[-1]} is one of {named}"
     try:
@@ -132,10 +125,6 @@ def _first_rows(model: str, weight: str, model_args: Any) -> torch.Tensor | None
     return rows.float() if rows is not None and rows.is_floating_point() else None
 
 
-def _is_same_place(one: str, two: str) -> bool:
-    return one == two or (Path(one).exists() and Path(two).exists() and Path(one).samefile(two))
-
-
 def load_base_config(model_args: Any) -> PretrainedConfig:
     """The configuration of `model_name_or_path`.
 
@@ -151,7 +140,8 @@ def load_base_config(model_args: Any) -> PretrainedConfig:
         place = "" if Path(str(name)).is_dir() else " (which is no folder here)"
         raise UserError(f"model_name_or_path: {name}{place} has no usable config.json: {one_line(error)}") from error
     quantised = getattr(config, "quantization_config", None)
-    if quantised and not _is_four_bit(quantised):
+    is_four_bit = any(_setting(quantised, name) for name in ("load_in_4bit", "_load_in_4bit"))
+    if quantised and not is_four_bit:
         method = _setting(quantised, "quant_method")
         raise UserError(
             f"model_name_or_path: {name} is quantised ({getattr(method, 'value', method)}): take it unquantised, or in "
@@ -178,10 +168,6 @@ def empty_base_model(model_args: Any, config: PretrainedConfig) -> PreTrainedMod
     except ValueError as error:
         raise UserError(f"model_name_or_path: {model_args.model_name_or_path}: {one_line(error)}") from error
     return model
-
-
-def _is_four_bit(quantised: Any) -> bool:
-    return bool(_setting(quantised, "load_in_4bit") or _setting(quantised, "_load_in_4bit"))
 
 
 def _setting(quantised: Any, name: str) -> Any:

@@ -24,7 +24,6 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_datasets, check_languages, check_saved_tags
 from neuronmoe_plugins.integrations.stand_ins import refusal_of_moe
-from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
@@ -121,7 +120,14 @@ def _check_run(run: MoeRun) -> None:
     check_method(run.model_args, run.data_args, run.finetuning_args)
     if run.trains:
         check_training(run.given)
-        _check_checkpointing(run)
+        # Router logits recorded under reentrant checkpointing have no gradient.
+        losses = [name for name in LOSS_COEFFICIENTS if getattr(run.finetuning_args, name)]
+        for key in ("use_reentrant_gc", "use_unsloth_gc"):
+            if losses and run.given.get(key) and not run.model_args.disable_gradient_checkpointing:
+                raise UserError(
+                    f"{key}: true runs the forward without gradients, so {' and '.join(losses)} would have none; "
+                    f"set {key}: false"
+                )
         check_datasets(run.data_args)
         if run.data_args.generate_lang_mask:
             notes, warnings = check_languages(run.data_args, run.finetuning_args)
@@ -129,32 +135,14 @@ def _check_run(run: MoeRun) -> None:
             run.warnings += warnings
         check_saved_tags(run.data_args)
     _check_experts(run)
-    if run.trains:
-        _check_packing(run.data_args, run.config)
-        if run.data_args.sequential_add_mask:
-            _check_groups(run)
-
-
-def _check_checkpointing(run: MoeRun) -> None:
-    """Router logits recorded under reentrant checkpointing have no gradient."""
-    if run.model_args.disable_gradient_checkpointing:
-        return
-    losses = [name for name in LOSS_COEFFICIENTS if getattr(run.finetuning_args, name)]
-    for key in ("use_reentrant_gc", "use_unsloth_gc"):
-        if losses and run.given.get(key):
-            raise UserError(
-                f"{key}: true runs the forward without gradients, so {' and '.join(losses)} would have none; "
-                f"set {key}: false"
-            )
-
-
-def _check_packing(data_args: MoeDataArguments, config: MoeConfig) -> None:
-    """Classifiers read the mean of a sequence's real tokens, which the mask of `neat_packing` does not tell."""
-    if data_args.neat_packing and config.group_nums:
+    # Classifiers read the mean of a sequence's real tokens, which the mask of `neat_packing` does not tell.
+    if run.trains and run.data_args.neat_packing and run.config.group_nums:
         raise UserError(
             "group_nums does not work with neat_packing, which packs conversations of several groups into one sequence "
             "whose padding the classifiers cannot see: set packing: false"
         )
+    if run.trains and run.data_args.sequential_add_mask:
+        _check_groups(run)
 
 
 def _check_groups(run: MoeRun) -> None:

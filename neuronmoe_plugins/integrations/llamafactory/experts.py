@@ -56,7 +56,9 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
         experts.check_same()
         if arguments.group_counts is None:
             return
-        old = None if config.old_num_experts is None else experts.of_adapter("old_num_experts", config.old_num_experts)
+        old = config.old_num_experts
+        if old is not None:
+            old = _spread("old_num_experts", old, config.layers_to_transform, num_layers, absent=1)
         counts = experts.present
     else:
         counts = experts.extended()
@@ -89,9 +91,6 @@ class _AdapterExperts:
         given = _expert_counts(self.arguments)
         self.key = EXPERTS if self.arguments.moe_num_experts is None else "moe_num_experts"
         self.wanted = None if given is None else self.of_arguments(self.key, given)
-
-    def of_adapter(self, name: str, value: Counts, absent: int = 1) -> list[int]:
-        return _spread(name, value, self.config.layers_to_transform, self.num_layers, absent)
 
     def of_arguments(self, key: str, value: Counts, absent: int = 1) -> list[int]:
         """A list with every layer of the model may name layers that the adapter has left out."""

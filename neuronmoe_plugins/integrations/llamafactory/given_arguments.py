@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterable
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -49,8 +48,11 @@ def read_given(given: Given | list[str], classes: list[Any]) -> Given:
     written = {str(key): value for key, value in given.items()} if isinstance(given, dict) else _words(given)
     if not isinstance(given, dict) and not {"-h", "--help"}.isdisjoint(given):
         return {}
-    types_ = _types(classes)
-    _check_method(written, types_["finetuning_type"])
+    hints = {c: get_type_hints(c) for c in classes}
+    types_ = {f.name: hints[c][f.name] for c in classes for f in fields(c) if f.init}
+    method, choices = written.get("finetuning_type"), get_args(types_["finetuning_type"])
+    if isinstance(method, str) and method not in choices and nearest(method, choices) == "moe":
+        raise UserError(f"finetuning_type must be one of {', '.join(choices)}; got {method!r}: did you mean moe?")
     unknown = _unknown_keys(written, types_, abbreviated=not isinstance(given, dict))
     if unknown and not is_env_enabled("ALLOW_EXTRA_ARGS"):
         _refuse_keys(unknown, written, list(types_))
@@ -76,19 +78,6 @@ def _words(given: list[str]) -> Given:
             key, equals, value = word[2:].partition("=")
             written[key.replace("-", "_")] = value if equals else following
     return written
-
-
-def _types(classes: list[Any]) -> dict[str, Any]:
-    """Type of every argument."""
-    hints = {c: get_type_hints(c) for c in classes}
-    return {f.name: hints[c][f.name] for c in classes for f in fields(c) if f.init}
-
-
-def _check_method(written: Given, methods: Any) -> None:
-    method = written.get("finetuning_type")
-    choices = get_args(methods)
-    if isinstance(method, str) and method not in choices and nearest(method, choices) == "moe":
-        raise UserError(f"finetuning_type must be one of {', '.join(choices)}; got {method!r}: did you mean moe?")
 
 
 def _unknown_keys(written: Given, known: dict[str, Any], abbreviated: bool) -> list[str]:
@@ -176,15 +165,10 @@ def _parsed(given: list[str], written: Given, classes: list[Any]) -> Given:
     if rest and not is_env_enabled("ALLOW_EXTRA_ARGS"):
         raise UserError(f"unknown arguments {' '.join(rest)}")
     values = vars(namespace)
-    names = (_full_name(key, values) for key in written)
+    # Options may be shortened, and negated.
+    whole = {key: next((name for name in values if name.startswith(key)), key.removeprefix("no_")) for key in written}
+    names = (key if key in values else whole[key] for key in written)
     return {name: values[name] for name in names if name in values}
-
-
-def _full_name(key: str, names: Iterable[str]) -> str:
-    """The argument that an option of a command line stands for, which may be shortened."""
-    if key in names:
-        return key
-    return next((name for name in names if name.startswith(key)), key.removeprefix("no_"))
 
 
 def read_args(call: Call) -> Any:
@@ -198,14 +182,10 @@ def read_args(call: Call) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: there is no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        if not _asks_for_moe(sys.argv[1:]):
+        text = Path(sys.argv[1]).read_text(encoding="utf-8", errors="replace")
+        if not any(METHOD.search(part) for part in (text, *sys.argv[1:])):
             raise
         raise UserError(f"{sys.argv[1]} cannot be read: {_what(error)}") from error
-
-
-def _asks_for_moe(words: list[str]) -> bool:
-    text = Path(words[0]).read_text(encoding="utf-8", errors="replace")
-    return any(METHOD.search(part) for part in (text, *words))
 
 
 def _what(error: Exception) -> str:

@@ -66,7 +66,11 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
     if run.trains:
         training_args = parsed[2]
         check_launcher(training_args)
-        _prepare_training(run, training_args)
+        # What the host sets for LoRA, and the checkpointing that keeps the router logits' gradient.
+        run.model_args.use_reentrant_gc = run.given.get("use_reentrant_gc", False)
+        training_args.label_names = training_args.label_names or ["labels"]
+        if training_args.ddp_find_unused_parameters is None:
+            training_args.ddp_find_unused_parameters = False
         choose_checkpoint(training_args)
     return parsed
 
@@ -97,15 +101,6 @@ def in_one_line(call: Call) -> Any:
 
 def _host() -> Any:
     return sys.modules["llamafactory.hparams.parser"]
-
-
-def _prepare_training(run: MoeRun, training_args: Any) -> None:
-    """Set what the host sets for LoRA, and the checkpointing that keeps the router logits' gradient."""
-    if "use_reentrant_gc" not in run.given:
-        run.model_args.use_reentrant_gc = False
-    training_args.label_names = training_args.label_names or ["labels"]
-    if training_args.ddp_find_unused_parameters is None:
-        training_args.ddp_find_unused_parameters = False
 
 
 def _log(run: MoeRun) -> None:

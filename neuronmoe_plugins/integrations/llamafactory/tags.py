@@ -17,6 +17,8 @@ from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.languages import TAGS, check_tag, twin
 from neuronmoe_plugins.reading import read_json_object
 
+# Keys of an entry whose data is not in a file of the folder.
+ELSEWHERE = {"hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 GROUP_TAG = re.compile(r"g(\d+)", re.ASCII)
 # In the folder, beside the host's files: model input -> data set -> number of its tokens.
 TAGS_FILE = "neuronmoe_tags.json"
@@ -267,21 +269,17 @@ def check_datasets(data_args: MoeDataArguments) -> None:
     for name in _datasets(data_args):
         if name not in entries:
             raise UserError(f"{file} has no data set {name!r}{did_you_mean(name, entries)}")
-        _check_entry(f"{file}: {name}", entries[name], file.parent)
-
-
-def _check_entry(where: str, entry: Any, folder: Path) -> None:
-    sources = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} must be an object with a file_name; got {entry!r}")
-    if any(source in entry for source in sources):
-        return
-    if not isinstance(entry.get("file_name"), str):
-        raise UserError(f"{where} has no file_name")
-    path = folder / entry["file_name"]
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    if not files:
-        raise UserError(f"{where}: there is no file {path}")
-    wrong = [file.name for file in files if file.suffix[1:] not in FILEEXT2TYPE]
-    if wrong:
-        raise UserError(f"{where}: {wrong[0]} is none of {', '.join(FILEEXT2TYPE)} files")
+        where, entry = f"{file}: {name}", entries[name]
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} must be an object with a file_name; got {entry!r}")
+        if ELSEWHERE & entry.keys():
+            continue
+        if not isinstance(entry.get("file_name"), str):
+            raise UserError(f"{where} has no file_name")
+        path = file.parent / entry["file_name"]
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        if not files:
+            raise UserError(f"{where}: there is no file {path}")
+        wrong = [one.name for one in files if one.suffix[1:] not in FILEEXT2TYPE]
+        if wrong:
+            raise UserError(f"{where}: {wrong[0]} is none of {', '.join(FILEEXT2TYPE)} files")
