@@ -88,23 +88,19 @@ def write_tasks(directory: Path, texts: dict[str, Path]) -> list[str]:
             raise UserError(f"text key {key!r} cannot be part of a task name; use letters, digits, - and _")
         _check_documents(path)
     for key, path in texts.items():
-        task = yaml.safe_dump(_task(key, path), sort_keys=False, allow_unicode=True)
-        write_text(directory / f"bits_per_byte_{key}.yaml", task)
+        task = {
+            "task": f"bits_per_byte_{key}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "text",
+            "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
+            "metadata": {"version": 1.0},
+        }
+        write_text(directory / f"bits_per_byte_{key}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
     return [f"bits_per_byte_{key}" for key in texts]
-
-
-def _task(key: str, path: Path) -> dict[str, object]:
-    return {
-        "task": f"bits_per_byte_{key}",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
-        "test_split": "test",
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "text",
-        "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
-        "metadata": {"version": 1.0},
-    }
 
 
 def _check_documents(path: Path) -> None:
@@ -122,10 +118,9 @@ def _check_documents(path: Path) -> None:
 
 def _has_text(line: str) -> bool:
     try:
-        record = json.loads(line)
-    except ValueError:
+        return isinstance(json.loads(line)["text"], str)
+    except (ValueError, TypeError, KeyError):
         return False
-    return isinstance(record, dict) and isinstance(record.get("text"), str)
 
 
 def measure_expert0_share(
@@ -166,12 +161,7 @@ def _token_blocks(
     for line in path.read_text(encoding="utf-8").split("\n"):
         if not line or total >= max_tokens:
             break
-        ids = tokenizer(
-            json.loads(line)["text"],
-            truncation=True,
-            max_length=min(max_length, max_tokens - total),
-            return_tensors="pt",
-        )["input_ids"]
-        blocks.append(ids)
-        total += ids.shape[1]
+        text, room = json.loads(line)["text"], min(max_length, max_tokens - total)
+        blocks.append(tokenizer(text, truncation=True, max_length=room, return_tensors="pt")["input_ids"])
+        total += blocks[-1].shape[1]
     return blocks

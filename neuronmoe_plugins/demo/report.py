@@ -60,11 +60,14 @@ def read_results(
 ) -> Results:
     """Collect the results from the files that the steps wrote."""
     num_experts = Allocation.load(allocation).num_experts
+    with safe_open(training / "stage2" / "adapter_model.safetensors", framework="numpy") as weights:
+        names = weights.keys()
+        added_parameters = sum(prod(weights.get_slice(name).get_shape()) for name in names)
     return Results(
         bits_per_byte={name: _read_json(evaluation / name / "bits_per_byte.json") for name in MODEL_TITLES},
         expert0_share=_read_json(routing),
         new_experts={layer: count - 1 for layer, count in enumerate(num_experts) if count > 1},
-        added_parameters=_count_parameters(training / "stage2" / "adapter_model.safetensors"),
+        added_parameters=added_parameters,
         minutes=dict(minutes),
     )
 
@@ -150,12 +153,6 @@ def _facts(results: Results) -> str:
         f"{results.added_parameters / 1e6:.1f}M parameters added.\n"
         f"Minutes: {sum(results.minutes.values()):.1f} ({steps})."
     )
-
-
-def _count_parameters(path: Path) -> int:
-    """Number of values in a safetensors file."""
-    with safe_open(path, framework="numpy") as weights:
-        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (not a dict)
 
 
 def _read_json(path: Path) -> Any:

@@ -135,13 +135,9 @@ def run_command(
             check=False,
         )
     if process.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = next(line.strip() for line in reversed(lines) if line.strip())  # there is the command line at least
         raise UserError(
-            f"`{shlex.join(words[:2])}` failed with exit code {process.returncode}: {_last_line(log)} "
+            f"`{shlex.join(words[:2])}` failed with exit code {process.returncode}: {last[-300:]} "
             f"(all its output is in {log}){advice}"
         )
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log that holds more than blanks."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][-300:]

@@ -203,28 +203,11 @@ def write_split(split: HelpSplit, udhr: Mapping[str, str], review_characters: in
             write_texts(directory / "heldout" / f"help_{language}.jsonl", documents)
         for language, text in udhr.items():
             write_texts(directory / "heldout" / f"udhr_{language}.jsonl", [text])
-        _write_datasets(
-            directory / "train",
-            {
-                TRAIN: (split.train, "new"),
-                REVIEW: (_first(split.train, review_characters), "new"),
-                REPLAY: (split.replay, "old"),
-            },
-        )
-
-
-def _first(documents: Sequence[str], characters: int) -> list[str]:
-    """The first documents that together have at least so many characters, or all."""
-    lengths = accumulate(map(len, documents), initial=0)
-    return [document for document, before in zip(documents, lengths, strict=False) if before < characters]
-
-
-def _write_datasets(folder: Path, datasets: Mapping[str, tuple[Sequence[str], str]]) -> None:
-    """Write data sets (name -> documents, language tag) and the `dataset_info.json` that LLaMA-Factory reads."""
-    for name, (documents, _) in datasets.items():
-        write_texts(folder / f"{name}.jsonl", documents)
-    info = {
-        name: {"file_name": f"{name}.jsonl", "columns": {"prompt": "text"}, "language": language}
-        for name, (_, language) in datasets.items()
-    }
-    write_json(folder / "dataset_info.json", info)
+        # The first documents that together have at least so many characters, or all.
+        lengths = accumulate(map(len, split.train), initial=0)
+        review = [text for text, before in zip(split.train, lengths, strict=False) if before < review_characters]
+        info = {}
+        for name, texts, tag in ((TRAIN, split.train, "new"), (REVIEW, review, "new"), (REPLAY, split.replay, "old")):
+            write_texts(directory / "train" / f"{name}.jsonl", texts)
+            info[name] = {"file_name": f"{name}.jsonl", "columns": {"prompt": "text"}, "language": tag}
+        write_json(directory / "train" / "dataset_info.json", info)

@@ -42,14 +42,6 @@ class Shown:
     rival: str | None
     notes: Sequence[str]
 
-    def bars(self) -> list[Bars]:
-        """The main allocation, and LayerMoE's."""
-        main = self.allocations[self.main]
-        bars = [Bars(f"{main.strategy} ({self.main})", main.num_experts)]
-        if self.rival is not None:
-            bars.append(Bars(f"LayerMoE ({self.rival})", self.allocations[self.rival].num_experts))
-        return bars
-
 
 def experts_section(run: Run) -> Section:
     """The allocation, LayerMoE's, and what both follow from."""
@@ -59,8 +51,7 @@ def experts_section(run: Run) -> Section:
         note = HOW_TO_ALLOCATE.format(analysis=run.folder, output=run.home / MAIN_ALLOCATION)
         return Section(heading, notes=[note])
     shown = _with_layermoe(run, main_name)
-    line = _line(run, shown.allocations[main_name])
-    picture = Picture(draw_experts(_title(shown), shown.bars(), line), _caption(shown, line), _alt(shown))
+    picture = _picture(shown, _line(run, shown.allocations[main_name]))
     notes = [*_comparison(shown), *shown.notes, *_origin_notes(run, shown)]
     return Section(heading, picture, notes, [_size_table(shown), _layer_table(shown)])
 
@@ -107,31 +98,26 @@ def _line(run: Run, main: Allocation) -> Line:
     return Line(main.score_name, main.score_name, main.layer_scores)
 
 
-def _title(shown: Shown) -> str:
-    main = shown.allocations[shown.main]
-    languages = f" for {', '.join(main.targets)}" if main.targets else ""
-    against = f", {shown.allocations[shown.rival].total_experts} with LayerMoE" if shown.rival is not None else ""
-    return f"{main.total_experts} experts in {len(main.num_experts)} layers{languages}{against}"
-
-
-def _caption(shown: Shown, line: Line) -> str:
-    both = " (blue) beside LayerMoE’s (grey)" if shown.rival is not None else ""
-    red = f"; the red line, on the right axis, shows the {line.label}" if line.values else ""
-    return f"Bars count the experts of each layer{both}, the original MLP included, on the left axis{red}."
-
-
-def _alt(shown: Shown) -> str:
-    main = shown.allocations[shown.main]
+def _picture(shown: Shown, line: Line) -> Picture:
+    """The main allocation, and LayerMoE's."""
+    main, total = shown.allocations[shown.main], shown.allocations[shown.main].total_experts
     most = max(main.num_experts)
     layers = [str(layer) for layer, experts in enumerate(main.num_experts) if experts == most]
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(layers)}"
-    against = ""
+    title = f"{total} experts in {len(main.num_experts)} layers"
+    title += f" for {', '.join(main.targets)}" if main.targets else ""
+    alt = f"Bar chart of experts over {len(main.num_experts)} decoder layers: {total} in all, "
+    alt += f"the most ({most}) in {where}."
+    bars, both = [Bars(f"{main.strategy} ({shown.main})", main.num_experts)], ""
     if shown.rival is not None:
-        against = f" LayerMoE gives {shown.allocations[shown.rival].total_experts} in all."
-    return (
-        f"Bar chart of experts over {len(main.num_experts)} decoder layers: {main.total_experts} in all, the most "
-        f"({most}) in {where}.{against}"
-    )
+        rival = shown.allocations[shown.rival]
+        title += f", {rival.total_experts} with LayerMoE"
+        alt += f" LayerMoE gives {rival.total_experts} in all."
+        bars.append(Bars(f"LayerMoE ({shown.rival})", rival.num_experts))
+        both = " (blue) beside LayerMoE’s (grey)"
+    red = f"; the red line, on the right axis, shows the {line.label}" if line.values else ""
+    caption = f"Bars count the experts of each layer{both}, the original MLP included, on the left axis{red}."
+    return Picture(draw_experts(title, bars, line), caption, alt)
 
 
 def _comparison(shown: Shown) -> list[str]:

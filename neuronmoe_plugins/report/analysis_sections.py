@@ -55,34 +55,25 @@ def scores_section(run: Run) -> Section:
     heading = "Distribution of the scores"
     if notes := run.lacks("score_histogram", "metric", "min_score", "top_n"):
         return Section(heading, notes=notes)
-    threshold = shown_threshold(run)
+    # The score that a neuron has to exceed, if there is one and the histogram is of the same scores.
+    threshold = None if run.summary["metric"] in CHOOSES_BY_ANOTHER_SCORE else run.summary["min_score"]
     caption = "Each panel counts all units of the model by their score for one language, on a logarithmic scale"
     alt = f"Histograms of the scores of all units for {', '.join(run.languages)}"
     if threshold is not None:
         most = f"at most {count(run.summary['top_n'])} of those" if run.summary["top_n"] is not None else "those"
         caption += f"; {most} right of the dashed line become neurons of that language"
-        alt += f", with the threshold at {threshold:g}: {'; '.join(_above(run, threshold))}"
+        edges, counts = _histogram(run)
+        first = next((place for place, edge in enumerate(edges) if edge >= threshold), len(edges))
+        above = {language: sum(sum(bins[first:]) for bins in own.values()) for language, own in counts.items()}
+        units = [f"{count(number)} units are above it for {language}" for language, number in above.items()]
+        alt += f", with the threshold at {threshold:g}: {'; '.join(units)}"
     return Section(heading, Picture(_draw_histograms(run, threshold), f"{caption}.", f"{alt}."))
-
-
-def shown_threshold(run: Run) -> float | None:
-    """The score that a neuron has to exceed, if there is one and the histogram is of the same scores."""
-    threshold: float | None = run.summary["min_score"]
-    return None if run.summary["metric"] in CHOOSES_BY_ANOTHER_SCORE else threshold
 
 
 def _histogram(run: Run) -> tuple[Sequence[float], Mapping[str, Mapping[str, Sequence[int]]]]:
     """Edges, and for each language and component the counts between them."""
     histogram = run.summary["score_histogram"]
     return histogram["edges"], histogram["counts"]
-
-
-def _above(run: Run, threshold: float) -> list[str]:
-    """How many units of each language lie in bins from the threshold on."""
-    edges, counts = _histogram(run)
-    first = next((place for place, edge in enumerate(edges) if edge >= threshold), len(edges))
-    above = {language: sum(sum(bins[first:]) for bins in own.values()) for language, own in counts.items()}
-    return [f"{count(number)} units are above it for {language}" for language, number in above.items()]
 
 
 def _draw_histograms(run: Run, threshold: float | None) -> Figure:
@@ -161,12 +152,7 @@ def similarity_section(run: Run) -> Section:
 
 
 def _draw_similarity(similarity: NDArray[np.float64], languages: Sequence[str]) -> Figure:
-    """One line per pair.
-
-    Args:
-        similarity: float64 (layers, languages, languages).
-        languages: names of its rows.
-    """
+    """One line per pair; similarity is float64 (layers, languages, languages)."""
     pairs = list(combinations(enumerate(languages), 2))
     legend_rows = ceil(len(pairs) / LEGEND_COLUMNS)
     lines = {f"{first} – {second}": similarity[:, one, other].tolist() for (one, first), (other, second) in pairs}
@@ -184,22 +170,18 @@ def provenance_section(run: Run) -> Section:
     tables = [Table("Settings", ["setting", "value"], settings, words=range(2))]
     if versions:
         tables.append(Table("Versions", ["package", "version"], versions, words=range(2)))
-    if corpora := run.summary.get("corpora"):
-        tables.append(_corpus_table(corpora))
-    return Section("The run", notes=notes, tables=tables)
-
-
-def _corpus_table(corpora: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
+    corpora = [
         [
             *(str(corpus.get(key, "–")) for key in ("language", "path")),
             str(corpus.get("sha256", "–"))[:SHORT_HASH],
             *(count(corpus[key]) if key in corpus else "–" for key in CORPUS_COUNTS),
         ]
-        for corpus in corpora
+        for corpus in run.summary.get("corpora") or ()
     ]
-    header = ["language", "file", "SHA-256", *CORPUS_COUNTS.values()]
-    return Table("Corpora", header, rows, words=range(3))
+    if corpora:
+        header = ["language", "file", "SHA-256", *CORPUS_COUNTS.values()]
+        tables.append(Table("Corpora", header, corpora, words=range(3)))
+    return Section("The run", notes=notes, tables=tables)
 
 
 def _text(value: Any) -> str:

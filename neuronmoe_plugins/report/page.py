@@ -58,14 +58,20 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
     with house_style():
         made = {name: make_section(run) for name, make_section in registered("report section").items()}
         sections = {name: section for name, section in made.items() if section is not None}
-        drawings = {name: svg_text(own.picture.figure, name) for name, own in sections.items() if own.picture}
+        figures = {name: own.picture.figure for name, own in sections.items() if own.picture}
+        drawings = {name: svg_text(figure, name) for name, figure in figures.items()}
         html = render(run, sections, drawings)
+        written = [page]
         try:
-            figures = _write_figures(page.parent / "figures", sections, drawings)
+            for name, figure in figures.items():
+                png, svg = (page.parent / "figures" / f"{name}{suffix}" for suffix in (".png", ".svg"))
+                save_png(figure, png)
+                write_text(svg, drawings[name])
+                written += [png, svg]
             write_text(page, html)
         except OSError as error:
             raise UserError(f"--output {page} cannot be written: {error.strerror}") from error
-    return [page, *figures]
+    return written
 
 
 def render(run: Run, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> str:
@@ -115,14 +121,3 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if name is not None:
         facts.append((count(run.allocations[name].new_experts), "new experts"))
     return facts
-
-
-def _write_figures(folder: Path, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> list[Path]:
-    written = []
-    for name, section in sections.items():
-        if section.picture is not None:
-            png, svg = (folder / f"{name}{suffix}" for suffix in (".png", ".svg"))
-            save_png(section.picture.figure, png)
-            write_text(svg, drawings[name])
-            written += [png, svg]
-    return written

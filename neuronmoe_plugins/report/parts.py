@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -38,7 +38,7 @@ class Section:
     picture: Picture | None = None
     notes: Sequence[str] = ()
     """Sentences, as when there is nothing to show and why."""
-    tables: Sequence[Table] = field(default_factory=tuple)
+    tables: Sequence[Table] = ()
 
 
 MakeSection = Callable[[Run], Section | None]

@@ -48,11 +48,6 @@ class Measured:
         """The record, for messages."""
         return self.folder / RECORD
 
-    @property
-    def num_layers(self) -> int:
-        """Decoder layers of the model."""
-        return int(self.specialisation.settings["num_layers"])
-
 
 @dataclass(frozen=True)
 class Run:
@@ -105,12 +100,18 @@ def read_run(folder: Path) -> Run:
     inner = folder / "analysis"
     analysis_folder = inner if inner.is_dir() else folder
     analysis = Analysis.load(analysis_folder)
-    allocations, measured = _read_allocations(folder), read_measured(folder)
+    paths = sorted(folder.glob("*.yaml"), key=lambda path: (path.name != MAIN_ALLOCATION, path.name))
+    allocations = {
+        path.name: Allocation.load(path)
+        for path in paths
+        if path.name == MAIN_ALLOCATION or ALLOCATION_KEY.search(path.read_text(encoding="utf-8", errors="replace"))
+    }
+    measured = read_measured(folder)
     run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, allocations, measured)
     for name, allocation in run.allocations.items():
         _require_layers(run, folder / name, len(allocation.num_experts), "allocate")
     if measured is not None:
-        _require_layers(run, measured.path, measured.num_layers, "specialise")
+        _require_layers(run, measured.path, int(measured.specialisation.settings["num_layers"]), "specialise")
     return run
 
 
@@ -121,15 +122,6 @@ def _require_layers(run: Run, path: Path, layers: int, command: str) -> None:
             f"{path} is for {layers} layers, the analysis in {run.folder} for {run.num_layers}; move it away or write "
             f"it again with `neuronmoe {command}`"
         )
-
-
-def _read_allocations(folder: Path) -> dict[str, Allocation]:
-    paths = sorted(folder.glob("*.yaml"), key=lambda path: (path.name != MAIN_ALLOCATION, path.name))
-    return {path.name: Allocation.load(path) for path in paths if path.name == MAIN_ALLOCATION or _is_allocation(path)}
-
-
-def _is_allocation(path: Path) -> bool:
-    return ALLOCATION_KEY.search(path.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def read_measured(home: Path) -> Measured | None:

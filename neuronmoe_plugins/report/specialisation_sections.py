@@ -37,8 +37,12 @@ def specialisation_section(run: Run) -> Section:
         f"Heatmaps of the share of language-specific neurons by layer and expert, one per language: "
         f"{'; '.join(_strongest(specialisation))}.",
     )
-    notes = [*_origin_notes(run, run.measured), *_base_rate_notes(specialisation), *_drift_notes(drift or [])]
-    tables = [_expert_table(specialisation), *([_drift_table(drift)] if drift else [])]
+    notes = [*_origin_notes(run, run.measured), *_base_rate_notes(specialisation)]
+    tables = [_expert_table(specialisation)]
+    if drift:
+        note, table = _drift_parts(drift)
+        notes.append(note)
+        tables.append(table)
     return Section(heading, picture, notes, tables)
 
 
@@ -78,9 +82,12 @@ def _place(row: ExpertScores) -> str:
 def _origin_notes(run: Run, measured: Measured) -> list[str]:
     """Which adapter this is, and whether of the analysed model."""
     settings = measured.specialisation.settings
+    counted = "that have a token at the expert"
+    if settings["missing"] == "zero":
+        counted = "of all languages (one without a token at the expert counts as 0)"
     notes = [
         f"Adapter {settings['adapter']}; a neuron is specific to a language from an average precision of "
-        f"{settings['threshold']:g} on, over the sentences {_who_counts(settings['missing'])}."
+        f"{settings['threshold']:g} on, over the sentences {counted}."
     ]
     if settings["model"] != run.summary.get("model", settings["model"]):
         notes.append(
@@ -88,12 +95,6 @@ def _origin_notes(run: Run, measured: Measured) -> list[str]:
             "names they are not the same."
         )
     return notes
-
-
-def _who_counts(missing: str) -> str:
-    if missing == "zero":
-        return "of all languages (one without a token at the expert counts as 0)"
-    return "that have a token at the expert"
 
 
 def _base_rate_notes(specialisation: Specialisation) -> list[str]:
@@ -177,35 +178,24 @@ def _most_used_pairs(row: LanguageRouting, names: Sequence[str]) -> str:
     return ", ".join(parts) or "–"
 
 
-def _drift_notes(drift: Sequence[LayerDrift]) -> list[str]:
-    """How many of each language's neurons the extended model has, and how many it kept."""
-    parts = [
-        f"{language} {count(base)} before, {count(extended)} after, {count(kept)} of them the same"
-        for language, (base, extended, kept) in _drift_totals(drift).items()
-    ]
-    return [f"The model’s own neurons, in all layers: {'; '.join(parts)}."] if parts else []
-
-
-def _drift_totals(drift: Sequence[LayerDrift]) -> dict[str, tuple[int, int, int]]:
-    """For each language the neurons of the base and of the extended model, and those of both."""
+def _drift_parts(drift: Sequence[LayerDrift]) -> tuple[str, Table]:
+    """Neurons of the base and of the extended model, and of both: in all layers as a note, and as Table 6."""
     totals: dict[str, tuple[int, int, int]] = {}
+    cells: dict[int, dict[str, list[str]]] = {}
     for row in drift:
         base, extended, kept = totals.get(row.language, (0, 0, 0))
         totals[row.language] = base + row.base, extended + row.extended, kept + row.kept
-    return totals
-
-
-def _drift_table(drift: Sequence[LayerDrift]) -> Table:
-    """Table 6 of the base and of the extended model, with the neurons that are the same."""
-    totals = _drift_totals(drift)
-    cells: dict[int, dict[str, list[str]]] = {}
-    for row in drift:
         cells.setdefault(row.layer, {})[row.language] = [count(row.base), count(row.extended), count(row.kept)]
     rows = [
         [str(layer), *(number for language in totals for number in own[language])]
         for layer, own in sorted(cells.items())
     ]
+    parts = [
+        f"{language} {count(base)} before, {count(extended)} after, {count(kept)} of them the same"
+        for language, (base, extended, kept) in totals.items()
+    ]
+    note = f"The model’s own neurons, in all layers: {'; '.join(parts)}."
     titles = [f"{language} {part}" for language in totals for part in ("base", "extended", "kept")]
     footer = ["all", *(count(number) for numbers in totals.values() for number in numbers)]
     caption = "Neurons of the base and of the extended model, and those that are the same, in numbers"
-    return Table(caption, ["layer", *titles], rows, footer=footer, folded=True)
+    return note, Table(caption, ["layer", *titles], rows, footer=footer, folded=True)
