@@ -79,12 +79,8 @@ def _guarded(module_name: str, target: str) -> Hook:
             outcomes[module_name] = None
         except Exception as error:  # the host must keep working without `moe`
             outcomes[module_name] = error
-            logger.warning(
-                "neuronmoe-plugins cannot extend %s (%s: %s); run `neuronmoe doctor`",
-                module_name,
-                type(error).__name__,
-                error,
-            )
+            message = "neuronmoe-plugins cannot extend %s (%s: %s); run `neuronmoe doctor`"
+            logger.warning(message, module_name, type(error).__name__, error)
 
     return hook
 

@@ -105,9 +105,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _probe(modules: list[str]) -> dict[str, dict[str, str | None] | bool]:
-    result = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(modules)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", PROBE, json.dumps(modules)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last_line = (result.stderr.strip().splitlines() or ["no output"])[-1]
         return {"loaded": False, "outcomes": {}, "errors": dict.fromkeys(modules, last_line)}
@@ -120,10 +119,8 @@ def _finding(host: Host, version: str | None, probe: dict) -> Finding:
     supported = host.supported.contains(version, prereleases=True)
     problems = [f"{m}: {probe['errors'][m]}" for m in host.modules if m in probe["errors"]]
     problems += [f"{m}: {probe['outcomes'][m]}" for m in host.modules if probe["outcomes"].get(m)]
-    hooked = None
-    if host.modules:
-        missing = [m for m in host.modules if m in HOOKS and m not in probe["outcomes"]]
-        hooked = bool(probe["loaded"]) and not problems and not missing
+    missing = [m for m in host.modules if m in HOOKS and m not in probe["outcomes"]]
+    hooked = bool(probe["loaded"]) and not problems and not missing if host.modules else None
     if not supported:
         advice = f"tested with {host.supported}; {host.install}"
     elif problems:

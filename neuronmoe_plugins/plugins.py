@@ -53,6 +53,7 @@ class PluginManager(pluggy.PluginManager):
     def _install(self, entry_point: importlib.metadata.EntryPoint) -> Plugin:
         distribution = getattr(entry_point, "dist", None)
         package = "-" if distribution is None else f"{distribution.name} {distribution.version}"
+        plugin = Plugin(entry_point.name, entry_point.value, package)
         name = None
         try:
             name = self.register(entry_point.load(), name=entry_point.name)
@@ -60,12 +61,9 @@ class PluginManager(pluggy.PluginManager):
         except Exception as error:  # whatever a third party's import raises
             if name is not None:
                 self.unregister(name=name)
-            problem = UserError(
-                f"plugin {entry_point.name} ({entry_point.value}) cannot be loaded: {type(error).__name__}: "
-                f"{one_line(error)}; fix or uninstall it"
-            )
-            return Plugin(entry_point.name, entry_point.value, package, problem)
-        return Plugin(entry_point.name, entry_point.value, package)
+            problem = f"cannot be loaded: {type(error).__name__}: {one_line(error)}; fix or uninstall it"
+            return replace(plugin, problem=UserError(f"plugin {plugin.name} ({plugin.source}) {problem}"))
+        return plugin
 
     def registrations(self, name: str, kind: str) -> dict[str, Any]:
         """What the plugin called `name` alone registers of a kind, in its order; `UserError` naming it if it fails."""

@@ -4,7 +4,6 @@ configurations of DeepSpeed and FSDP that share a training's memory among GPUs."
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -59,13 +58,19 @@ class Recipe:
 
     def stage1(self) -> str:
         """YAML of the first stage: new experts learn the new languages."""
+        adapter: list[Entry] = []
+        old_experts: list[Entry] = []
+        if self.extends is not None:
+            adapter = [("adapter_name_or_path", self.extends.adapter, "The adapter that gets more experts.")]
+            comment = "Experts of each layer of the adapter to extend."
+            old_experts = [("old_moe_num_experts_list", self.extends.num_experts, comment)]
         return _render(
             self._header(),
             {
-                "Model": [("model_name_or_path", self.model, None), *self._adapter_to_extend()],
+                "Model": [("model_name_or_path", self.model, None), *adapter],
                 "Method": [
                     *_method(),
-                    *self._old_experts(),
+                    *old_experts,
                     (
                         "ada_moe_num_experts_list",
                         self.num_experts,
@@ -94,12 +99,11 @@ class Recipe:
 
     def stage2(self) -> str:
         """YAML of the second stage: the routers relearn the old languages."""
+        # Without this key the older router rows of an extended adapter would stay frozen.
+        comment = "The experts of all languages: their router rows learn again."
+        routers_of_all = [("old_moe_num_experts_list", self.num_experts, comment)] if self.extends is not None else []
         languages: list[Entry] = [
-            (
-                "generate_lang_mask",
-                True,
-                'Tell old-language tokens from new ones by "language" in dataset_info.json.',
-            )
+            ("generate_lang_mask", True, 'Tell old-language tokens from new ones by "language" in dataset_info.json.')
         ]
         if self.original_languages:
             languages.append(
@@ -114,7 +118,7 @@ class Recipe:
                 ],
                 "Method": [
                     *_method(),
-                    *self._routers_of_all(),
+                    *routers_of_all,
                     ("topk", 2, "Experts that each token uses, as in stage 1."),
                     ("train_only_router", True, "Train nothing but the routers."),
                     (
@@ -146,24 +150,6 @@ class Recipe:
             f"{sum(self.num_experts)} experts in {len(self.num_experts)} layers, {added} of them new.",
             *source,
         ]
-
-    def _adapter_to_extend(self) -> list[Entry]:
-        if self.extends is None:
-            return []
-        return [("adapter_name_or_path", self.extends.adapter, "The adapter that gets more experts.")]
-
-    def _old_experts(self) -> list[Entry]:
-        if self.extends is None:
-            return []
-        comment = "Experts of each layer of the adapter to extend."
-        return [("old_moe_num_experts_list", self.extends.num_experts, comment)]
-
-    def _routers_of_all(self) -> list[Entry]:
-        """Stage 2 of an extended adapter: without this key the older router rows would stay frozen."""
-        if self.extends is None:
-            return []
-        comment = "The experts of all languages: their router rows learn again."
-        return [("old_moe_num_experts_list", self.num_experts, comment)]
 
     def _data(self, datasets: list[str], cutoff_len: int) -> list[Entry]:
         return [
@@ -219,15 +205,11 @@ def _render(header: list[str], sections: Sections) -> str:
     lines = [f"# {line}" for line in header]
     for title, entries in sections.items():
         lines += ["", f"### {title}"]
-        lines += [line for entry in entries for line in _render_entry(*entry)]
+        for key, value, comment in entries:
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+            text = text.removesuffix("\n").removesuffix("\n...")  # "..." ends a document that is only a scalar
+            lines += [f"# {comment}", f"{key}: {text}"] if comment else [f"{key}: {text}"]
     return "\n".join(lines) + "\n"
-
-
-def _render_entry(key: str, value: Any, comment: str | None) -> Iterator[str]:
-    if comment:
-        yield f"# {comment}"
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    yield f"{key}: " + text.removesuffix("\n").removesuffix("\n...")  # "..." ends a document that is only a scalar
 
 
 # "auto" is filled in by transformers' Trainer from its own arguments.

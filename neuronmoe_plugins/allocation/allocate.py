@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
 from neuronmoe_plugins.allocation.experts import (
@@ -30,31 +29,20 @@ def allocate(request: AllocationRequest) -> Allocation:
     Raises:
         UserError: for bad input, and for options that contradict each other or have no effect.
     """
-    chosen = _choose(request.strategy)
-    origin = _open(request.origin)
+    chosen = choose("strategy", request.strategy, allocation_strategies())
+    if not isinstance(chosen, AllocationStrategy):
+        problem = f"is no AllocationStrategy but {chosen!r}; update the plugin"
+        raise UserError(f"the strategy {request.strategy!r} of a plugin {problem}")
+    origin = AnalysisFolder(request.origin) if request.origin.is_dir() else ScoresFile(request.origin)
     settings = resolve(request, chosen, origin.counts_neurons)
     origin.check_languages(settings.source, settings.targets)
     scores = chosen.scores(origin, settings)
-    _check_length(request.strategy, scores, origin.num_layers)
+    if len(scores) != origin.num_layers:
+        given = f"scored {len(scores)} layers of {origin.num_layers}; it must score each"
+        raise UserError(f"the strategy {request.strategy!r} {given}")
     check_scores(scores)
     plan = _plan(rescale(scores, settings.scale), chosen, settings, origin)
     return _record(plan, scores, chosen, settings, origin)
-
-
-def _choose(name: str) -> AllocationStrategy:
-    chosen = choose("strategy", name, allocation_strategies())
-    if not isinstance(chosen, AllocationStrategy):
-        raise UserError(f"the strategy {name!r} of a plugin is no AllocationStrategy but {chosen!r}; update the plugin")
-    return chosen
-
-
-def _open(path: Path) -> AllocationOrigin:
-    return AnalysisFolder(path) if path.is_dir() else ScoresFile(path)
-
-
-def _check_length(strategy: str, scores: Sequence[Score], num_layers: int) -> None:
-    if len(scores) != num_layers:
-        raise UserError(f"the strategy {strategy!r} scored {len(scores)} layers of {num_layers}; it must score each")
 
 
 def _plan(

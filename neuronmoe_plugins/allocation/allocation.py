@@ -226,7 +226,9 @@ class Allocation:
         Raises:
             UserError: naming the file and the key that is wrong.
         """
-        content = _read_mapping(path)
+        content = read_yaml(path, missing=f"{path} does not exist; write it with `neuronmoe allocate`")
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not an allocation; write it with `neuronmoe allocate`")
         keys = {each.name: each for each in fields(cls)}
         required = {name for name, key in keys.items() if key.init and key.default is MISSING} | {"total_experts"}
         if missing := sorted(required - content.keys()):
@@ -245,13 +247,6 @@ class Allocation:
             if value != follows:
                 raise UserError(f"{path}: {key} is {shown(value)}, but {follows} follows from num_experts; correct one")
         return allocation
-
-
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    content = read_yaml(path, missing=f"{path} does not exist; write it with `neuronmoe allocate`")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not an allocation; write it with `neuronmoe allocate`")
-    return content
 
 
 def _check_lengths(path: Path, content: dict[str, Any]) -> None:

@@ -183,7 +183,12 @@ def fit_total(ramp: Ramp, limits: Limits, total: int) -> list[int]:
         UserError: if the limits allow no such total; names the range that they allow.
     """
     limits.check_total(total, len(ramp.slopes))
-    return _largest_remainder(_ideal_experts(ramp, limits, total), total)
+    ideal = _ideal_experts(ramp, limits, total)
+    num_experts = [math.floor(experts) for experts in ideal]
+    by_fraction = sorted(range(len(ideal)), key=lambda layer: (num_experts[layer] - ideal[layer], layer))
+    for layer in by_fraction[: total - sum(num_experts)]:
+        num_experts[layer] += 1
+    return num_experts
 
 
 def fit_parameters(ramp: Ramp, limits: Limits, shapes: MlpShapes, most_parameters: int) -> list[int]:
@@ -245,11 +250,3 @@ def _level(corners: Sequence[Fraction], height: Callable[[Fraction], Fraction], 
     left, right = corners[above - 1], corners[above]
     bottom = height(left)
     return left + (right - left) * (total - bottom) / (height(right) - bottom)
-
-
-def _largest_remainder(ideal: Sequence[Fraction], total: int) -> list[int]:
-    num_experts = [math.floor(experts) for experts in ideal]
-    by_fraction = sorted(range(len(ideal)), key=lambda layer: (num_experts[layer] - ideal[layer], layer))
-    for layer in by_fraction[: total - sum(num_experts)]:
-        num_experts[layer] += 1
-    return num_experts

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.allocation.experts import MlpShapes
@@ -155,7 +155,11 @@ class ScoresFile(Origin):
         missing = f"{path} does not exist; name the folder of an analysis or a scores file"
         record = read_json_object(path, FORM, missing=missing, wrong='has no list "layer_scores"')
         for key in (keys := [key for key in ("layer_scores", "layer_similarities") if key in record]):
-            _check_numbers(path, key, record[key])
+            if not isinstance(record[key], list) or not record[key]:
+                raise UserError(f"{path}: {key} must be a list with one number per decoder layer")
+            for layer, number in enumerate(record[key]):
+                if not is_number(number):
+                    raise UserError(f"{path}: the entry of {key} for layer {layer} is {shown(number)}, not a number")
         if not keys:
             raise UserError(f'{path} has no list "layer_scores"; {FORM}')
         lengths = [len(record[key]) for key in keys]
@@ -184,14 +188,6 @@ class ScoresFile(Origin):
         return [float(number) for number in self.record[key]]
 
 
-def _check_numbers(path: Path, key: str, numbers: object) -> None:
-    if not isinstance(numbers, list) or not numbers:
-        raise UserError(f"{path}: {key} must be a list with one number per decoder layer")
-    for layer, number in enumerate(numbers):
-        if not is_number(number):
-            raise UserError(f"{path}: the entry of {key} for layer {layer} is {shown(number)}, not a number")
-
-
 def layer_similarity(cosines: Sequence[Sequence[float]], old: Sequence[int], new: Sequence[int]) -> float:
     """Similarity of languages in one layer: the mean of two means, over new-new and over new-old pairs.
 
@@ -201,9 +197,9 @@ def layer_similarity(cosines: Sequence[Sequence[float]], old: Sequence[int], new
         new: Rows of the languages that it shall learn, at least one. With one there are no new-new pairs, and the
             similarity is the mean over new-old pairs alone.
     """
-    new_old = _mean([cosines[mine][other] for mine in new for other in old])
+    new_old = fmean([cosines[mine][other] for mine in new for other in old])
     pairs = list(combinations(new, 2))
-    return (_mean([cosines[mine][other] for mine, other in pairs]) + new_old) / 2 if pairs else new_old
+    return (fmean([cosines[mine][other] for mine, other in pairs]) + new_old) / 2 if pairs else new_old
 
 
 def dissimilarities(similarities: Sequence[float]) -> list[Fraction]:
@@ -219,10 +215,6 @@ def dissimilarities(similarities: Sequence[float]) -> list[Fraction]:
                 "cosine above 0 and up to 1 in every layer; use another --strategy for this model"
             )
     return [1 / Fraction(str(float(similarity))) for similarity in similarities]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> MlpShapes | None:

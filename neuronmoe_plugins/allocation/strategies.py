@@ -49,7 +49,6 @@ class LinearRule(Rule):
 
     options = frozenset({"min_experts", "max_experts", "rounding", "scale"})
     total_options = frozenset({"min_experts", "max_experts", "scale"})
-    default_max_experts = 6
 
     def experts(self, scores: Sequence[Fraction], settings: Settings) -> ExpertPlan:
         """Eq. 3 and 4."""
@@ -92,7 +91,6 @@ class EvenRule(Rule):
 
     options = frozenset({"max_experts"})
     total_options = frozenset({"min_experts", "max_experts"})
-    default_max_experts = 6
 
     def experts(self, scores: Sequence[Fraction], settings: Settings) -> ExpertPlan:
         """`--max-experts` in every layer."""
