@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore, ModuleKey, Store
@@ -21,8 +22,6 @@ from neuronmoe_plugins.neurons.sentences import PaddingSide, TokenizedSentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-GIGABYTE = 1e9
 
 
 class Observer(Protocol):
@@ -80,7 +79,7 @@ def memory_limit(asked: float | None, device: torch.device, processes: Processes
             raise UserError("--memory-limit has no effect under torchrun, whose processes share a file; leave it out")
         return 0
     if asked is not None:
-        return asked * GIGABYTE
+        return asked * 1e9
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0
 
 
@@ -136,7 +135,10 @@ def observe_sentences(
     # Before any process stores more: all of them have to share out the same batches.
     processes.wait_for_all()
     todo = processes.share(missing)
-    forward = _forward_without_logits(model)
+    # Layers that share keys and values find those of others in the cache alone.
+    use_cache = bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))
+    # Without logits: the decoder runs all layers, but an adapter has to see each batch.
+    run = partial(model, logits_to_keep=1) if hasattr(model, "peft_config") else model.get_decoder()
     device = working_device(model)
     was_training = model.training
     model.eval()
@@ -147,7 +149,7 @@ def observe_sentences(
                 sentences = batches[number]
                 batch = padded([token_ids[row] for row in sentences], padding_side, device)
                 observer.start_batch(batch["attention_mask"])
-                forward(**batch)
+                run(**batch, use_cache=use_cache)
                 observer.finish_batch()
                 store.add(number, sentences, observer.pooled)
     finally:
@@ -163,13 +165,9 @@ def batches_by_length(token_ids: Sequence[Sequence[int]], batch_size: int) -> li
 
 def padded(sentences: Sequence[Sequence[int]], side: PaddingSide, device: torch.device) -> dict[str, Tensor]:
     """Token ids, mask and positions, each int64 (batch, longest); positions count real tokens only."""
-    longest = max(len(sentence) for sentence in sentences)
-    input_ids = torch.zeros(len(sentences), longest, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for row, sentence in enumerate(sentences):
-        real = slice(0, len(sentence)) if side == "right" else slice(longest - len(sentence), longest)
-        input_ids[row, real] = torch.tensor(sentence, dtype=torch.long)
-        mask[row, real] = 1
+    rows = [torch.tensor(sentence, dtype=torch.long) for sentence in sentences]
+    input_ids = pad_sequence(rows, batch_first=True, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     batch = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
     return {name: tensor.to(device) for name, tensor in batch.items()}
@@ -178,12 +176,3 @@ def padded(sentences: Sequence[Sequence[int]], side: PaddingSide, device: torch.
 def working_device(model: PreTrainedModel) -> torch.device:
     """Where a model takes its inputs: its device, or, if its first weights are offloaded and nowhere, the CPU."""
     return torch.device("cpu") if model.device.type == "meta" else model.device
-
-
-def _forward_without_logits(model: PreTrainedModel) -> Callable[..., Any]:
-    """What runs all decoder layers: the decoder, or, as an adapter has to see each batch, the whole model."""
-    # Layers that share keys and values find those of others in the cache alone.
-    use_cache = bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))
-    if not hasattr(model, "peft_config"):
-        return partial(model.get_decoder(), use_cache=use_cache)
-    return partial(model, use_cache=use_cache, logits_to_keep=1)

@@ -26,17 +26,9 @@ NeuronIdentity = Literal["module", "unit"]
 """What tells a layer's neurons apart: module and unit index, or, as in the published code, the unit index alone."""
 
 SCHEMA = pa.schema(
-    [
-        ("language", pa.string()),
-        ("layer", pa.int32()),
-        ("module", pa.string()),
-        ("unit", pa.int32()),
-        ("score", pa.float64()),
-    ]
+    {"language": pa.string(), "layer": pa.int32(), "module": pa.string(), "unit": pa.int32(), "score": pa.float64()}
 )
 NEURONS = "neurons.parquet"
-# The summary comes last: it names the neuron table that belongs to it.
-OUTPUT_FILES = (NEURONS, "neurons.png", "summary.json")
 PACKAGES = ("neuronmoe-plugins", "torch", "transformers", "tokenizers", "numpy")
 HISTOGRAM_BINS = 100
 # What other commands cannot do without.
@@ -91,7 +83,12 @@ class Analysis:
             raise UserError(
                 f"{path} is not the table that {folder / 'summary.json'} belongs to; run `neuronmoe analyze` again"
             )
-        _require_same_model(path, neurons, record)
+        for neuron in neurons:
+            if neuron.language not in record["languages"] or not 0 <= neuron.unit < _units(record, neuron):
+                raise UserError(
+                    f"{path} is of another analysis: it has neuron {neuron.unit} of {neuron.module} in layer "
+                    f"{neuron.layer} for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
+                )
         return cls(neurons, record)
 
 
@@ -102,16 +99,6 @@ def shared_sentence_warnings(pairs: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{pair['examples'][0][:60]!r}"
         for pair in pairs
     ]
-
-
-def _require_same_model(path: Path, neurons: list[Neuron], record: dict[str, Any]) -> None:
-    """Raise `UserError` for the first neuron that the summary's model or languages do not have."""
-    for neuron in neurons:
-        if neuron.language not in record["languages"] or not 0 <= neuron.unit < _units(record, neuron):
-            raise UserError(
-                f"{path} is of another analysis: it has neuron {neuron.unit} of {neuron.module} in layer "
-                f"{neuron.layer} for {neuron.language}, which is not in its summary; run `neuronmoe analyze` again"
-            )
 
 
 def _units(record: dict[str, Any], neuron: Neuron) -> int:
@@ -132,27 +119,23 @@ def build_summary(languages: Sequence[str], settings: Mapping[str, Any], finding
     """
     num_layers, identity = findings.model["num_layers"], settings["neuron_identity"]
     neurons, scores = findings.neurons, findings.scores
-    modules = list(dict.fromkeys(module for _, module in scores))
+    # Activation functions are looked for in MLPs alone, whatever their names.
+    components = {module: component_of(module) or "mlp" for _, module in scores}
     return {
         **findings.model,
         "languages": list(languages),
         **settings,
         "units_per_module": _units_per_module(scores, num_layers),
-        "module_components": {module: _component(module) for module in modules},
+        "module_components": components,
         "neurons_per_language": {name: sum(neuron.language == name for neuron in neurons) for name in languages},
         "layer_counts": {name: layer_counts(neurons, [name], num_layers, identity) for name in languages},
         "pair_layer_counts": {
             "+".join(pair): layer_counts(neurons, pair, num_layers, identity) for pair in combinations(languages, 2)
         },
         "mlp_input_similarity": findings.similarity,
-        "score_histogram": _histogram(scores, languages),
+        "score_histogram": _histogram(scores, languages, components),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-
-
-def _component(module: str) -> str:
-    # Activation functions are looked for in MLPs alone, whatever their names.
-    return component_of(module) or "mlp"
 
 
 def _units_per_module(scores: Mapping[ModuleKey, ScoreArray], num_layers: int) -> dict[str, int | list[int]]:
@@ -163,22 +146,21 @@ def _units_per_module(scores: Mapping[ModuleKey, ScoreArray], num_layers: int) -
     return {module: sizes[0] if len(set(sizes)) == 1 else sizes for module, sizes in units.items()}
 
 
-def _histogram(scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str]) -> dict[str, Any]:
+def _histogram(
+    scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str], components: Mapping[str, str]
+) -> dict[str, Any]:
     """How often each score occurs among all units, by language and component."""
     lowest = min(0.0, *(float(values.min()) for values in scores.values()))
     highest = max(1.0, *(float(values.max()) for values in scores.values()))
     edges = np.linspace(lowest, highest, HISTOGRAM_BINS + 1)
     counts: dict[str, dict[str, Any]] = {language: {} for language in languages}
     for (_, module), values in scores.items():
-        component = _component(module)
-        for language, row in zip(languages, values, strict=True):
-            counts[language][component] = counts[language].get(component, 0) + np.histogram(row, edges)[0]
+        for of_language, row in zip(counts.values(), values, strict=True):
+            component = components[module]
+            of_language[component] = of_language.get(component, 0) + np.histogram(row, edges)[0]
     return {
         "edges": edges.tolist(),
-        "counts": {
-            language: {component: bins.tolist() for component, bins in of_language.items()}
-            for language, of_language in counts.items()
-        },
+        "counts": {name: {part: bins.tolist() for part, bins in own.items()} for name, own in counts.items()},
     }
 
 
@@ -198,10 +180,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def layer_counts(
-    neurons: Sequence[Neuron],
-    languages: Sequence[str],
-    num_layers: int,
-    identity: NeuronIdentity = "module",
+    neurons: Sequence[Neuron], languages: Sequence[str], num_layers: int, identity: NeuronIdentity = "module"
 ) -> list[int]:
     """Number of distinct neurons per layer over the given languages: the S_l of the paper's Eq. 2."""
     wanted = set(languages)

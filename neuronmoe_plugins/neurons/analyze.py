@@ -29,9 +29,7 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
     processes = Processes.from_environment()
     working = WorkingFolder(options.output)
     with working.kept_if_interrupted(progress) if processes.is_first else nullcontext():
-        description: dict[str, Any] = {}
-        if processes.is_first:
-            description = _prepare(options, settings, metric, working)
+        description = _prepare(options, settings, metric, working) if processes.is_first else {}
         processes.wait_for_all()
         sentences = TokenizedSentences.load(working.path / "sentences.json")
         # The first process may fail from here on, and remove the folder.
@@ -59,17 +57,12 @@ def _prepare(
     """
     sentences, description = prepare_sentences(options, metric)
     sources = describe_sources(options.model, options.adapter)
-    working.prepare(
-        {**settings, **_describe_machine(options), **sources, **sentences.identity(), "dtype": options.dtype}
-    )
-    sentences.save(working.path / "sentences.json")
-    return description
-
-
-def _describe_machine(options: AnalyzeOptions) -> dict[str, Any]:
-    """What rounds differently: the device and the number of threads."""
     import torch
 
     device = options.device or default_device()
     gpu = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None
-    return {"device": device, "gpu": gpu, "threads": torch.get_num_threads()}
+    # What rounds differently.
+    machine = {"device": device, "gpu": gpu, "threads": torch.get_num_threads(), "dtype": options.dtype}
+    working.prepare({**settings, **machine, **sources, **sentences.identity()})
+    sentences.save(working.path / "sentences.json")
+    return description

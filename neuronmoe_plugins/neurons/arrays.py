@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +26,7 @@ ModuleKey: TypeAlias = tuple[int, str]
 SECONDS_BETWEEN_SAVES = 20.0
 
 
-class Arena(Mapping[ModuleKey, NDArray[Any]]):
+class Arena(dict[ModuleKey, NDArray[Any]]):
     """Arrays by module, in a file without a header.
 
     Args:
@@ -47,19 +46,10 @@ class Arena(Mapping[ModuleKey, NDArray[Any]]):
             _reserve(path, size)
         self._file = np.memmap(path, dtype=dtype, mode="r+", shape=(sum(sizes),))
         starts = np.cumsum([0, *sizes[:-1]])
-        self._arrays = {
-            key: self._file[start : start + length].reshape(shape)
+        super().__init__(
+            (key, self._file[start : start + length].reshape(shape))
             for (key, shape), start, length in zip(shapes.items(), starts, sizes, strict=True)
-        }
-
-    def __getitem__(self, key: ModuleKey) -> NDArray[Any]:
-        return self._arrays[key]
-
-    def __iter__(self) -> Iterator[ModuleKey]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+        )
 
     def flush(self) -> None:
         """Write everything to the disk."""
@@ -139,23 +129,17 @@ class FileStore:
     def __init__(self, folder: Path, units: Mapping[ModuleKey, int], num_sentences: int, rank: int = 0) -> None:
         shapes = {key: (num_sentences, size) for key, size in units.items()}
         self._folder = folder
-        self._restart_if_other([[*key, *shape] for key, shape in shapes.items()])
-        self._arena = Arena(folder / "activations.f32", shapes, np.float32)
+        layout, values = folder / "layout.json", folder / "activations.f32"
+        described = [[*key, *shape] for key, shape in shapes.items()]
+        # It has other modules when a plugin has come or gone in between.
+        if not (layout.exists() and values.exists() and read_json(layout) == described):
+            for journal in folder.glob("finished.*"):
+                journal.unlink()
+            write_json(layout, described)
+        self._arena = Arena(values, shapes, np.float32)
         self._journal = folder / f"finished.{rank}"
         self._unsaved: list[int] = []
         self._saved_at = time.monotonic()
-
-    def _restart_if_other(self, layout: list[list[Any]]) -> None:
-        """Forget the batches of a file with other modules, as when a plugin has come or gone in between."""
-        path = self._folder / "layout.json"
-        if (
-            not path.exists()
-            or json.loads(path.read_text()) != layout
-            or not (self._folder / "activations.f32").exists()
-        ):
-            for journal in self._folder.glob("finished.*"):
-                journal.unlink()
-            write_json(path, layout)
 
     def missing(self, batches: Sequence[Sequence[int]]) -> list[int]:
         finished = {

@@ -41,7 +41,9 @@ def average_precision(pooled: FloatArray, labels: IntArray, num_languages: int) 
     small_labels = labels.astype(np.min_scalar_type(num_languages - 1))
     samples, units = pooled.shape
     rows = max(1, CHUNK_VALUES // samples)
-    _keep_freed_memory(rows * samples)
+    # So that a chunk has the memory of the last: new memory costs more time than the arithmetic on it, and glibc gives
+    # freed memory back unless a block of half the size was freed before (mallopt(3), M_MMAP_THRESHOLD): one, untouched.
+    np.empty(8 * rows * samples, dtype=np.float64)
     scores = np.empty((num_languages, units), dtype=np.float64)
     for start in range(0, units, rows):
         scores[:, start : start + rows] = _score_chunk(pooled[:, start : start + rows], small_labels, counts).T
@@ -54,15 +56,6 @@ def count_samples(labels: IntArray, num_languages: int) -> IntArray:
     if len(counts) != num_languages or not counts.all():
         raise ValueError(f"labels must be the indices of {num_languages} languages, each present; counts are {counts}")
     return counts
-
-
-def _keep_freed_memory(values: int) -> None:
-    """Let the next chunk have the memory that a chunk frees: new memory costs more time than the arithmetic on it.
-
-    glibc gives freed memory back to the system unless a block of half the size was freed before (mallopt(3),
-    M_MMAP_THRESHOLD), so one is, untouched.
-    """
-    np.empty(8 * values, dtype=np.float64)
 
 
 def _score_chunk(pooled: FloatArray, labels: LabelArray, counts: IntArray) -> ScoreArray:
@@ -157,20 +150,13 @@ def average_precision_torch(pooled: Tensor, labels: Tensor, num_languages: int) 
     rows = max(1, TORCH_CHUNK_VALUES // samples)
     scores = torch.empty((num_languages, units), dtype=torch.float64, device=pooled.device)
     for start in range(0, units, rows):
-        _score_torch_chunk(pooled[:, start : start + rows], labels, counts, scores[:, start : start + rows])
+        negated, order = (-pooled[:, start : start + rows].T).contiguous().sort(dim=1)
+        ranked_labels = labels[order]
+        # How many samples are at or above each value, and where the last of them stands.
+        ranks = torch.searchsorted(negated, negated, right=True)
+        ends = ranks - 1
+        for language, count in enumerate(counts):
+            hits = ranked_labels == language
+            positives = hits.cumsum(dim=1, dtype=torch.int32).gather(1, ends)
+            scores[language, start : start + rows] = (hits * positives / ranks.double()).sum(dim=1) / count
     return scores
-
-
-def _score_torch_chunk(pooled: Tensor, labels: Tensor, counts: list[int], scores: Tensor) -> None:
-    """Fill the scores (languages, units) of a few units, (samples, units)."""
-    import torch
-
-    negated, order = (-pooled.T).contiguous().sort(dim=1)
-    ranked_labels = labels[order]
-    # How many samples are at or above each value, and where the last of them stands.
-    ranks = torch.searchsorted(negated, negated, right=True)
-    ends = ranks - 1
-    for language, count in enumerate(counts):
-        hits = ranked_labels == language
-        positives = hits.cumsum(dim=1, dtype=torch.int32).gather(1, ends)
-        scores[language] = (hits * positives / ranks.double()).sum(dim=1) / count

@@ -60,7 +60,9 @@ def select_by_entropy(
     """
     keys = list(scores)
     probabilities = np.concatenate([scores[key] for key in keys], axis=1)
-    bar = _kth_value(probabilities.ravel(), PROBABILITY_QUANTILE)
+    # The value that this share of all values do not exceed.
+    place = max(0, round(probabilities.size * PROBABILITY_QUANTILE) - 1)
+    bar = np.partition(probabilities.ravel(), place)[place]
     candidate_entropy = np.where((probabilities > bar).any(axis=0), entropy(probabilities), np.inf)
     lowest = np.argsort(candidate_entropy, kind="stable")[: round(candidate_entropy.size * SELECTED_SHARE)]
     lowest = lowest[np.isfinite(candidate_entropy[lowest])]
@@ -75,12 +77,6 @@ def select_by_entropy(
         ]
         neurons += chosen[:top_n]
     return neurons
-
-
-def _kth_value(values: ScoreArray, share: float) -> float:
-    """The value that `share` of all values do not exceed."""
-    place = max(0, round(values.size * share) - 1)
-    return float(np.partition(values, place)[place])
 
 
 LAPE = NeuronMetric(

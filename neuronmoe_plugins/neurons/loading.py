@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; raises `UserError` if it cannot be had."""
     from transformers import AutoTokenizer
 
-    try:
+    with _loading("model", name):
         return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # what the libraries make of a damaged file has no common type
-        raise _cannot_load("model", name, error) from error
 
 
 def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -> PreTrainedModel:
@@ -43,10 +42,8 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 
     placement = {"device_map": "auto"} if device == "auto" else {}
     loader: Any = AutoModelForCausalLM  # whose annotation does not know the second result
-    try:
+    with _loading("model", name):
         model, loaded = loader.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True, **placement)
-    except Exception as error:  # what the libraries make of a damaged file has no common type
-        raise _cannot_load("model", name, error) from error
     _require_whole("model", name, loaded["missing_keys"])
     if adapter is not None:
         model = _with_adapter(model, adapter)
@@ -55,32 +52,23 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
             model.to(device)
         except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
             raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    evaluated: PreTrainedModel = model.eval()
-    return evaluated
+    return model.eval()
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
-    try:
+    from neuronmoe_plugins.tuner.reference_format import tensors_from_published
+
+    with _loading("adapter", adapter):
         adapted = PeftModel.from_pretrained(model, adapter)
-        in_file = _names_in_file(adapter)
-    except Exception as error:  # as above
-        raise _cannot_load("adapter", adapter, error) from error
+        # Those of a published one by the names that they get when they are loaded.
+        in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
     needed = get_peft_model_state_dict(adapted).keys()
     _require_whole("adapter", adapter, sorted(needed - in_file))
     if unused := sorted(in_file - needed):
         raise UserError(f"--adapter {adapter} is of another model, which has a place for {unused[0]}")
     return adapted
-
-
-def _names_in_file(adapter: str) -> set[str]:
-    """The adapter's tensors, those of a published one by the names that they get when they are loaded."""
-    from peft import load_peft_weights
-
-    from neuronmoe_plugins.tuner.reference_format import tensors_from_published
-
-    return set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
 
 
 def _require_whole(option: str, name: str, missing: Sequence[str]) -> None:
@@ -90,8 +78,14 @@ def _require_whole(option: str, name: str, missing: Sequence[str]) -> None:
         raise UserError(f"--{option} {name} lacks {len(names)} weights of its model, among them {names[0]}")
 
 
-def _cannot_load(option: str, name: str, error: Exception) -> UserError:
-    return UserError(f"--{option} {name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}")
+@contextmanager
+def _loading(option: str, name: str) -> Iterator[None]:
+    """Raise `UserError` for whatever the libraries make of a damaged file, which has no common type."""
+    try:
+        yield
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"--{option} {name} cannot be loaded: {message}") from error
 
 
 def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
@@ -100,10 +94,20 @@ def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
     Raises:
         UserError: if one cannot be had.
     """
-    return {
-        "model": [model, _local_files(model), _model_commit(model)],
-        "adapter": adapter and [adapter, _local_files(adapter), _adapter_commit(adapter)],
-    }
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    with _loading("model", model):
+        commit = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
+    sources: dict[str, Any] = {"model": [model, _local_files(model), commit], "adapter": adapter}
+    if adapter:
+        cached = None
+        if not Path(adapter).is_dir():
+            with _loading("adapter", adapter):
+                cached = cached_file(adapter, "adapter_config.json")
+        # The hub's cache has a folder per commit.
+        sources["adapter"] = [adapter, _local_files(adapter), cached and Path(cached).parent.name]
+    return sources
 
 
 def _local_files(folder: str) -> dict[str, list[int]]:
@@ -111,29 +115,6 @@ def _local_files(folder: str) -> dict[str, list[int]]:
     if not Path(folder).is_dir():
         return {}
     return {path.name: stamp(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}
-
-
-def _model_commit(name: str) -> str | None:
-    """The commit of a model on the hub; None for a local folder."""
-    from transformers import AutoConfig
-
-    try:
-        return getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
-    except Exception as error:  # as above
-        raise _cannot_load("model", name, error) from error
-
-
-def _adapter_commit(name: str) -> str | None:
-    """The commit of an adapter on the hub; None for a local folder."""
-    if Path(name).is_dir():
-        return None
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(name, "adapter_config.json")
-    except Exception as error:  # as above
-        raise _cannot_load("adapter", name, error) from error
-    return None if path is None else Path(path).parent.name
 
 
 def default_device(local_rank: int = 0) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,16 +81,8 @@ class Samples:
     tokens: IntArray
 
 
-class Selection(Protocol):
-    """Chooses neurons from the scores of all modules."""
-
-    def __call__(
-        self,
-        scores: Mapping[ModuleKey, ScoreArray],
-        languages: Sequence[str],
-        top_n: int | None,
-        min_score: float | None,
-    ) -> list[Neuron]: ...
+Selection: TypeAlias = Callable[[Mapping[ModuleKey, ScoreArray], Sequence[str], int | None, float | None], list[Neuron]]
+"""Chooses neurons: takes the scores of all modules, the languages' names, and --top-n and --min-score."""
 
 
 @dataclass(frozen=True)
@@ -129,18 +121,14 @@ def metrics() -> dict[str, Metric]:
     return dict(sorted(registered("metric").items()))
 
 
-AVERAGE_PRECISION = NeuronMetric(
-    lambda pooled, samples: average_precision(pooled, samples.labels, samples.num_languages),
-    one_against_rest=True,
-    score_tensor=average_precision_torch,
-)
-
-
 def as_metric(metric: Metric) -> NeuronMetric:
     """A registered metric: as it is, or made of a function of activations, labels and the number of languages."""
     if isinstance(metric, NeuronMetric):
         return metric
     return NeuronMetric(lambda pooled, samples: metric(pooled, samples.labels, samples.num_languages))
+
+
+AVERAGE_PRECISION = replace(as_metric(average_precision), one_against_rest=True, score_tensor=average_precision_torch)
 
 
 def require_finite(module: str, pooled: FloatArray, sample_names: Sequence[str]) -> None:

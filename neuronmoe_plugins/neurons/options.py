@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.options import at_least_one, check_options, one_of, option, typed
+from neuronmoe_plugins.options import OptionCheck, at_least_one, check_options, one_of, option, typed
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.corpora import CorpusSpec
@@ -32,19 +32,16 @@ def component_of(name: str) -> Component | None:
     return next((component for component, pattern in COMPONENT_NAMES.items() if pattern.search(first)), None)
 
 
-def _finite(flag: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"{flag} is {value}; it must be a number")
+def _must(passes: Callable[[float], bool], rule: str) -> OptionCheck:
+    def check(flag: str, value: float) -> None:
+        if not passes(value):
+            raise UserError(f"{flag} is {value}; {rule}")
+
+    return check
 
 
-def _gigabytes(flag: str, value: float) -> None:
-    if not value >= 0:
-        raise UserError(f"{flag} is {value}; it must be a number of gigabytes, 0 or more")
-
-
-def _average_precision(flag: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise UserError(f"{flag} is {value}; an average precision is above 0 and at most 1")
+_gigabytes = _must(lambda value: value >= 0, "it must be a number of gigabytes, 0 or more")
+_average_precision = _must(lambda value: 0 < value <= 1, "an average precision is above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +99,10 @@ class AnalyzeOptions(MeasuringOptions):
         "At most so many neurons per language.", None, shown="ap 1000, lape all", check=at_least_one
     )
     min_score: float | None = option(
-        "Only neurons that score above this.", None, shown="ap 0.5, lape none", check=_finite
+        "Only neurons that score above this.",
+        None,
+        shown="ap 0.5, lape none",
+        check=_must(math.isfinite, "it must be a number"),
     )
     components: Sequence[str] | None = option(
         "Which projections: attention,mlp.", None, shown="both", split=True, check=one_of(*COMPONENTS)
@@ -118,21 +118,16 @@ class AnalyzeOptions(MeasuringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_one_source()
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"--output {self.output} is a file; name a folder")
-
-    def _require_one_source(self) -> None:
-        if self.concepts is None:
-            if not self.corpora:
-                raise UserError(
-                    "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, --data DIR or --concepts DIR"
-                )
-            return
+        if self.concepts is None and not self.corpora:
+            raise UserError(
+                "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, --data DIR or --concepts DIR"
+            )
         for name in ("corpora", "samples", "seed", "text_field", "split_sentences"):
-            if getattr(self, name) not in ((), None, False):
+            if self.concepts is not None and getattr(self, name) not in ((), None, False):
                 flag = "--corpus" if name == "corpora" else typed(name)
                 raise UserError(f"{flag} has no effect with --concepts, whose sentences are used as they are")
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"--output {self.output} is a file; name a folder")
 
     def resolved(self, metric: NeuronMetric) -> dict[str, Any]:
         """The options on which the neurons depend, with the metric's defaults; JSON values.

@@ -77,7 +77,8 @@ def find_projections(
             elif component in components:
                 found[index, name] = place
                 present.add(component)
-        others.update(_stacked_weights(layer))
+        # Weights of several experts in one tensor, those of adapters left out.
+        others.update(name for name, weight in layer.named_parameters() if weight.dim() == 3 and "moe_" not in name)
         if missing := [component for component in components if component not in present]:
             raise UserError(
                 f"{type(model).__name__} has no linear layers in the {' and the '.join(missing)} of decoder layer "
@@ -92,23 +93,12 @@ def _linear_layers(
     """Linear layers below `module` and their names without an adapter's parts."""
     for child_name, child in module.named_children():
         name, base = f"{prefix}{child_name}", without_adapter(child)
-        units = _units(base)
-        if units is not None:
-            yield name, Place(child, units, mixture)
+        if isinstance(base, nn.Linear):
+            yield name, Place(child, base.out_features, mixture)
+        elif type(base).__name__ == "Conv1D":  # as GPT-2 has it, transposed
+            yield name, Place(child, int(base.nf), mixture)  # type: ignore[arg-type]
         else:
             yield from _linear_layers(base, f"{name}.", mixture if base is child else child)
-
-
-def _stacked_weights(layer: nn.Module) -> list[str]:
-    """Weights of several experts in one tensor, those of adapters left out."""
-    return [name for name, weight in layer.named_parameters() if weight.dim() == 3 and "moe_" not in name]
-
-
-def _units(module: nn.Module) -> int | None:
-    """Outputs of a linear layer, GPT-2's transposed kind included; None for any other module."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return int(module.nf) if type(module).__name__ == "Conv1D" else None  # type: ignore[arg-type]
 
 
 def find_activation_functions(model: PreTrainedModel) -> dict[ModuleKey, Place]:
@@ -154,14 +144,14 @@ def count_mlp_parameters(model: PreTrainedModel) -> list[int] | None:
         mlps = find_feed_forwards(model)
     except ValueError:
         return None
-    return [
-        sum(
-            linear.in_features * linear.out_features + (linear.out_features if linear.bias is not None else 0)
-            for linear in (
-                without_adapter(without_adapter(model.get_submodule(mlp.name)).get_submodule(name))
-                for name in mlp.family.projections
-            )
-            if isinstance(linear, nn.Linear)
-        )
-        for mlp in mlps.values()
-    ]
+    counts = []
+    for mlp in mlps.values():
+        inner = without_adapter(model.get_submodule(mlp.name))
+        linears = (without_adapter(inner.get_submodule(name)) for name in mlp.family.projections)
+        sizes = [
+            (each.in_features + (each.bias is not None)) * each.out_features
+            for each in linears
+            if isinstance(each, nn.Linear)
+        ]
+        counts.append(sum(sizes))
+    return counts

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.hooks import RemovableHandle
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import ModuleKey
@@ -115,7 +117,9 @@ class Recorder:
         """
         if place.mixture is not self._replaying:
             return
-        tokens = self._tokens_on(values.device)
+        if values.device not in self._tokens:
+            self._tokens[values.device] = next(iter(self._tokens.values())).to(values.device)
+        tokens = self._tokens[values.device]
         if values.dim() == 2 and len(values) == tokens.shape[0] * tokens.shape[1]:
             values = values.unflatten(0, tokens.shape)  # as OPT's MLP has them
         if values.shape != (*tokens.shape, place.units):
@@ -124,11 +128,6 @@ class Recorder:
                 f"expected {(*tokens.shape, place.units)}; choose other --components, or an adapter that adds no tokens"
             )
         self.pooled[key] = pooling(values, tokens)
-
-    def _tokens_on(self, device: torch.device) -> RealTokens:
-        if device not in self._tokens:
-            self._tokens[device] = next(iter(self._tokens.values())).to(device)
-        return self._tokens[device]
 
     def replay(self, mixture: nn.Module, hidden_states: Tensor) -> None:
         """Run a mixture's original MLP on all tokens.
@@ -149,26 +148,21 @@ def recording(places: Mapping[ModuleKey, tuple[Place, Pooling]]) -> Iterator[Rec
     recorder = Recorder(places)
     with ExitStack() as hooks:
         for mixture in {place.mixture for place, _ in places.values() if place.mixture is not None}:
-            hooks.callback(mixture.register_forward_pre_hook(_replay_hook(recorder), with_kwargs=True).remove)
+            hooks.callback(take_input(mixture, partial(recorder.replay, mixture)).remove)
         for key, (place, pooling) in places.items():
-            hook = _record_hook(recorder, key, place, pooling)
-            if place.of_input:
-                hooks.callback(place.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            else:
-                hooks.callback(place.module.register_forward_hook(hook).remove)
+            record = partial(recorder.record, key, place, pooling)
+            hook = take_input if place.of_input else take_output
+            hooks.callback(hook(place.module, record).remove)
         yield recorder
 
 
-def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a forward hook's module was called with, by place or by name."""
-    return args[0] if args else next(iter(kwargs.values()))
+def take_input(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hook a module: `take` gets what it is called with, by place or by name."""
+    return module.register_forward_pre_hook(
+        lambda module, args, kwargs: take(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+    )
 
 
-def _replay_hook(recorder: Recorder) -> Callable[..., None]:
-    return lambda module, args, kwargs: recorder.replay(module, first_input(args, kwargs))
-
-
-def _record_hook(recorder: Recorder, key: ModuleKey, place: Place, pooling: Pooling) -> Callable[..., None]:
-    if place.of_input:
-        return lambda module, args, kwargs: recorder.record(key, place, pooling, first_input(args, kwargs))
-    return lambda module, args, output: recorder.record(key, place, pooling, output)
+def take_output(module: nn.Module, take: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hook a module: `take` gets what it gives."""
+    return module.register_forward_hook(lambda module, args, output: take(output))

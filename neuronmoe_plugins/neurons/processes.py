@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import locked, write_json
+from neuronmoe_plugins.files import locked, read_json, write_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -118,7 +118,9 @@ class WorkingFolder:
             try:
                 yield
             except UserError as error:
-                self.remove_after(error)
+                # What the same input would only run into again; work that a full disk or memory ended stays.
+                if self._made_here and not (self.has_results and isinstance(error.__cause__, (OSError, RuntimeError))):
+                    self.remove()
                 raise
             except KeyboardInterrupt:
                 if announce and self.has_results:
@@ -137,20 +139,17 @@ class WorkingFolder:
             UserError: if it cannot be written.
         """
         plan = {**settings, "versions": {name: version(name) for name in PACKAGES}}
+        earlier = None
+        with suppress(OSError, ValueError):
+            earlier = read_json(self.path / "plan.json")
         try:
-            if self._plan() != json.loads(json.dumps(plan)):
+            if earlier != json.loads(json.dumps(plan)):
                 shutil.rmtree(self.path, ignore_errors=True)
                 self.path.mkdir()
                 self._made_here = True
                 write_json(self.path / "plan.json", plan)
         except OSError as error:
             raise UserError(f"--output {self.path.parent} cannot be written: {error.strerror}") from error
-
-    def _plan(self) -> Any:
-        try:
-            return json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
 
     @contextmanager
     def new_output(self, last: str, outdated: Sequence[str] = ()) -> Iterator[Path]:
@@ -180,11 +179,6 @@ class WorkingFolder:
     def has_results(self) -> bool:
         """Whether another call could go on from it."""
         return any(self.path.glob("finished.*"))
-
-    def remove_after(self, error: UserError) -> None:
-        """Delete what the same input would only run into again; keep work that a full disk or memory ended."""
-        if self._made_here and not (self.has_results and isinstance(error.__cause__, (OSError, RuntimeError))):
-            self.remove()
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -20,7 +20,7 @@ from neuronmoe_plugins.neurons.analysis import Findings
 from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, ModuleKey, ScoreArray, Store
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
-from neuronmoe_plugins.neurons.options import AnalyzeOptions, Component
+from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
     Place,
     count_mlp_parameters,
@@ -64,7 +64,11 @@ def score_neurons(
     """
     model = load_model(options.model, options.dtype, _choose_device(options, processes), options.adapter)
     require_positions(model, sentences.token_ids)
-    places, unmeasured = _find_places(model, metric, settings["components"])
+    unmeasured: list[str] = []
+    if metric.observes == "activation functions":
+        places = find_activation_functions(model)
+    else:
+        places, unmeasured = find_projections(model, settings["components"])
     description = _describe_model(options, model, unmeasured)
     inputs = find_mlp_inputs(model)
     everything = {
@@ -93,20 +97,12 @@ def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:
     return options.device or default_device(processes.local_rank)
 
 
-def _find_places(
-    model: PreTrainedModel, metric: NeuronMetric, components: list[Component]
-) -> tuple[dict[ModuleKey, Place], list[str]]:
-    if metric.observes == "activation functions":
-        return find_activation_functions(model), []
-    return find_projections(model, components)
-
-
 def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured: list[str]) -> dict[str, Any]:
-    config = model.config.get_text_config()
+    config, adapters = model.config.get_text_config(), getattr(model, "peft_config", {}).values()
     return {
         "model": options.model,
         "adapter": options.adapter,
-        "adapter_base": _adapter_base(model),
+        "adapter_base": next((adapter.base_model_name_or_path for adapter in adapters), None),
         "model_type": model.config.model_type,
         "model_commit": getattr(model.config, "_commit_hash", None),
         "dtype": options.dtype,
@@ -116,12 +112,6 @@ def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured:
         "mlp_parameters": count_mlp_parameters(model),
         "unmeasured_modules": unmeasured,
     }
-
-
-def _adapter_base(model: PreTrainedModel) -> str | None:
-    """The model that the adapter says it is for."""
-    configs = getattr(model, "peft_config", {}).values()
-    return next((config.base_model_name_or_path for config in configs), None)
 
 
 def score_modules(
@@ -237,12 +227,7 @@ def _mlp_input_similarity(
     if not inputs:
         return None
     tokens, positives = sentences.tokens(), sentences.positives()
-    layers = []
-    for key in inputs:
-        sums = read_finite(store, key, sentences.names).cpu().numpy()
-        layers.append(language_similarity(sums, tokens, positives))
+    sums = (read_finite(store, key, sentences.names).cpu().numpy() for key in inputs)
+    layers = [language_similarity(own, tokens, positives).tolist() for own in sums]
     counts = (int(tokens[own].sum()) for own in positives)
-    return {
-        "tokens": dict(zip(sentences.languages, counts, strict=True)),
-        "layers": np.stack(layers).tolist(),
-    }
+    return {"tokens": dict(zip(sentences.languages, counts, strict=True)), "layers": layers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from neuronmoe_plugins.corpora import (
 )
 from neuronmoe_plugins.corpora.samples import POSITIVE
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import digest, write_json
+from neuronmoe_plugins.files import digest, read_json, write_json
 from neuronmoe_plugins.neurons.arrays import IntArray
 from neuronmoe_plugins.neurons.loading import load_tokenizer, tokenize
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples
@@ -83,7 +82,7 @@ class TokenizedSentences:
     @classmethod
     def load(cls, path: Path) -> TokenizedSentences:
         """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return cls(**read_json(path))
 
 
 def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[TokenizedSentences, dict[str, Any]]:
@@ -112,11 +111,14 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
         token_ids=token_ids,
         padding_side="left" if tokenizer.padding_side == "left" else "right",
     )
+    # On which the sampled sentences depend.
+    from_hub = any(isinstance(spec.source, HubDataset) for spec in options.corpora)
+    libraries = [*(["sentencex"] if options.split_sentences else []), *(["datasets"] if from_hub else [])]
     truncated = ((samples.membership == POSITIVE) & np.array(cut)).sum(axis=1)
     return sentences, {
         "corpora": [_describe(corpus, int(count)) for corpus, count in zip(corpora, truncated, strict=True)],
         "shared_sentences": asdict(shared_sentences(corpora)),
-        "reading_versions": {name: version(name) for name in _libraries(options)},
+        "reading_versions": {name: version(name) for name in libraries},
     }
 
 
@@ -140,9 +142,3 @@ def _describe(corpus: Corpus, truncated: int) -> dict[str, Any]:
         "duplicates": corpus.duplicates,
         "truncated": truncated,
     }
-
-
-def _libraries(options: AnalyzeOptions) -> list[str]:
-    """Libraries on which the sampled sentences depend."""
-    from_hub = any(isinstance(spec.source, HubDataset) for spec in options.corpora)
-    return [*(["sentencex"] if options.split_sentences else []), *(["datasets"] if from_hub else [])]

@@ -52,16 +52,16 @@ def expert_table(specialisation: Specialisation) -> Table:
     pairs = [title for language in specialisation.languages for title in (f"{language}\nhigh-AP", "\nratio (%)")]
     experts = experts_by_place(specialisation)
     rows = [
-        [_place(own[0]), f"{own[0].neurons:,}", *(cell for scores in own for cell in _cells(scores))] for own in experts
+        [
+            f"L{own[0].layer} {own[0].expert}",
+            f"{own[0].neurons:,}",
+            *(cell for scores in own for cell in _cells(scores)),
+        ]
+        for own in experts
     ]
     last = [row for row in range(len(rows) - 1) if experts[row][0].layer != experts[row + 1][0].layer]
     caption = f"Neurons with an average precision of {specialisation.settings['threshold']:g} or more"
     return Table(caption, ["layer-expert", "neurons", *pairs], rows, rules=last)
-
-
-def _place(scores: ExpertScores) -> str:
-    """As in the paper's Table 4."""
-    return f"L{scores.layer} {scores.expert}"
 
 
 def _cells(scores: ExpertScores) -> tuple[str, str]:
@@ -75,13 +75,7 @@ def routing_table(specialisation: Specialisation) -> Table:
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
     names = ["base", *(f"expert\n{expert}" for expert in range(num_experts - 1))]
     rows = [
-        [
-            str(row.layer),
-            row.language,
-            f"{row.tokens:,}",
-            *token_shares(row, num_experts, "\n"),
-            f"{row.entropy:.3f}",
-        ]
+        [str(row.layer), row.language, f"{row.tokens:,}", *token_shares(row, num_experts, "\n"), f"{row.entropy:.3f}"]
         for row in specialisation.routing
     ]
     caption = "Tokens that chose an expert (%), and mean router weight there"

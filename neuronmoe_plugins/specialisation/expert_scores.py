@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.activations import pool_activations
-from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ScoreArray, Store
+from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray, Store
 from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
 from neuronmoe_plugins.neurons.metrics import Samples
@@ -31,12 +31,7 @@ from neuronmoe_plugins.specialisation.mixtures import (
     observing,
     places,
 )
-from neuronmoe_plugins.specialisation.specialisation import (
-    ExpertScores,
-    LanguageRouting,
-    ScoreWriter,
-    Specialisation,
-)
+from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, ScoreWriter, Specialisation
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.tuner import MoeLayer
@@ -97,23 +92,18 @@ def score_experts(
         for layer in track(list(mixtures), "Scoring experts", console=Console(stderr=True), disable=not progress):
             num_experts = len(mixtures[layer].expert_projections())
             values = store.read((layer, ROUTING)).cpu().numpy()
-            _require_finite_routing(layer, values, sentences)
+            wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if len(wrong):
+                raise UserError(
+                    f"layer {layer}: the router gives {sentences.names[int(wrong[0])]} no finite probabilities; use "
+                    "--dtype float32 or leave that sentence out, or train the adapter anew"
+                )
             routing += language_routing(layer, values, num_experts, samples.labels, list(sentences.languages))
             for expert in range(num_experts):
                 names = mixtures[layer].family.projections
                 seen = values[:, expert] > 0
                 experts += _score_one(options, layer, expert, names, seen, store, sentences, samples, writer)
     return experts, routing
-
-
-def _require_finite_routing(layer: int, values: FloatArray, sentences: TokenizedSentences) -> None:
-    """Raise `UserError` naming the first sentence whose router logits are not finite."""
-    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(wrong):
-        raise UserError(
-            f"layer {layer}: the router gives {sentences.names[int(wrong[0])]} no finite probabilities; use --dtype "
-            "float32 or leave that sentence out, or train the adapter anew"
-        )
 
 
 def _score_one(

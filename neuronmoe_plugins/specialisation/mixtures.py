@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FloatArray, IntArray, ModuleKey
-from neuronmoe_plugins.neurons.pooling import first_input
+from neuronmoe_plugins.neurons.pooling import take_input
 from neuronmoe_plugins.specialisation.specialisation import LanguageRouting
 
 if TYPE_CHECKING:
@@ -104,10 +105,12 @@ class ExpertObserver:
         activation = getattr(mixture.get_base_layer(), mixture.family.activation)
         for expert, projection in enumerate(mixture.expert_projections()):
             own = chosen[:, expert].nonzero().squeeze(1)
+            counts = torch.bincount(sentences[own], minlength=len(self._mask)).unsqueeze(1)
             outputs = _projections(mixture, projection, activation, tokens[own])
             for name in mixture.family.projections:
-                pooled = _mean_per_sentence(outputs[name], sentences[own], len(self._mask))
-                self.pooled[layer, f"{expert_name(expert)} {name}"] = pooled
+                sums = _sum_per_sentence(outputs[name], sentences[own], len(self._mask))
+                # NaN, 0 / 0, where a sentence has no token.
+                self.pooled[layer, f"{expert_name(expert)} {name}"] = sums / counts
         values = _routing_values(router_logits, weights, selected_experts, chosen)
         self.pooled[layer, ROUTING] = _sum_per_sentence(values, sentences, len(self._mask))
 
@@ -134,12 +137,6 @@ def _sum_per_sentence(values: Tensor, sentences: Tensor, num_sentences: int) -> 
     return sums.index_add_(0, sentences, values.float())
 
 
-def _mean_per_sentence(values: Tensor, sentences: Tensor, num_sentences: int) -> Tensor:
-    """NaN, 0 / 0, where a sentence has no token."""
-    counts = torch.bincount(sentences, minlength=num_sentences).unsqueeze(1)
-    return _sum_per_sentence(values, sentences, num_sentences) / counts
-
-
 def _routing_values(router_logits: Tensor, weights: Tensor, selected_experts: Tensor, chosen: Tensor) -> Tensor:
     """Per token what `routing_size` counts, (tokens, values)."""
     num_experts = router_logits.shape[-1]
@@ -157,12 +154,8 @@ def observing(mixtures: Mapping[int, MoeLayer]) -> Iterator[ExpertObserver]:
     observer = ExpertObserver(mixtures)
     with ExitStack() as hooks:
         for layer, mixture in mixtures.items():
-            hooks.callback(mixture.register_forward_pre_hook(_hook(observer, layer), with_kwargs=True).remove)
+            hooks.callback(take_input(mixture, partial(observer.observe, layer)).remove)
         yield observer
-
-
-def _hook(observer: ExpertObserver, layer: int) -> Callable[..., None]:
-    return lambda module, args, kwargs: observer.observe(layer, first_input(args, kwargs))
 
 
 def language_routing(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import sha256_of, write_json
+from neuronmoe_plugins.files import read_json, sha256_of, write_json
 from neuronmoe_plugins.neurons.arrays import ScoreArray
 
 SCORES = "specialisation.parquet"
@@ -140,7 +139,7 @@ class Specialisation:
         """
         path = folder / RECORD
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             loaded = cls(
                 record["settings"],
                 [ExpertScores(**row) for row in record["experts"]],
@@ -176,15 +175,10 @@ class ScoreWriter:
         """Write the scores of one projection: language index -> float64 (units,), measured ones only."""
         for language, values in scores.items():
             units = len(values)
-            columns = [
-                pa.array([layer] * units, pa.int32()),
-                pa.array([expert] * units),
-                pa.array([projection] * units),
-                pa.array(range(units), pa.int32()),
-                pa.array([self._languages[language]] * units),
-                pa.array(values),
-            ]
-            self._writer.write_table(pa.table(columns, schema=SCHEMA))
+            own = ([value] * units for value in (layer, expert, projection))
+            columns = [*own, range(units), [self._languages[language]] * units, values]
+            table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+            self._writer.write_table(table)
 
 
 def load_drift(folder: Path) -> list[LayerDrift] | None:
@@ -193,6 +187,6 @@ def load_drift(folder: Path) -> list[LayerDrift] | None:
     if not path.exists():
         return None
     try:
-        return [LayerDrift(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        return [LayerDrift(**row) for row in read_json(path)]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no result of `neuronmoe specialise --compare base`: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -87,20 +88,15 @@ def compare_neurons(base: Analysis, extended: Analysis) -> list[LayerDrift]:
     """The neurons of two analyses of the same languages, per layer and language."""
     before, after = _by_place(base.neurons), _by_place(extended.neurons)
     return [
-        LayerDrift(
-            layer,
-            language,
-            len(before.get((layer, language), set())),
-            len(after.get((layer, language), set())),
-            len(before.get((layer, language), set()) & after.get((layer, language), set())),
-        )
+        LayerDrift(layer, language, len(old), len(new), len(old & new))
         for layer in range(base.summary["num_layers"])
         for language in base.summary["languages"]
+        for old, new in [(before[layer, language], after[layer, language])]
     ]
 
 
 def _by_place(neurons: Sequence[Neuron]) -> dict[tuple[int, str], set[tuple[str, int]]]:
-    found: dict[tuple[int, str], set[tuple[str, int]]] = {}
+    found: dict[tuple[int, str], set[tuple[str, int]]] = defaultdict(set)
     for neuron in neurons:
-        found.setdefault((neuron.layer, neuron.language), set()).add((neuron.module, neuron.unit))
+        found[neuron.layer, neuron.language].add((neuron.module, neuron.unit))
     return found
