@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, TracebackType
@@ -50,22 +51,21 @@ def end_in_one_line() -> None:
     global _installed
     if not _installed:
         _installed = True
-        sys.excepthook = _excepthook(sys.excepthook)
+        sys.excepthook = partial(_excepthook, sys.excepthook)
 
 
-def _excepthook(previous: Callable[..., Any]) -> Callable[..., None]:
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        command = _command(traceback)
-        message = None if command is None else _bad_input(command, error)
-        if message is not None:
-            _report(f"{command}: error: {message}\n")
-        elif not (kind.__name__ == "ChildFailedError" and _workers_reported(os.environ.get(REPORTS))):
-            previous(kind, error, traceback)
-            return
-        # The interpreter exits with the code of a SystemExit from here, after its usual clean-up.
-        raise SystemExit(EXIT_CODE)
-
-    return hook
+def _excepthook(
+    previous: Callable[..., Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    command = _command(traceback)
+    message = None if command is None else _bad_input(command, error)
+    if message is not None:
+        _report(f"{command}: error: {message}\n")
+    elif not (kind.__name__ == "ChildFailedError" and _workers_reported(os.environ.get(REPORTS))):
+        previous(kind, error, traceback)
+        return
+    # The interpreter exits with the code of a SystemExit from here, after its usual clean-up.
+    raise SystemExit(EXIT_CODE)
 
 
 def _bad_input(command: str, error: BaseException) -> str | None:
@@ -88,22 +88,18 @@ def _command(traceback: TracebackType | None) -> str | None:
 
 
 def _report(line: str) -> None:
-    """Write a line, unless another worker of this node has written the same."""
-    folder = _reports_folder()
-    if folder is not None and folder.is_dir():
+    """Write a line, unless another worker of this node has written the same.
+
+    The folder that the node's workers share is the launcher's, or else torchrun's own.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    folder = Path(os.environ[REPORTS]) if REPORTS in os.environ else error_file and Path(error_file).parents[1]
+    if folder and folder.is_dir():
         try:
             (folder / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
         except FileExistsError:
             return
     sys.stderr.write(line)
-
-
-def _reports_folder() -> Path | None:
-    """The folder that the node's workers share: the launcher's, or else torchrun's own."""
-    if REPORTS in os.environ:
-        return Path(os.environ[REPORTS])
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    return Path(error_file).parents[1] if error_file else None
 
 
 def _workers_reported(folder: str | None) -> bool:
@@ -128,17 +124,13 @@ class _WorkersSubprocess(wrapt.ObjectProxy):  # type: ignore[misc]
 
 def _check_arguments() -> None:
     """Check the arguments of a `moe` run once, as every worker would; others do not pay for the imports."""
-    if not _mentions_moe(sys.argv[1:]):
+    words = sys.argv[1:]
+    config = Path(words[0]) if words else Path()
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    if not any("moe" in part for part in (text, *words)):
         return
     import llamafactory.hparams.parser  # noqa: F401 (its hook names the check)
 
     check = argument_checks.get("llamafactory-cli")
     if check is not None:
         check()
-
-
-def _mentions_moe(words: list[str]) -> bool:
-    """Whether a configuration file or the words after it may ask for `moe`."""
-    config = Path(words[0]) if words else Path()
-    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-    return any("moe" in part for part in (text, *words))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import wrapt
 
 from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
@@ -33,7 +33,7 @@ NEEDS_TAGS = (
 
 def extend_arguments(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.config.arg_parser`: refuse before anything is loaded."""
-    wrapt.wrap_function_wrapper(module, "get_args", _get_args)
+    wrap(module, "get_args", _get_args)
 
 
 def register(module: ModuleType) -> None:
@@ -43,12 +43,12 @@ def register(module: ModuleType) -> None:
 
 def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.trainers.sft_trainer`, which computes its loss from the logits."""
-    wrapt.wrap_function_wrapper(module, "SFTTrainer.compute_loss", _compute_loss)
+    wrap(module, "SFTTrainer.compute_loss", _compute_loss)
 
 
 def extend_logs(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.utils.callbacks.trainer_callback`."""
-    wrapt.wrap_function_wrapper(module, "CallbackHandler.on_log", _on_log)
+    wrap(module, "CallbackHandler.on_log", _on_log)
 
 
 def get_moe_model(model: Any, config: Mapping[str, Any], is_train: bool = False) -> torch.nn.Module:
@@ -143,30 +143,30 @@ def _zero_stage(file: str | None) -> int | None:
     return stage
 
 
-def _get_args(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _get_args(call: Call) -> Any:
     """Stand in for `get_args(args)`."""
-    model_args, data_args, training_args, sample_args = wrapped(*args, **kwargs)
+    model_args, data_args, training_args, sample_args = call.host()
     if (model_args.peft_config or {}).get("name") == "moe":
         check_run(model_args, training_args)
     return model_args, data_args, training_args, sample_args
 
 
-def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _compute_loss(call: Call) -> Any:
     """Stand in for `compute_loss(batch)`, which the trainer scales by the batch's share of the labels."""
     from neuronmoe_plugins.integrations.transformers import find_objective, with_mixture_losses
 
-    return with_mixture_losses(wrapped(*args, **kwargs), find_objective(instance.model))
+    return with_mixture_losses(call.host(), find_objective(call.instance.model))
 
 
-def _on_log(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _on_log(call: Call) -> None:
     """Stand in for `on_log(args, state, logs)`, which every process calls: add the mixture's losses."""
     from neuronmoe_plugins.integrations.transformers import find_objective
 
-    objective = None if instance.trainer is None else find_objective(instance.trainer.model)
+    trainer = call.instance.trainer
+    objective = None if trainer is None else find_objective(trainer.model)
     if objective is not None:
-        logs = inspect.signature(wrapped).bind(*args, **kwargs).arguments["logs"]
-        logs |= _over_processes(objective.metrics.pop())
-    wrapped(*args, **kwargs)
+        call.arguments["logs"].update(_over_processes(objective.metrics.pop()))
+    call.host()
 
 
 def _over_processes(sums: MetricSums) -> dict[str, float]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import wrapt
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
+
+from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 
 def register(_peft_model: ModuleType) -> None:
@@ -28,12 +27,10 @@ def extend_save_and_load(module: ModuleType) -> None:
     Modules that have imported the functions before this package was, keep them under names of their own.
     """
     importers = [sys.modules[name] for name in ("peft", "peft.utils", "peft.peft_model") if name in sys.modules]
-    for name, wrapper in (
-        ("get_peft_model_state_dict", _get_state_dict),
-        ("set_peft_model_state_dict", _set_state_dict),
-    ):
+    stand_ins = {"get_peft_model_state_dict": _get_state_dict, "set_peft_model_state_dict": _set_state_dict}
+    for name, stand_in in stand_ins.items():
         original = getattr(module, name)
-        wrapt.wrap_function_wrapper(module, name, wrapper)
+        wrap(module, name, stand_in)
         for importer in importers:
             if vars(importer).get(name) is original:
                 setattr(importer, name, getattr(module, name))
@@ -56,38 +53,25 @@ def add_peft_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-def _bound(wrapped: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The call's arguments by name, and whether it is about a `moe` adapter."""
-    bound = inspect.signature(wrapped).bind(*args, **kwargs)
-    bound.apply_defaults()
-    config = bound.arguments["model"].peft_config[bound.arguments["adapter_name"]]
-    return bound.arguments, config.peft_type == "MOE"
-
-
-def _get_state_dict(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Stand in for `get_peft_model_state_dict(model, state_dict, adapter_name, ...)`."""
-    arguments, is_moe = _bound(wrapped, args, kwargs)
-    if not is_moe:
-        return wrapped(*args, **kwargs)
+def _get_state_dict(call: Call) -> Any:
+    """Stand in for `get_peft_model_state_dict(model, state_dict=None, adapter_name="default", ...)`."""
+    model, state_dict = call.arguments["model"], call.arguments.get("state_dict")
+    adapter_name = call.arguments.get("adapter_name", "default")
+    if model.peft_config[adapter_name].peft_type != "MOE":
+        return call.host()
     from neuronmoe_plugins.tuner.checkpoint import to_file, without_other_adapters
 
-    model, state_dict = arguments["model"], arguments["state_dict"]
     state_dict = model.state_dict() if state_dict is None else state_dict
-    arguments["state_dict"] = without_other_adapters(state_dict, model, arguments["adapter_name"])
-    return to_file(wrapped(**arguments))
+    return to_file(call.host(state_dict=without_other_adapters(state_dict, model, adapter_name)))
 
 
-def _set_state_dict(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Stand in for `set_peft_model_state_dict(model, peft_model_state_dict, adapter_name, ...)`."""
-    arguments, is_moe = _bound(wrapped, args, kwargs)
-    if not is_moe:
-        return wrapped(*args, **kwargs)
+def _set_state_dict(call: Call) -> Any:
+    """Stand in for `set_peft_model_state_dict(model, peft_model_state_dict, adapter_name="default", ...)`."""
+    model, tensors = call.arguments["model"], call.arguments["peft_model_state_dict"]
+    adapter_name = call.arguments.get("adapter_name", "default")
+    if model.peft_config[adapter_name].peft_type != "MOE":
+        return call.host()
     from neuronmoe_plugins.tuner.checkpoint import from_file
 
-    arguments["peft_model_state_dict"] = from_file(
-        arguments["peft_model_state_dict"],
-        arguments["model"],
-        arguments["adapter_name"],
-        check_shapes=not arguments["ignore_mismatched_sizes"],
-    )
-    return wrapped(**arguments)
+    check_shapes = not call.arguments.get("ignore_mismatched_sizes", False)
+    return call.host(peft_model_state_dict=from_file(tensors, model, adapter_name, check_shapes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable
 from types import ModuleType
@@ -12,82 +11,80 @@ import torch
 import wrapt
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from neuronmoe_plugins.integrations.stand_ins import Call, wrap
+
 # What of a model's loading options concerns the place of the adapter.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `transformers.trainer`."""
-    wrapt.wrap_function_wrapper(module, "Trainer.get_batch_samples", _get_batch_samples)
-    wrapt.wrap_function_wrapper(module, "Trainer.__init__", _init)
-    wrapt.wrap_function_wrapper(module, "Trainer.save_model", _save_model)
-    wrapt.wrap_function_wrapper(module, "Trainer._save", _save)
+    stand_ins = {"get_batch_samples": _get_batch_samples, "__init__": _init, "save_model": _save_model, "_save": _save}
+    for name, stand_in in stand_ins.items():
+        wrap(module, f"Trainer.{name}", stand_in)
 
 
 def extend_adapter_loading(module: ModuleType) -> None:
     """Post-import hook of `transformers.integrations.peft`."""
-    wrapt.wrap_function_wrapper(module, "PeftAdapterMixin.load_adapter", _load_adapter)
+    wrap(module, "PeftAdapterMixin.load_adapter", _load_adapter)
 
 
-def _get_batch_samples(
-    wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _get_batch_samples(call: Call) -> Any:
     """Stand in for `Trainer.get_batch_samples`, which returns the micro-batches of one step and their item count.
 
     A micro-batch cannot know how many items of each of the mixture's losses the others hold, which the mean over all of
     them needs: every one is told.
     """
-    batches, num_items = wrapped(*args, **kwargs)
-    objective = find_objective(instance.model)
+    trainer, (batches, num_items) = call.instance, call.host()
+    objective = find_objective(trainer.model)
     if num_items is None or not batches or objective is None:
         return batches, num_items
     # Not at the top: the tuner imports peft, which may be what is importing transformers' trainer just now.
     from neuronmoe_plugins.tuner.inputs import count_items
 
     counts = [count_items(batch) for batch in batches]
-    objective.over_processes = instance.args.average_tokens_across_devices and instance.args.world_size > 1
+    objective.over_processes = trainer.args.average_tokens_across_devices and trainer.args.world_size > 1
     for name in counts[0]:
-        total = torch.stack([count[name] for count in counts]).sum().to(instance.args.device)
+        total = torch.stack([count[name] for count in counts]).sum().to(trainer.args.device)
         if objective.over_processes:
-            total = instance.accelerator.gather(total).sum()
+            total = trainer.accelerator.gather(total).sum()
         for batch in batches:
             batch[name] = total
     return batches, num_items
 
 
-def _init(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _init(call: Call) -> None:
     """Stand in for the constructor: whatever a subclass's `compute_loss` does, the mixture's losses are part of it."""
-    wrapped(*args, **kwargs)
-    if find_objective(instance.model) is None:
+    call.host()
+    trainer = call.instance
+    if find_objective(trainer.model) is None:
         return
-    instance.compute_loss = wrapt.FunctionWrapper(instance.compute_loss, _compute_loss)
+    trainer.compute_loss = wrapt.FunctionWrapper(trainer.compute_loss, _compute_loss)
     if is_deepspeed_zero3_enabled():
         from neuronmoe_plugins.integrations.deepspeed import mark_leaf_modules
 
-        mark_leaf_modules(instance.model)
+        mark_leaf_modules(trainer.model)
 
 
-def _save_model(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _save_model(call: Call) -> None:
     """Stand in for `Trainer.save_model`, which under ZeRO-3 collects the trained parameters of a PEFT model alone."""
-    if not is_deepspeed_zero3_enabled() or find_objective(instance.model) is None:
-        wrapped(*args, **kwargs)
+    trainer = call.instance
+    if not is_deepspeed_zero3_enabled() or find_objective(trainer.model) is None:
+        call.host()
         return
     from neuronmoe_plugins.integrations.deepspeed import gather_frozen
 
-    instance.moe_frozen = gather_frozen(instance.model)
+    trainer.moe_frozen = gather_frozen(trainer.model)
     try:
-        wrapped(*args, **kwargs)
+        call.host()
     finally:
-        del instance.moe_frozen
+        del trainer.moe_frozen
 
 
-def _save(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _save(call: Call) -> None:
     """Stand in for `Trainer._save(output_dir, state_dict)`, which only the first process calls."""
-    arguments = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    frozen = vars(instance).get("moe_frozen")
-    if frozen and arguments.get("state_dict"):
-        arguments["state_dict"] = {**arguments["state_dict"], **frozen}
-    wrapped(**arguments)
+    frozen, state_dict = vars(call.instance).get("moe_frozen"), call.arguments.get("state_dict")
+    call.host(**({"state_dict": {**state_dict, **frozen}} if frozen and state_dict else {}))
 
 
 def _compute_loss(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -150,14 +147,13 @@ def find_objective(model: torch.nn.Module) -> Any:
     return next((o for m in model.modules() if (o := vars(m).get("moe_objective"))), None)
 
 
-def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _load_adapter(call: Call) -> Any:
     """Stand in for a model's `load_adapter(peft_model_id, adapter_name, peft_config, adapter_state_dict, ...)`.
 
     transformers warns of missing tensors and knows nothing of the published format: a `moe` adapter is put in by PEFT's
     own functions instead, which are extended for both.
     """
-    arguments = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-    arguments |= arguments.pop("kwargs", {})
+    instance, arguments = call.instance, call.arguments
     load_config = arguments.get("load_config")
     given = arguments | (getattr(load_config, "download_kwargs", None) or {}) | (arguments.get("adapter_kwargs") or {})
     options = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
@@ -168,7 +164,7 @@ def _load_adapter(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, .
     if config is None and model_id is not None:
         config = peft.PeftConfig.from_pretrained(model_id, **options)
     if getattr(config, "peft_type", None) != "MOE":
-        return wrapped(*args, **kwargs)
+        return call.host()
     name = arguments.get("adapter_name") or "default"
     if name in getattr(instance, "peft_config", {}):
         raise ValueError(f"the model already has an adapter {name!r}: give another adapter_name")
