@@ -1,12 +1,7 @@
 """Corpora of an analysis: files, folders or hub data sets, one per language, and seeded samples of their sentences."""
 
 from neuronmoe_plugins.corpora.concepts import Concepts, read_concepts
-from neuronmoe_plugins.corpora.overlap import (
-    SharedPair,
-    SharedSentences,
-    require_distinct_corpora,
-    shared_sentences,
-)
+from neuronmoe_plugins.corpora.overlap import SharedPair, SharedSentences, require_distinct_corpora, shared_sentences
 from neuronmoe_plugins.corpora.samples import Corpus, CorpusFile, SampleSet, sample_corpus
 from neuronmoe_plugins.corpora.sources import CorpusSpec, HubDataset, parse_corpus_specs
 from neuronmoe_plugins.corpora.texts import Sentence

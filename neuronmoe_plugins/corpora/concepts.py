@@ -52,12 +52,9 @@ def read_concepts(folder: Path) -> Concepts:
         earlier = files.setdefault(concept.corpus.language, concept.corpus.path)
         if earlier != concept.corpus.path:
             raise UserError(f"{earlier} and {concept.corpus.path} both have the concept {concept.corpus.language!r}")
-    samples = SampleSet.from_samples(
-        list(files),
-        [concept.corpus.sentences for concept in concepts],
-        [concept.negatives for concept in concepts],
-    )
-    return Concepts(tuple(concept.corpus for concept in concepts), samples)
+    corpora = tuple(concept.corpus for concept in concepts)
+    positives, negatives = [corpus.sentences for corpus in corpora], [concept.negatives for concept in concepts]
+    return Concepts(corpora, SampleSet.from_samples(list(files), positives, negatives))
 
 
 def _concept_files(folder: Path) -> list[Path]:

@@ -100,7 +100,13 @@ def sample_corpus(
             for sentence in split(text):
                 reservoir.offer(sentence)
         files.append(CorpusFile(path, digest.hexdigest(), reservoir.seen - before))
-    _require_enough(spec, reservoir.seen, samples)
+    if reservoir.seen == 0:
+        raise UserError(f"{spec.named(spec.source)} is empty: it has no sentence")
+    if reservoir.seen < samples:
+        raise UserError(
+            f"{spec.named(spec.source)} has {reservoir.seen} sentences, {samples} were asked for; "
+            f"add text or pass --samples {reservoir.seen}"
+        )
     sha256 = _combined_sha256(spec, files)
     return Corpus(spec.language, str(spec.source), sha256, reservoir.seen, reservoir.sentences(), tuple(files))
 
@@ -131,16 +137,6 @@ def _combined_sha256(spec: CorpusSpec, files: list[CorpusFile]) -> str:
     names = [Path(file.path).relative_to(spec.source).as_posix() for file in files]
     listing = "".join(f"{file.sha256}  {name}\n" for file, name in zip(files, names, strict=True))
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _require_enough(spec: CorpusSpec, available: int, samples: int) -> None:
-    if available == 0:
-        raise UserError(f"{spec.named(spec.source)} is empty: it has no sentence")
-    if available < samples:
-        raise UserError(
-            f"{spec.named(spec.source)} has {available} sentences, {samples} were asked for; "
-            f"add text or pass --samples {available}"
-        )
 
 
 def sentence_splitter(language: str) -> Callable[[Sentence], Iterator[Sentence]]:
@@ -209,10 +205,7 @@ class SampleSet:
 
     @classmethod
     def from_samples(
-        cls,
-        languages: Sequence[str],
-        positives: Sequence[Sequence[Sentence]],
-        negatives: Sequence[Sequence[Sentence]],
+        cls, languages: Sequence[str], positives: Sequence[Sequence[Sentence]], negatives: Sequence[Sequence[Sentence]]
     ) -> SampleSet:
         """Merge each language's own positives and negatives, so that a text which several use is run once.
 

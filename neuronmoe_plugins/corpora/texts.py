@@ -138,7 +138,11 @@ def read_parquet(path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
         for value in column:
             number += 1
             name = f"{path}:row {number}"
-            yield Sentence(require_text(_as_python(value, name), f"{name}: column {field!r}"), name)
+            try:
+                text = value.as_py()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{name}: not UTF-8 text") from error
+            yield Sentence(require_text(text, f"{name}: column {field!r}"), name)
 
 
 def _columns(path: Path, field: str) -> Iterator[Any]:
@@ -189,13 +193,6 @@ def _require_text_column(schema: Any, path: Path | str, field: str, advice: str)
     textual = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     if not any(is_kind(kind) for is_kind in textual):
         raise UserError(f"{path}: column {field!r} holds {kind}, not text; {advice}")
-
-
-def _as_python(value: Any, name: str) -> object:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 text") from error
 
 
 def read_hub(dataset: HubDataset, field: str, digest: Digest) -> Iterator[Sentence]:

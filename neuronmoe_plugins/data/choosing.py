@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,12 +193,7 @@ class Chooser:
         number = len(self._own.paths)
         by_place = candidates[np.lexsort((candidates["row"], candidates["shard"]))]
         keys = np.unique(np.concatenate([candidates["key"], examined["written"]]))
-        arrays: Sequence[tuple[str, NDArray[np.generic] | None]] = [
-            ("chosen", by_place),
-            ("keys", keys),
-            ("bands", bands),
-        ]
-        for name, array in arrays:
+        for name, array in (("chosen", by_place), ("keys", keys), ("bands", bands)):
             if array is not None:
                 save_array(self._folder / f"{name}-{number:05}.npy", array)
         self._own.paths.append(self._folder / f"keys-{number:05}.npy")

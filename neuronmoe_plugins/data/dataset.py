@@ -23,13 +23,7 @@ from neuronmoe_plugins.data.sources import HUB_FIELD, FileSource, HubRows, HubSo
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.data.workers import Workers
 from neuronmoe_plugins.data.workspace import Workspace, load_array
-from neuronmoe_plugins.data.writing import (
-    assemble_lines,
-    assemble_parquet,
-    describe_output,
-    write_jobs,
-    write_shard,
-)
+from neuronmoe_plugins.data.writing import assemble_lines, assemble_parquet, describe_output, write_jobs, write_shard
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import read_json, stamp, write_json
 

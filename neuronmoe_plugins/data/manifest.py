@@ -150,17 +150,7 @@ def training_datasets(
         UserError: if one of these languages has no data set to learn, or there are none to keep.
     """
     targets = manifest.with_role("target")
-    _require_targets(manifest, allocation, wanted)
-    replays = tuple(dataset.name for dataset in manifest.with_role("replay"))
-    if not replays:
-        raise UserError(
-            f"{manifest.path} has no data set of role replay, and stage 2 needs the languages to keep; add one {AGAIN}"
-        )
-    return tuple(dataset.name for dataset in targets if not wanted or dataset.language in wanted), replays
-
-
-def _require_targets(manifest: Manifest, allocation: Path, wanted: Sequence[str]) -> None:
-    languages = list(dict.fromkeys(dataset.language for dataset in manifest.with_role("target")))
+    languages = list(dict.fromkeys(dataset.language for dataset in targets))
     if not languages:
         raise UserError(
             f"{manifest.path} has no data set of role target, so there is nothing to learn; add one {AGAIN}"
@@ -171,3 +161,9 @@ def _require_targets(manifest: Manifest, allocation: Path, wanted: Sequence[str]
             f"{manifest.path} has no data set of role target for {', '.join(missing)}, which {allocation} is for (it "
             f"has {', '.join(languages)}); add one {AGAIN}"
         )
+    replays = tuple(dataset.name for dataset in manifest.with_role("replay"))
+    if not replays:
+        raise UserError(
+            f"{manifest.path} has no data set of role replay, and stage 2 needs the languages to keep; add one {AGAIN}"
+        )
+    return tuple(dataset.name for dataset in targets if not wanted or dataset.language in wanted), replays

@@ -14,15 +14,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronmoe_plugins.errors import UserError
-
-if TYPE_CHECKING:
-    from rensa import RMinHash
 
 SHINGLE = 5
 """Tokens of a shingle, as in the deduplication of FineWeb."""
@@ -58,7 +54,13 @@ class Signer:
             raise UserError(f"the threshold of near-duplicates is {threshold}; it must be between 0 and 1")
         if not 0 <= seed < 2**64:
             raise UserError(f"the seed of near-duplicates is {seed}; it must be from 0 to 2**64 - 1")
-        self._minhash = _import_minhash()
+        try:
+            from rensa import RMinHash
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "finding near-duplicates needs the package rensa: pip install 'neuronmoe-plugins[data]'"
+            ) from error
+        self._minhash = RMinHash
         self._seed = seed
         self._num_bands, self._rows = band_shape(threshold)
         # Raw outputs, unlike those of numpy's distributions, stay the same from release to release.
@@ -219,7 +221,13 @@ class _Run:
 
 def _first_within(bands: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which documents of one batch share no band with a kept one before them, shape (documents,)."""
-    groups, repeated = _groups(bands)
+    # Numbers that stand for (band, hash), below bands.size, and which documents share one with another document.
+    groups = np.empty(bands.shape, dtype=np.int64)
+    repeated = np.zeros(len(bands), dtype=np.bool_)
+    for band, hashes in enumerate(bands.T):
+        _, own, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        groups[:, band] = own + band * len(bands)
+        repeated |= counts[own] > 1
     kept = np.ones(len(bands), dtype=np.bool_)
     taken = np.zeros(len(bands) * bands.shape[1], dtype=np.bool_)
     # Only documents that share a band with another one of the batch need to be looked at in their order.
@@ -232,36 +240,8 @@ def _first_within(bands: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return kept
 
 
-def _groups(bands: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Numbers that stand for (band, hash), below bands.size, and which documents share one with another document.
-
-    Args:
-        bands: shape (documents, num_bands).
-
-    Returns:
-        Numbers of shape (documents, num_bands), and a mask of shape (documents,).
-    """
-    groups = np.empty(bands.shape, dtype=np.int64)
-    repeated = np.zeros(len(bands), dtype=np.bool_)
-    for band, hashes in enumerate(bands.T):
-        _, own, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        groups[:, band] = own + band * len(bands)
-        repeated |= counts[own] > 1
-    return groups, repeated
-
-
 def _mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Spread hashes over all 64 bits, one to one: the finalizer of MurmurHash3 (Appleby 2011)."""
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return hashes ^ (hashes >> np.uint64(33))
-
-
-def _import_minhash() -> type[RMinHash]:
-    try:
-        from rensa import RMinHash
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "finding near-duplicates needs the package rensa: pip install 'neuronmoe-plugins[data]'"
-        ) from error
-    return RMinHash

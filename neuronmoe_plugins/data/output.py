@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,31 +102,23 @@ class Output:
             # What a user added to such an entry, as num_samples, stays.
             info[entry["name"]] = own if _agrees(own, entry) else _info_entry(entry)
         write_json(self.folder / INFO, info)
-        manifest = _manifest(spec, fingerprint, filled, [entry for entry in entries if not entry["documents"]])
+        manifest = {
+            "format": FORMAT,
+            "neuronmoe_plugins": version("neuronmoe-plugins"),
+            "seed": spec.seed,
+            "normalise": spec.normalise,
+            "near_duplicates": spec.near_duplicates,
+            "tokenizer": spec.tokenizer,
+            "fingerprint": fingerprint,
+            "datasets": filled,
+            "without_documents": [entry for entry in entries if not entry["documents"]],
+        }
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
     def _info(self) -> dict[str, Any]:
         path = self.folder / INFO
         return read_json_object(path, "mend it, or name another folder") if path.exists() else {}
-
-
-def _manifest(
-    spec: DataSpec, fingerprint: str, entries: Sequence[dict[str, Any]], empty: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    return {
-        "format": FORMAT,
-        "neuronmoe_plugins": version("neuronmoe-plugins"),
-        "seed": spec.seed,
-        "normalise": spec.normalise,
-        "near_duplicates": spec.near_duplicates,
-        "tokenizer": spec.tokenizer,
-        "fingerprint": fingerprint,
-        "datasets": list(entries),
-        "without_documents": list(empty),
-    }
 
 
 def _info_entry(entry: dict[str, Any]) -> dict[str, Any]:

@@ -45,18 +45,12 @@ class Prepared:
 
     def warnings(self) -> list[str]:
         """One line for everything that was passed over without being asked for."""
-        return [line for entry in self._entries() for line in _warnings(entry)]
-
-    def _entries(self) -> list[dict[str, Any]]:
-        return [*self.manifest["datasets"], *self.manifest["without_documents"]]
+        entries = [*self.manifest["datasets"], *self.manifest["without_documents"]]
+        return [line for entry in entries for line in _warnings(entry)]
 
 
 def prepare_data(
-    spec_path: Path,
-    output: Path,
-    workers: int | None = None,
-    force: bool = False,
-    console: Console | None = None,
+    spec_path: Path, output: Path, workers: int | None = None, force: bool = False, console: Console | None = None
 ) -> Prepared:
     """Draw the data sets of a spec and write them, their entries in dataset_info.json, and a manifest.
 
@@ -99,7 +93,9 @@ def prepare_data(
         if not force:
             place.require_free(spec, _published(folders, output))
         finished = _prepare_all(context, folders)
-        _require_disjoint(finished)
+        for one, other in combinations(finished, 2):
+            if any(one.keys.has(map_array(path)).any() for path in other.keys.paths):
+                raise RuntimeError(f"{one.entry['name']} and {other.entry['name']} share documents")
         manifest = place.publish(spec, finished, fingerprint)
         workspace.remove()
     return Prepared(manifest, is_new=True)
@@ -174,14 +170,6 @@ def _save_tokenizer(name: str, workspace: Workspace) -> Path:
     path = workspace.folder("tokenizer", name) / "tokenizer.json"
     backend.save(str(path))
     return path
-
-
-def _require_disjoint(finished: Sequence[Finished]) -> None:
-    """Check by their keys that no document is in two data sets."""
-    for one, other in combinations(finished, 2):
-        for path in other.keys.paths:
-            if one.keys.has(map_array(path)).any():
-                raise RuntimeError(f"{one.entry['name']} and {other.entry['name']} share documents")
 
 
 @contextmanager

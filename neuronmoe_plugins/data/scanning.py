@@ -216,7 +216,8 @@ def by_key(jobs: Sequence[ScanJob], batch: int = BATCH) -> Iterator[NDArray[np.v
     total = sum(len(keys) for _, keys, _ in runs)
     parts = max(1, -(-total // batch))
     bounds = [KEY_SPACE * part // parts for part in range(parts)]
-    starts = [_positions(keys, bounds) for _, keys, _ in runs]
+    # Where each part begins in a sorted run, and where the last ends.
+    starts = [[*np.searchsorted(keys, np.array(bounds, np.uint64)).tolist(), len(keys)] for _, keys, _ in runs]
     for part in range(parts):
         pieces = [
             _candidates(number, keys[start[part] : start[part + 1]], places[start[part] : start[part + 1]])
@@ -237,11 +238,6 @@ def _runs(number: int, job: ScanJob) -> Iterator[Run]:
     keys, places = map_array(Path(f"{job.stem}.keys.npy")), map_array(Path(f"{job.stem}.places.npy"))
     for start in range(0, len(keys), RUN):
         yield number, keys[start : start + RUN], places[start : start + RUN]
-
-
-def _positions(keys: NDArray[np.uint64], bounds: Sequence[int]) -> list[int]:
-    """Where each part begins in a sorted run, and where the last ends."""
-    return [*np.searchsorted(keys, np.array(bounds, dtype=np.uint64)).tolist(), len(keys)]
 
 
 def _candidates(number: int, keys: NDArray[np.uint64], places: NDArray[np.uint32]) -> NDArray[np.void]:

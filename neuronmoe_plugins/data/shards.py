@@ -89,12 +89,9 @@ def cut_file(path: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         raise UnreadableFileError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     if kind in LINE_KINDS:
         starts = range(0, size, shard_bytes)
-        return [_range(path, kind, start, min(start + shard_bytes, size)) for start in starts]
+        ends = [*starts[1:], size]
+        return [Shard(str(path), kind, start, end, end - start) for start, end in zip(starts, ends, strict=False)]
     return [Shard(str(path), kind, 0, size, size)] if size else []
-
-
-def _range(path: Path, kind: str, start: int, end: int) -> Shard:
-    return Shard(str(path), kind, start, end, end - start)
 
 
 def _row_groups(path: Path, size: int, shard_bytes: int) -> list[Shard]:

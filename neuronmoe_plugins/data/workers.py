@@ -107,7 +107,12 @@ class Workers:
         self._progress.remove_task(task)
 
     def _run_in_processes(self, function: Callable[[SomeJob], None], jobs: Sequence[SomeJob], task: TaskID) -> None:
-        pool = self._processes()
+        if self._pool is None:
+            # Not by fork, which would copy the locks of the thread that draws the progress.
+            context = multiprocessing.get_context("spawn")
+            self._done = context.Value("Q")
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._done,))
+        pool = self._pool
         self._done.value = 0
         with _interrupts_held() as let_through:
             with _blocked_interrupts():
@@ -141,14 +146,6 @@ class Workers:
             self._progress.update(task[0], description=f"{description}: {done:,.0f}")
 
         return count
-
-    def _processes(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Not by fork, which would copy the locks of the thread that draws the progress.
-            context = multiprocessing.get_context("spawn")
-            self._done = context.Value("Q")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start, initargs=(self._done,))
-        return self._pool
 
 
 def default_workers() -> int:
@@ -224,9 +221,10 @@ def _start(total: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        sentinel = parent.sentinel
 
+        def end_with_it() -> None:
+            connection.wait([sentinel])
+            os._exit(1)
 
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+        threading.Thread(target=end_with_it, daemon=True).start()

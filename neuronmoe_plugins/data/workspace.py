@@ -38,7 +38,8 @@ class Workspace:
             UserError: if there is one, or the output cannot be written.
         """
         with locked(self.output / f"{NAME}.lock", self.output, "run"):
-            self._clear_unfinished_files()
+            for path in self.path.rglob(".*.partial"):
+                path.unlink(missing_ok=True)
             yield
 
     def folder(self, kind: str, needs: object) -> Path:
@@ -50,10 +51,6 @@ class Workspace:
     def remove(self) -> None:
         """Delete it all."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _clear_unfinished_files(self) -> None:
-        for path in self.path.rglob(".*.partial"):
-            path.unlink(missing_ok=True)
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:

@@ -77,7 +77,7 @@ def write_shard(job: WriteJob) -> None:
     drawn = _drawn(job)
     maker, keys = TextMaker(job.settings), Keys(job.settings.seed)
     takes_all = job.settings.sentences_in is None
-    number, characters, size = len(drawn), 0, 0
+    characters = size = 0
     with replaced_file(job.lines) as file:
         texts = read_rows(job.shard, job.settings.text, drawn["row"], report)
         for key, (_, text) in zip(drawn["key"].tolist(), texts, strict=True):
@@ -91,8 +91,7 @@ def write_shard(job: WriteJob) -> None:
             characters += len(document)
             size += len(encoded)
             file.write(b'{"text": %b}\n' % _to_json(document).encode())
-    counts = {"documents": number, "characters": characters, "bytes": size}
-    write_json(job.done, counts)
+    write_json(job.done, {"documents": len(drawn), "characters": characters, "bytes": size})
 
 
 def assemble_lines(jobs: Sequence[WriteJob], path: Path) -> None:
@@ -117,13 +116,10 @@ def assemble_parquet(jobs: Sequence[WriteJob], folder: Path) -> None:
 def describe_output(path: Path) -> list[dict[str, Any]]:
     """Name, bytes and SHA-256 of the file, or of each in the folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
+    names = [file.relative_to(path.parent).as_posix() for file in files]
     return [
-        {
-            "file_name": file.relative_to(path.parent).as_posix(),
-            "bytes": file.stat().st_size,
-            "sha256": sha256_of([file]),
-        }
-        for file in files
+        {"file_name": name, "bytes": file.stat().st_size, "sha256": sha256_of([file])}
+        for name, file in zip(names, files, strict=True)
     ]
 
 
