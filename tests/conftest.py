@@ -35,6 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def _one_environment() -> Iterator[None]:
+    """Put back `os.environ`, which `datasets` leaves replaced by a copy after it has mapped in several processes.
+
+    Who holds the first one, as rich does, would not see what later tests put into the other.
+    """
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003
+
+
 @pytest.fixture(scope="session")
 def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a `python` that is forked from a process which has imported PEFT and nothing of this package."""
