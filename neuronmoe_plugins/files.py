@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file that `write_json` wrote."""
+    """The value of a UTF-8 file of JSON that a program wrote, as `write_json` does."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

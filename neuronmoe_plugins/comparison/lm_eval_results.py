@@ -5,7 +5,6 @@ Also what must be the same in two of them so that their numbers may be compared,
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.reading import is_number, read_json_object
 
 # How lm-eval writes the end of a run into the names of its files.
@@ -253,6 +253,6 @@ def count_experts(model_args: Mapping[str, str]) -> int | None:
 def _read_or_empty(folder: str | None, name: str) -> dict[str, Any]:
     """A JSON object of a folder; empty if it cannot be read."""
     try:
-        return {} if folder is None else dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
+        return {} if folder is None else dict(read_json(Path(folder) / name))
     except (OSError, ValueError):
         return {}

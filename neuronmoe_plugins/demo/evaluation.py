@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, write_json, write_text
+from neuronmoe_plugins.files import new_directory, read_json, write_json, write_text
 from neuronmoe_plugins.neurons.loading import default_device
 from neuronmoe_plugins.tuner import MoeModel
 
@@ -64,7 +64,7 @@ def measure_bits_per_byte(
             log=log,
         )
         results_file = next(directory.rglob("results_*.json"))
-        results = json.loads(results_file.read_text(encoding="utf-8"))["results"]
+        results = read_json(results_file)["results"]
         values = {name: results[task]["bits_per_byte,none"] for name, task in zip(texts, tasks, strict=True)}
         write_json(directory / "bits_per_byte.json", values)
 

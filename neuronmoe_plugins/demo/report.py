@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from safetensors import safe_open
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.figures import house_style, new_figure, save_png
-from neuronmoe_plugins.files import write_json, write_text
+from neuronmoe_plugins.files import read_json, write_json, write_text
 from neuronmoe_plugins.tables import Table, as_markdown, as_rich
 
 if TYPE_CHECKING:
@@ -64,8 +63,8 @@ def read_results(
         names = weights.keys()
         added_parameters = sum(prod(weights.get_slice(name).get_shape()) for name in names)
     return Results(
-        bits_per_byte={name: _read_json(evaluation / name / "bits_per_byte.json") for name in MODEL_TITLES},
-        expert0_share=_read_json(routing),
+        bits_per_byte={name: read_json(evaluation / name / "bits_per_byte.json") for name in MODEL_TITLES},
+        expert0_share=read_json(routing),
         new_experts={layer: count - 1 for layer, count in enumerate(num_experts) if count > 1},
         added_parameters=added_parameters,
         minutes=dict(minutes),
@@ -153,7 +152,3 @@ def _facts(results: Results) -> str:
         f"{results.added_parameters / 1e6:.1f}M parameters added.\n"
         f"Minutes: {sum(results.minutes.values()):.1f} ({steps})."
     )
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run_steps(steps: Sequence[Step], stamps: Path, console: Console) -> dict[str
         _stamp(step, stamps).unlink(missing_ok=True)
     for step in steps[done:]:
         _run(step, stamps, console)
-    return {step.name: json.loads(_stamp(step, stamps).read_text(encoding="utf-8"))["minutes"] for step in steps}
+    return {step.name: read_json(_stamp(step, stamps))["minutes"] for step in steps}
 
 
 def _stamp(step: Step, stamps: Path) -> Path:
@@ -74,7 +74,7 @@ def _minutes_if_done(step: Step, stamps: Path) -> float | None:
     path = _stamp(step, stamps)
     if not path.is_file():
         return None
-    stamp = json.loads(path.read_text(encoding="utf-8"))
+    stamp = read_json(path)
     # Compared as JSON, in which tuples are lists.
     same = stamp["parameters"] == json.loads(json.dumps(step.parameters))
     return stamp["minutes"] if same and all(output.exists() for output in step.outputs) else None

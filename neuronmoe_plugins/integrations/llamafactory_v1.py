@@ -9,7 +9,6 @@ Not in the folder `llamafactory`, whose import is that of v0's arguments.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _zero_stage(file: str | None) -> int | None:
     """The stage in a DeepSpeed configuration; v1 itself complains if there is none to read."""
     if file is None or not Path(file).is_file():
         return None
-    stage: int | None = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage")
+    stage: int | None = read_json(Path(file)).get("zero_optimization", {}).get("stage")
     return stage
 
 

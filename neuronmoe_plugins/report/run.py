@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.metrics import Neuron
 
@@ -172,7 +172,7 @@ def _require_same_adapter(folder: Path, specialisation: Specialisation, drift: S
     places = {(layer, language) for layer in range(settings["num_layers"]) for language in specialisation.languages}
     path = folder / EXTENDED / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+        summary = read_json(path) if path.exists() else settings
         same = all(summary[key] == settings[key] for key in ("model", "adapter"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}; run `neuronmoe specialise --compare base` again") from error

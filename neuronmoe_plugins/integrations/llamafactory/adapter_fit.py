@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
+from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
@@ -116,7 +116,7 @@ def _check_named_base(model_args: Any, config: PretrainedConfig, base: PreTraine
 def _first_rows(model: str, weight: str, model_args: Any) -> torch.Tensor | None:
     """Some rows of a weight in float32, from a model's files; None if they are not there, or quantised."""
     index = _local_file(model, SAFE_WEIGHTS_INDEX_NAME, model_args)
-    shards = {} if index is None else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    shards = {} if index is None else read_json(index)["weight_map"]
     file = _local_file(model, shards.get(weight, SAFE_WEIGHTS_NAME), model_args)
     if file is None:
         return None

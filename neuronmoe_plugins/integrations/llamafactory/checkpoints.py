@@ -7,7 +7,6 @@ judged by the files that a resume reads.
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import flush, write_json
+from neuronmoe_plugins.files import flush, read_json, write_json
 from neuronmoe_plugins.integrations.stand_ins import Call
 
 MARKER = "neuronmoe_checkpoint.json"
@@ -79,7 +78,7 @@ def mark_whole(folder: Path, more: dict[str, Any]) -> None:
 def read_marker(folder: Path) -> dict[str, Any]:
     """What a whole checkpoint's marker holds; nothing where it is not marked as whole."""
     file = folder / MARKER
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return dict(read_json(file)) if file.exists() else {}
 
 
 def defect(folder: Path, launch: Launch) -> str | None:
@@ -180,7 +179,7 @@ def _cut_short(folder: Path) -> str | None:
             elif path.suffix in ARCHIVES:
                 zipfile.ZipFile(path).close()
             elif path.name == TRAINER_STATE:
-                json.loads(path.read_text(encoding="utf-8"))
+                read_json(path)
         except (SafetensorError, zipfile.BadZipFile, ValueError):
             return f"{name} is cut short"
     return None
