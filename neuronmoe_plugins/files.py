@@ -34,9 +34,14 @@ def new_files(folder: Path, last: str) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     flush(partial)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
-        path.replace(folder / path.name)
+    move_files(partial, folder, last)
     partial.rmdir()
+
+
+def move_files(source: Path, folder: Path, last: str) -> None:
+    """Move the files of one folder into another of its disk, each in one go, the one named `last` last."""
+    for path in sorted(source.iterdir(), key=lambda path: path.name == last):
+        path.replace(folder / path.name)
 
 
 @contextmanager

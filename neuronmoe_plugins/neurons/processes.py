@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import locked, read_json, write_json
+from neuronmoe_plugins.files import locked, move_files, read_json, write_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -170,8 +170,7 @@ class WorkingFolder:
             self._output.mkdir(exist_ok=True)
             for name in outdated:
                 (self._output / name).unlink(missing_ok=True)
-            for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
-                path.replace(self._output / path.name)
+            move_files(staging, self._output, last)
         except OSError as error:
             raise UserError(f"--output {self._output} cannot be written: {error.strerror}") from error
 
