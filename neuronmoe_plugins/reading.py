@@ -39,9 +39,9 @@ def read_json_object(
     Raises:
         UserError: in one line, if the file is missing, cannot be read, or holds something else.
     """
-    text = _read_text(path, missing or f"{path} does not exist; {remedy}")
+    raw = _read_bytes(path, missing or f"{path} does not exist; {remedy}")
     try:
-        content = json.loads(text.decode())
+        content = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({one_line(error)}); {remedy}") from error
     if not isinstance(content, dict):
@@ -60,16 +60,16 @@ def read_yaml(path: Path, *, missing: str | None = None, broken: str = "is not Y
     Raises:
         UserError: in one line, if the file is missing, cannot be read, or is no YAML.
     """
-    text = _read_text(path, missing)
+    raw = _read_bytes(path, missing)
     try:
-        return yaml.safe_load(text.decode())
+        return yaml.safe_load(raw.decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text") from error
     except Exception as error:  # not only YAMLError: KeyError for `!!bool x`, ValueError for dates that never were
         raise UserError(f"{path} {broken}: {one_line(error)}") from error
 
 
-def _read_text(path: Path, missing: str | None) -> bytes:
+def _read_bytes(path: Path, missing: str | None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

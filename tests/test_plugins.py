@@ -34,11 +34,6 @@ class EntryPoint:
         self.name, self.value, self.load = name, f"{name}_package:plugin", load
 
 
-@pytest.fixture
-def install(install_plugins: Callable[..., None]) -> Callable[..., None]:
-    return install_plugins
-
-
 class Variance:
     @hookimpl
     def register_metrics(self, register: Callable[[str, Any], None]) -> None:
@@ -52,27 +47,27 @@ def test_built_ins() -> None:
     assert allocation_strategies()["neuron-diversity"] is neuron_diversity
 
 
-def test_third_party_metric_joins(install: Callable[..., None]) -> None:
-    install(EntryPoint("variance", Variance))
+def test_third_party_metric_joins(install_plugins: Callable[..., None]) -> None:
+    install_plugins(EntryPoint("variance", Variance))
     assert list(metrics()) == ["ap", "lape", "variance"]
     scores = plugins.choose("metric", "variance", metrics())(np.eye(4, dtype=np.float32), np.arange(4), 4)
     assert scores.shape == (4, 4)
 
 
-def test_name_taken_twice(install: Callable[..., None]) -> None:
-    install(EntryPoint("one", Variance), EntryPoint("two", Variance))
+def test_name_taken_twice(install_plugins: Callable[..., None]) -> None:
+    install_plugins(EntryPoint("one", Variance), EntryPoint("two", Variance))
     with pytest.raises(UserError, match="two plugins register the metric 'variance'"):
         metrics()
 
 
-def test_plugin_that_cannot_be_imported(install: Callable[..., None]) -> None:
-    install(EntryPoint("bad", fail))
+def test_plugin_that_cannot_be_imported(install_plugins: Callable[..., None]) -> None:
+    install_plugins(EntryPoint("bad", fail))
     with pytest.raises(UserError, match=r"plugin bad \(bad_package:plugin\) cannot be loaded: ImportError: no module"):
         metrics()
 
 
-def test_plugin_with_an_unknown_hook(install: Callable[..., None]) -> None:
-    install(EntryPoint("typo", lambda: SimpleNamespace(register_metrix=hookimpl(lambda register: None))))
+def test_plugin_with_an_unknown_hook(install_plugins: Callable[..., None]) -> None:
+    install_plugins(EntryPoint("typo", lambda: SimpleNamespace(register_metrix=hookimpl(lambda register: None))))
     with pytest.raises(UserError, match=r"plugin typo .* cannot be loaded.*register_metrix"):
         metrics()
 
@@ -100,9 +95,11 @@ def fail() -> None:
     raise ImportError("no module\nnamed x")
 
 
-def test_third_party_command_comes_after_the_built_in_ones_and_replaces_none(install: Callable[..., None]) -> None:
+def test_third_party_command_comes_after_the_built_in_ones_and_replaces_none(
+    install_plugins: Callable[..., None],
+) -> None:
     own = list(get_group(make_app()).commands)
-    install(EntryPoint("greeting", Greeting))
+    install_plugins(EntryPoint("greeting", Greeting))
     assert list(get_group(make_app()).commands) == [*own, "greet"]
     assert run_command("greet", "Athens").output == "Hello Athens\n"
     assert "Say hello." in run_command("--help").output
@@ -111,8 +108,8 @@ def test_third_party_command_comes_after_the_built_in_ones_and_replaces_none(ins
         plugins.registered("command")
 
 
-def test_listed_with_what_each_registers(install: Callable[..., None]) -> None:
-    install(EntryPoint("greeting", Greeting))
+def test_listed_with_what_each_registers(install_plugins: Callable[..., None]) -> None:
+    install_plugins(EntryPoint("greeting", Greeting))
     result = run_command("plugins")
     assert result.exit_code == 0
     assert f"neuronmoe-plugins {version('neuronmoe-plugins')}" in result.output
@@ -140,12 +137,12 @@ def test_an_installed_plugin_is_listed_with_its_package(tmp_path: Path) -> None:
     assert problem in row
 
 
-def test_a_broken_plugin_leaves_the_commands_that_need_no_plugin(install: Callable[..., None]) -> None:
+def test_a_broken_plugin_leaves_the_commands_that_need_no_plugin(install_plugins: Callable[..., None]) -> None:
     def register(register: Callable[[str, Any], None]) -> None:
         raise KeyError("greet")
 
     broken = SimpleNamespace(register_commands=hookimpl(register))
-    install(EntryPoint("bad", fail), EntryPoint("broken", lambda: broken), EntryPoint("greeting", Greeting))
+    install_plugins(EntryPoint("bad", fail), EntryPoint("broken", lambda: broken), EntryPoint("greeting", Greeting))
     assert "greet" in run_command("--help").output
     assert "Show which hosts" in run_command("doctor", "--help").output
     result = run_command("plugins")
@@ -156,12 +153,12 @@ def test_a_broken_plugin_leaves_the_commands_that_need_no_plugin(install: Callab
         metrics()
 
 
-def test_the_documented_plugin(install: Callable[..., None], tmp_path: Path) -> None:
+def test_the_documented_plugin(install_plugins: Callable[..., None], tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     module = ModuleType("greek_budget")
     exec(program, vars(module))
-    install(EntryPoint("budget", lambda: module))
+    install_plugins(EntryPoint("budget", lambda: module))
     save_allocation(tmp_path / "allocation.yaml", [3, 1, 2])
     assert run_command("budget", str(tmp_path / "allocation.yaml")).output == "3 new experts\n"
     make_section = plugins.registered("report section")["budget"]

@@ -154,7 +154,8 @@ class ScoresFile(Origin):
     def __init__(self, path: Path) -> None:
         missing = f"{path} does not exist; name the folder of an analysis or a scores file"
         record = read_json_object(path, FORM, missing=missing, wrong='has no list "layer_scores"')
-        for key in (keys := [key for key in ("layer_scores", "layer_similarities") if key in record]):
+        keys = [key for key in ("layer_scores", "layer_similarities") if key in record]
+        for key in keys:
             if not isinstance(record[key], list) or not record[key]:
                 raise UserError(f"{path}: {key} must be a list with one number per decoder layer")
             for layer, number in enumerate(record[key]):

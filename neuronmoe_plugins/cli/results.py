@@ -83,7 +83,7 @@ def plugins() -> None:
     described = describe_plugins()
     for plugin, registers in described:
         names = "\n".join(f"{kind}: {', '.join(own)}" for kind, own in registers.items())
-        says = names if plugin.problem is None else f"[red]{escape(str(plugin.problem))}[/red]"
+        says = escape(names) if plugin.problem is None else f"[red]{escape(str(plugin.problem))}[/red]"
         table.add_row(escape(plugin.name), escape(plugin.package), says)
     Console().print(table)
     if any(plugin.problem is not None for plugin, _ in described):

@@ -17,6 +17,7 @@ from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, d
 from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
@@ -57,7 +58,7 @@ def init_moe_adapter(
             config.inference_mode = not is_trainable
             mixture = get_peft_model(model, config)
             weights = load_peft_weights(path, device="cpu", **location)
-            kept = {name: weight for name, weight in weights.items() if ".moe_token_classify." not in name}
+            kept = {name: weight for name, weight in weights.items() if CLASSIFIER not in name}
             set_peft_model_state_dict(mixture, kept)
         else:
             location["offload_folder"] = model_args.offload_folder
