@@ -52,27 +52,32 @@ REFUSED = {
     "use_mca": "it has models of its own",
     "use_hyper_parallel": "it has a training loop of its own",
 }
+NEW_ROWS = "the rows of new tokens would stay random, and the adapter could not be loaded: extend the base model first"
 REFUSED_OF_MODEL = {
     "use_unsloth": "it has models of its own",
     "use_kt": "it has models of its own",
     "mixture_of_depths": "it has models of its own",
     "train_from_scratch": "the random base model would stay as it is, and would not be saved",
     "quantization_bit": "load the base model unquantised, or one that is saved in 4 bits by bitsandbytes",
+    "add_tokens": NEW_ROWS,
+    "add_special_tokens": NEW_ROWS,
+    "new_special_tokens_config": NEW_ROWS,
+    "resize_vocab": NEW_ROWS,
 }
 WITHOUT_EFFECT_OF_MODEL = _names("""
-    moe_aux_loss_coef quantization_method quantization_type double_quantization quantization_device_map kt_weight_path
+    moe_aux_loss_coef init_special_tokens
+    quantization_method quantization_type double_quantization quantization_device_map kt_weight_path
     kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size vllm_maxlen
     vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size
     sglang_config sglang_lora_backend
 """)
 # Of the host's other classes, what is there in the versions that this package was tried with.
 OF_MODEL = _names("""
-    adapter_folder adapter_name_or_path add_special_tokens add_tokens audio_sampling_rate cache_dir crop_to_patches
-    disable_gradient_checkpointing enable_liger_kernel export_device export_dir export_hub_model_id
-    export_legacy_format export_quantization_bit export_quantization_dataset export_quantization_maxlen
-    export_quantization_nsamples export_size flash_attn hf_hub_token image_do_pan_and_scan image_max_pixels
-    image_min_pixels infer_backend infer_dtype init_special_tokens low_cpu_mem_usage model_name_or_path model_revision
-    ms_hub_token new_special_tokens_config offload_folder om_hub_token print_param_status resize_vocab rope_scaling
+    adapter_folder adapter_name_or_path audio_sampling_rate cache_dir crop_to_patches disable_gradient_checkpointing
+    enable_liger_kernel export_device export_dir export_hub_model_id export_legacy_format export_quantization_bit
+    export_quantization_dataset export_quantization_maxlen export_quantization_nsamples export_size flash_attn
+    hf_hub_token image_do_pan_and_scan image_max_pixels image_min_pixels infer_backend infer_dtype low_cpu_mem_usage
+    model_name_or_path model_revision ms_hub_token offload_folder om_hub_token print_param_status rope_scaling
     shift_attn split_special_tokens trust_remote_code upcast_layernorm upcast_lmhead_output use_audio_in_video
     use_fast_tokenizer use_kv_cache use_reentrant_gc use_unsloth_gc use_v1_kernels video_fps video_max_pixels
     video_maxlen video_min_pixels

@@ -32,6 +32,17 @@ BAD_INPUT |= {
         *("train_from_scratch", "use_llama_pro", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
     )
 }
+BAD_INPUT |= {
+    f"a larger vocabulary: {name}": (
+        {name: value},
+        f"^finetuning_type: moe does not work with {name}: the rows of new tokens would stay random, and the adapter "
+        "could not be loaded: extend the base model first$",
+    )
+    for name, value in (
+        *(("add_tokens", "new"), ("add_special_tokens", "<new>"), ("resize_vocab", True)),
+        ("new_special_tokens_config", "nowhere.yaml"),
+    )
+}
 BAD_INPUT["refused mixture of depths"] = ({"mixture_of_depths": "convert"}, "does not work with mixture_of_depths")
 
 
