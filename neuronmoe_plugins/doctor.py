@@ -70,7 +70,7 @@ HOSTS = (
         _hooked_modules("llamafactory"),
         "pip install 'neuronmoe-plugins[train]'",
     ),
-    Host("deepspeed", "deepspeed", SpecifierSet(">=0.16"), (), "pip install 'neuronmoe-plugins[train]'"),
+    Host("deepspeed", "deepspeed", SpecifierSet(">=0.15"), (), "pip install 'neuronmoe-plugins[deepspeed]'"),
     Host("lm-eval", "lm_eval", SpecifierSet(">=0.4.11,<0.5"), (), "pip install 'neuronmoe-plugins[eval]'"),
 )
 

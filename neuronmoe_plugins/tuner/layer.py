@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
+from neuronmoe_plugins.host_versions import set_layer_adapter
 from neuronmoe_plugins.tuner.config import LayerPlan, MoeConfig
 from neuronmoe_plugins.tuner.experts import run_experts, wanted_implementation
 from neuronmoe_plugins.tuner.experts.weights import (
@@ -131,7 +132,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters and mark them as trainable, but for what each of them keeps frozen."""
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        set_layer_adapter(super().set_adapter, self, adapter_names, inference_mode)
         for adapter_name in self.plans:
             for name in self.frozen_names(adapter_name):
                 values = getattr(self, name)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from accelerate.utils import gather_object, parse_flag_from_env
 from llamafactory.extras import logging
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import flush, read_json, write_json
@@ -114,11 +114,18 @@ def rotate(output_dir: Path, limit: int | None, kept: set[Path], launch: Launch)
     """
     if not limit or limit < 0:
         return
-    paths = map(Path, sort_checkpoints(str(output_dir), use_mtime=True))
-    whole = [path for path in paths if defect(path, launch) is None]
+    whole = [path for path in _oldest_first(output_dir) if defect(path, launch) is None]
     deletable = [path for path in whole if path not in kept]
     for path in deletable[: max(len(whole) - limit, 0)]:
         shutil.rmtree(path)
+
+
+def _oldest_first(output_dir: Path) -> list[Path]:
+    """The checkpoint folders by age; by step where all are of one second, as some file systems have it."""
+    by_step = list(reversed(checkpoints(output_dir).values()))
+    ages = {path: path.stat().st_mtime for path in by_step}
+    is_told = ages and max(ages.values()) - min(ages.values()) >= 1
+    return sorted(by_step, key=ages.__getitem__) if is_told else by_step
 
 
 def _files_of_state(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from neuronmoe_plugins.autoload import outcomes
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.host_versions import fsdp_settings
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
     MoeFinetuningArguments,
@@ -226,7 +227,7 @@ def check_launcher(training_args: Any) -> None:
     Raises:
         UserError: naming the key.
     """
-    settings = training_args.fsdp_plugin_args
+    settings = fsdp_settings(training_args)
     if settings is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     version = (settings or {}).get("fsdp_version") or int(os.environ.get("FSDP_VERSION", "1"))

@@ -17,9 +17,9 @@ import torch
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from transformers.integrations import is_fsdp_enabled
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
+from neuronmoe_plugins.host_versions import is_fsdp_enabled
 
 # An expert runs the same operations as the MLP that it copies; quantised kernels may round otherwise.
 MAX_RELATIVE_DIFFERENCE = 1e-2

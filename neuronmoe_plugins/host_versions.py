@@ -1,0 +1,110 @@
+"""What some of the supported versions of the hosts lack, each under the name of what is missing.
+
+An entry goes when no supported version lacks it any more; nothing else here or elsewhere asks for a version.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import nn
+
+
+def is_fsdp_enabled() -> bool:
+    """transformers 4.51 has no `integrations.is_fsdp_enabled`: it is in `modeling_utils` there."""
+    from transformers import integrations, modeling_utils
+
+    home = integrations if hasattr(integrations, "is_fsdp_enabled") else modeling_utils
+    return bool(home.is_fsdp_enabled())
+
+
+def fsdp_settings(training_args: Any) -> dict[str, Any] | None:
+    """transformers 4 has no `fsdp_plugin_args`: it puts the settings into the environment."""
+    settings: dict[str, Any] | None = getattr(training_args, "fsdp_plugin_args", None)
+    return settings
+
+
+def whole_tuner(base: type[nn.Module]) -> Any:
+    """peft 0.17 leaves to each method what `BaseTuner` does since: the base class with that in front of it."""
+    return base if hasattr(base, "delete_adapter") else type(base.__name__, (_AdapterLifecycle, base), {})
+
+
+class _AdapterLifecycle:
+    """What `peft.tuners.tuners_utils.BaseTuner` of peft 0.17 lacks, as far as `moe` has it."""
+
+    model: nn.Module
+    peft_config: dict[str, Any]
+    active_adapter: str | list[str]
+    prefix: str
+    tuner_layer_cls: type[nn.Module]
+    _check_merge_allowed: Callable[[], None]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return cast(Any, super()).__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    def _layers(self) -> list[Any]:
+        return [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if self.prefix not in name:
+                parameter.requires_grad = False
+
+    def enable_adapter_layers(self) -> None:
+        for layer in self._layers():
+            layer.enable_adapters(True)
+
+    def disable_adapter_layers(self) -> None:
+        for layer in self._layers():
+            layer.enable_adapters(False)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        for layer in self._layers():
+            layer.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name} does not exist")
+        del self.peft_config[adapter_name]
+        layers = self._layers()
+        for layer in layers:
+            layer.delete_adapter(adapter_name)
+        self.active_adapter = layers[0].active_adapters[:] if layers else []
+
+    def merge_and_unload(self, *_args: Any, **_kwargs: Any) -> None:
+        self._check_merge_allowed()
+
+    def unload(self) -> nn.Module:
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, self.tuner_layer_cls):
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, cast(Any, module).get_base_layer())
+        return self.model
+
+
+def set_layer_adapter(
+    set_adapter: Callable[..., None], layer: Any, adapter_names: str | list[str], inference_mode: bool
+) -> None:
+    """`BaseTunerLayer.set_adapter` of peft 0.17 takes no `inference_mode`, and marks adapters as trainable always.
+
+    Args:
+        set_adapter: The host's method, bound to the layer.
+        layer: The layer.
+        adapter_names: What to activate.
+        inference_mode: Whether what is activated stays frozen.
+    """
+    if "inference_mode" in inspect.signature(set_adapter).parameters:
+        set_adapter(adapter_names, inference_mode=inference_mode)
+        return
+    set_adapter(adapter_names)
+    if inference_mode:
+        for name in layer.adapter_layer_names:
+            getattr(layer, name).requires_grad_(False)
