@@ -1,4 +1,7 @@
-"""A table, for whichever place shows it: the terminal, Markdown, or a page of HTML (`report/report.html.jinja`)."""
+"""A table, for whichever place shows it: the terminal, Markdown, or a page of HTML (`report/report.html.jinja`).
+
+A terminal shows texts as they are: what rich would take for markup, such as `[train]`, stays.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import rich.table
+from rich.console import Console
 from rich.text import Text
 
 
@@ -57,9 +61,15 @@ def as_rich(table: Table, no_wrap: Collection[int] = (), padding: int | tuple[in
     for place, (head, foot) in enumerate(zip(table.header, footer, strict=True)):
         shown.add_column(Text(head), Text(foot), no_wrap=place in no_wrap)
         shown.columns[place].justify = "left" if place in table.words else "right"
+        shown.columns[place].overflow = "ellipsis" if place in no_wrap else "fold"
     for place, row in enumerate(table.rows):
         shown.add_row(*map(_text, row), end_section=place in table.rules)
     return shown
+
+
+def print_text(console: Console, text: str) -> None:
+    """Print a text as it is, in one line however narrow the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def as_markdown(table: Table) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.figures import PALETTE, count_in_whole_numbers, house_style, new_figure, save_png
-from neuronmoe_plugins.tables import Table, as_rich
+from neuronmoe_plugins.tables import Table, as_rich, print_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,11 +65,6 @@ def parameter_sentence(allocation: Allocation) -> str:
     if allocation.added_parameters is None:
         return f"added parameters unknown: {allocation.scores_from} lacks hidden_size or mlp_parameters"
     return f"{allocation.added_parameters:,} added parameters"
-
-
-def print_text(console: Console, text: str) -> None:
-    """Print a text as it is, in one line however narrow the terminal."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _count(value: int | None) -> str:

@@ -74,18 +74,19 @@ def doctor() -> None:
 def plugins() -> None:
     """List the plugins of this package: where each comes from, what it registers, or why it cannot be loaded."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from neuronmoe_plugins.plugins import describe_plugins
+    from neuronmoe_plugins.tables import Cell, Line, Table, as_rich
 
-    table = Table("plugin", "package", "registers", show_lines=True)
+    rows: list[list[Cell]] = []
     described = describe_plugins()
     for plugin, registers in described:
-        names = "\n".join(f"{kind}: {', '.join(own)}" for kind, own in registers.items())
-        says = escape(names) if plugin.problem is None else f"[red]{escape(str(plugin.problem))}[/red]"
-        table.add_row(escape(plugin.name), escape(plugin.package), says)
-    Console().print(table)
+        says = [Line(f"{kind}: {', '.join(own)}") for kind, own in registers.items()]
+        if plugin.problem is not None:
+            says = [Line(str(plugin.problem), "red")]
+        rows.append([plugin.name, plugin.package, says])
+    header = ["plugin", "package", "registers"]
+    Console().print(as_rich(Table("", header, rows, words=range(3), rules=range(len(rows)))))
     if any(plugin.problem is not None for plugin, _ in described):
         raise typer.Exit(1)
 

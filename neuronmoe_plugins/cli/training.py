@@ -22,27 +22,24 @@ def data(
     from rich.console import Console
 
     from neuronmoe_plugins.data.prepare import prepare_data
+    from neuronmoe_plugins.tables import as_rich
 
     prepared = prepare_data(spec, output, workers, force)
     for warning in prepared.warnings():
         typer.echo(f"Warning: {warning}", err=True)
-    Console().print(_data_table(prepared.manifest["datasets"]))
+    Console().print(as_rich(_data_table(prepared.manifest["datasets"]), no_wrap=range(3, 7)))
     typer.echo(f"Wrote {output}" if prepared.is_new else f"{output} is up to date")
 
 
 def _data_table(entries: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from neuronmoe_plugins.tables import Table
 
-    numbers = ("documents", "characters", "bytes", "tokens")
-    table = Table()
-    for name in ("data set", "language", "role"):
-        table.add_column(name, overflow="fold")
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    for entry in entries:
-        counts = ("-" if entry[name] is None else f"{entry[name]:,}" for name in numbers)
-        table.add_row(entry["name"], entry["language"], entry["role"], *counts)
-    return table
+    words, numbers = ("name", "language", "role"), ("documents", "characters", "bytes", "tokens")
+    rows = [
+        [*(entry[name] for name in words), *("-" if entry[name] is None else f"{entry[name]:,}" for name in numbers)]
+        for entry in entries
+    ]
+    return Table("", ["data set", *words[1:], *numbers], rows, words=range(3))
 
 
 @takes(AllocationRequest)

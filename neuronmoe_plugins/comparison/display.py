@@ -14,7 +14,7 @@ from rich.segment import Segments
 
 from neuronmoe_plugins.comparison.layout import Cell, Comparison, Difference, Row, Untested, Verdict
 from neuronmoe_plugins.tables import Cell as TableCell
-from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich
+from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich, print_text
 
 MISSING = "-"
 MARKS = {Verdict.BETTER: "▲", Verdict.WORSE: "▼", Verdict.DIFFERENT: "◆", Verdict.NOISE: "≈"}
@@ -34,7 +34,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         whole = console.options.update(width=_width(console, table))
         console.print(Segments(console.render(as_rich(table), whole)), soft_wrap=True, end="")
     for note in notes(comparison):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        print_text(console, note)
 
 
 def markdown(comparison: Comparison) -> str:

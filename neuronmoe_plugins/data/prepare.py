@@ -29,6 +29,7 @@ from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace, map_array
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest, sha256_of
+from neuronmoe_plugins.tables import print_text
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,7 @@ def _explained(workspace: Workspace, console: Console) -> Iterator[None]:
             f"{what}{error.strerror or error}; when this is mended, the same command goes on from {workspace.path}"
         ) from error
     except KeyboardInterrupt:
-        message = f"Interrupted: the same command goes on from {workspace.path}"
-        console.print(message, soft_wrap=True, highlight=False)
+        print_text(console, f"Interrupted: the same command goes on from {workspace.path}")
         raise
 
 

@@ -54,7 +54,7 @@ class Workers:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),

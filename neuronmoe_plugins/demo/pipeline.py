@@ -17,6 +17,7 @@ from neuronmoe_plugins.demo.steps import Step, run_command, run_steps
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, SOURCE, TARGET, TRAIN, TextSizes, split_help, write_split
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.loading import default_device
+from neuronmoe_plugins.tables import print_text
 
 STAGES = ("stage1", "stage2")
 
@@ -63,7 +64,7 @@ def run_demo(output: Path, settings: DemoSettings, console: Console) -> None:
         UserError: if a tool, the network or a command fails; repeating the demo goes on from there.
     """
     demo = Demo(output.resolve(), settings)
-    console.print(f"The logs of all commands are in {demo.logs}")
+    print_text(console, f"The logs of all commands are in {demo.logs}")
     minutes = run_steps(demo.steps(), demo.output / "steps", console)
     results = read_results(demo.evaluation, demo.routing, demo.allocation, demo.training, minutes)
     save_report(results, demo.output, console)

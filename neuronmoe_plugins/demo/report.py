@@ -14,7 +14,7 @@ from safetensors import safe_open
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.figures import house_style, new_figure, save_png
 from neuronmoe_plugins.files import read_json, write_json, write_text
-from neuronmoe_plugins.tables import Table, as_markdown, as_rich
+from neuronmoe_plugins.tables import Table, as_markdown, as_rich, print_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +84,9 @@ def save_report(results: Results, output: Path, console: Console) -> None:
     write_json(output / "demo.json", asdict(results))
     _save_figure(results, output / "demo.png")
     console.print(as_rich(table))
-    console.print(_facts(results))
-    console.print(f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
-    console.print(f"The neurons and the experts in pictures: {output / 'report.html'}")
+    print_text(console, _facts(results))
+    print_text(console, f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
+    print_text(console, f"The neurons and the experts in pictures: {output / 'report.html'}")
 
 
 def result_table(results: Results) -> Table:

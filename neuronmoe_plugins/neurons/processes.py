@@ -17,6 +17,7 @@ from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import locked, move_files, read_json, write_json
+from neuronmoe_plugins.tables import print_text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -124,8 +125,7 @@ class WorkingFolder:
                 raise
             except KeyboardInterrupt:
                 if announce and self.has_results:
-                    message = f"Interrupted: the same command goes on from {self.path}"
-                    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+                    print_text(Console(stderr=True), f"Interrupted: the same command goes on from {self.path}")
                 raise
             self.remove()
 

@@ -107,7 +107,7 @@ def memory_table(model: torch.nn.Module, estimate: MemoryEstimate, setup: Setup,
 
 def as_text(table: Table) -> str:
     """A table as lines of ASCII, which every log file can hold."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False, markup=False)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in lines if line.strip())
