@@ -36,10 +36,11 @@ def register_feed_forward_families(register: Register) -> None:
 def register_commands(register: Register) -> None:
     """In the order of `neuronmoe --help`, which is that of a run."""
     from neuronmoe_plugins.cli.neurons import analyze, specialise
-    from neuronmoe_plugins.cli.results import compare, demo, doctor, plugins, report
+    from neuronmoe_plugins.cli.results import compare, demo, doctor, paths, plugins, report
     from neuronmoe_plugins.cli.training import allocate, convert, data, recipe
 
-    for command in (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, demo):
+    commands = (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, paths, demo)
+    for command in commands:
         register(command.__name__, command)
 
 

@@ -59,6 +59,13 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def shared_folder(name: str) -> Path:
+    """`lm_eval_tasks` or `recipes`: a wheel has them within the package, a checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "share" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
 def sha256_of(paths: Iterable[Path], read: Callable[[int], object] = lambda count: None) -> str:
     """SHA-256 of files one after the other, in hexadecimal digits; `read` is told how many bytes more were read."""
     digest = hashlib.sha256()

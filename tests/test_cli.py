@@ -22,6 +22,7 @@ ORDER = [
     "compare",
     "doctor",
     "plugins",
+    "paths",
     "demo",
 ]
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from neuronmoe_plugins.corpora.texts import parse_json, require_text
 from neuronmoe_plugins.errors import UserError
 
 DATA = Path(__file__).parent / "data"
-FETCH = "python lm_eval_tasks/fetch_probes.py"
+FETCH = f"python {shlex.quote(str(Path(__file__).parents[1] / 'fetch_probes.py'))}"
 FIELDS = {"question", "choices", "answer"}
 
 # A byte-level or byte-fallback tokenizer makes at most one token of a byte, so that a document of any language fits

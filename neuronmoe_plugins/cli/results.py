@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +90,27 @@ def plugins() -> None:
     Console().print(as_rich(Table("", header, rows, words=range(3), rules=range(len(rows)))))
     if any(plugin.problem is not None for plugin, _ in described):
         raise typer.Exit(1)
+
+
+class Shared(str, Enum):
+    """Folders that other programs read."""
+
+    TASKS = "tasks"
+    RECIPES = "recipes"
+
+
+def paths(
+    folder: Annotated[Shared | None, typer.Argument(metavar="[tasks|recipes]", help="Print this one alone.")] = None,
+) -> None:
+    """Print where the lm-eval tasks and the ready-made recipes lie, with DeepSpeed's and accelerate's files."""
+    from neuronmoe_plugins.files import shared_folder
+
+    found = {Shared.TASKS: shared_folder("lm_eval_tasks"), Shared.RECIPES: shared_folder("recipes")}
+    if folder is not None:
+        typer.echo(found[folder])
+        return
+    for shared, path in found.items():
+        typer.echo(f"{shared.value:8} {path}")
 
 
 def demo(

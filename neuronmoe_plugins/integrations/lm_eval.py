@@ -1,9 +1,11 @@
-"""How the command `lm_eval` ends on bad input: an adapter that does not fit, or data that are not there."""
+"""This package's tasks in lm-eval, and how its command ends on bad input: an adapter that does not fit, or no data."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import filter as matching
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import wrapt
 
 from neuronmoe_plugins.errors import one_line
+from neuronmoe_plugins.files import shared_folder
 from neuronmoe_plugins.integrations.commands import end_in_one_line, explanations
 
 # Words of a command line that asks for something of this package; other commands end as lm-eval lets them.
@@ -18,6 +21,10 @@ OURS = ("neuronmoe", "lm_eval_tasks")
 TUNER = Path(__file__).parents[1] / "tuner"
 # Errors of `datasets` and of the hub's client for what is not there or cannot be reached, by name: neither is imported.
 DATA_ERRORS = ("ConnectionError", "DatasetNotFoundError", "FileNotFoundError", "DataFilesNotFoundError")
+# The names that were put into lm-eval's index.
+added: set[str] = set()
+
+logger = logging.getLogger(__name__)
 
 
 def extend_command(_module: ModuleType) -> None:
@@ -31,6 +38,44 @@ def name_tasks(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "ConfigurableTask.download", _download)
 
 
+def offer_tasks(module: ModuleType) -> None:
+    """Post-import hook of `lm_eval.tasks`: names that lm-eval does not know may be those of this package's tasks."""
+    for name in ("match_tasks", "load", "load_task_or_group"):  # `load` since 0.4.12
+        if hasattr(module.TaskManager, name):
+            wrapt.wrap_function_wrapper(module, f"TaskManager.{name}", _find_tasks)
+
+
+def _find_tasks(wrapped: Callable[..., Any], manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `match_tasks(task_list)`, `load(task_list)` and `load_task_or_group(task_list)`.
+
+    Only what is asked for and unknown brings the tasks in: lists, patterns and folders of others stay what they are.
+    """
+    asked = args[0] if args else kwargs.get("task_list")
+    names = [name for name in ([asked] if isinstance(asked, str) else asked or ()) if isinstance(name, str)]
+    unknown = [name for name in names if not matching(getattr(manager, "all_tasks", names), name)]
+    if unknown:
+        try:
+            _add_tasks(manager, unknown)
+        except Exception as error:  # lm-eval then says that it does not know the name
+            folder = shared_folder("lm_eval_tasks")
+            logger.warning(
+                "neuronmoe-plugins cannot add its tasks (%s): use --include_path %s", one_line(error), folder
+            )
+    return wrapped(*args, **kwargs)
+
+
+def _add_tasks(manager: Any, unknown: Sequence[str]) -> None:
+    """Put this package's tasks behind those that lm-eval and the user's folders have, if a name is theirs."""
+    own = type(manager)(include_path=str(shared_folder("lm_eval_tasks")), include_defaults=False)
+    if not any(matching(own.all_tasks, name) for name in unknown):
+        return
+    new = {name: entry for name, entry in own.task_index.items() if name not in manager.task_index}
+    manager.task_index.update(new)
+    added.update(new)
+    for kind in ("_all_tasks", "_all_groups", "_all_subtasks", "_all_tags"):
+        setattr(manager, kind, sorted({*getattr(manager, kind), *new.keys() & set(getattr(own, kind))}))
+
+
 def explain(error: BaseException) -> str | None:
     """What to do about an adapter that the tuner refuses, or a data set of this package's command that is not there."""
     if type(error) is ValueError and _is_of_tuner(error):
@@ -38,7 +83,7 @@ def explain(error: BaseException) -> str | None:
     task = getattr(error, "lm_eval_task", None)
     if task is None or type(error).__name__ not in DATA_ERRORS:
         return None
-    if not any(word in argument for argument in sys.argv for word in OURS):
+    if task not in added and not any(word in argument for argument in sys.argv for word in OURS):
         return None
     return f"task {task}: cannot load its data set, download it once where the hub can be reached: {one_line(error)}"
 

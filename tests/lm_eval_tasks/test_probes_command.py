@@ -72,7 +72,7 @@ def test_command_names_what_is_missing(tiny_model_dir: Path, tmp_path: Path, for
     metadata = json.dumps({"probes_dir": str(tmp_path)})
     done = run_lm_eval(tiny_model_dir, "capitals_el", forked, "--metadata", metadata)
     assert done.returncode == 2
-    command = f"python lm_eval_tasks/fetch_probes.py --output {tmp_path}"
+    command = f"python {TASKS_DIR / 'fetch_probes.py'} --output {tmp_path}"
     expected = f"lm_eval: error: {tmp_path / 'capitals_el.jsonl'} is missing: run `{command}`"
     assert done.stderr.splitlines()[-1] == expected
     assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import lm_eval
 import pytest
-from probes_data import QUESTION_TASKS, probe_tasks, write_json_lines, write_probes
+from probes_data import QUESTION_TASKS, TASKS_DIR, probe_tasks, write_json_lines, write_probes
 
 from neuronmoe_plugins.errors import UserError
 from rolling import document_nats
@@ -116,12 +116,14 @@ def test_missing_data_are_named_with_the_command(tmp_path: Path, task: str) -> N
     file = "udhr_zh.txt" if task == "bits_per_byte_zh" else f"{task}.jsonl"
     with pytest.raises(UserError) as caught:
         load_task(task)(tmp_path)
-    command = f"python lm_eval_tasks/fetch_probes.py --output {tmp_path}"
+    command = f"python {TASKS_DIR / 'fetch_probes.py'} --output {tmp_path}"
     assert str(caught.value) == f"{tmp_path / file} is missing: run `{command}`"
 
 
 @pytest.mark.parametrize("content", ["", json.dumps({"question": "?", "choices": ["a"]}), "7"])
 def test_other_files_are_no_questions(tmp_path: Path, content: str) -> None:
     (tmp_path / "exams_hu.jsonl").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"exams_hu\.jsonl is no file of questions: remove it and run `python lm_eval"):
+    with pytest.raises(
+        UserError, match=r"exams_hu\.jsonl is no file of questions: remove it and run `python /\S+/fetch_probes.py`"
+    ):
         load_task("exams_hu")(tmp_path)
