@@ -5,6 +5,7 @@ INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 HOSTS := '.[demo,dev]'
 NEWEST_HOSTS := '.[newest,dev]'
+SETS ?=
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -19,7 +20,7 @@ define install-into
 		$(1)/bin/uv pip install --python $(1)/bin/python --constraint $(2) --override overrides.txt --editable $(3)
 endef
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-hosts lint bench clean
 
 install: $(INSTALLED)
 
@@ -49,6 +50,12 @@ test: install $(NEWEST)/.installed
 		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
 		tests/integrations/test_trl.py
 
+# Every tested set of hosts, or those in SETS, in environments of their own in .venv-hosts: an hour for all. Pythons are
+# found on PATH, or named as PYTHON312=...; a LLaMA-Factory that is on no index by LLAMAFACTORY_SOURCE=folder.
+test-hosts: install
+	UV_FIND_LINKS="$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)" DS_BUILD_OPS=0 \
+		$(BIN)/python -m tests.hosts $(SETS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +66,4 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(NEWEST)
+	rm -rf $(VENV) $(NEWEST) .venv-hosts

@@ -30,7 +30,8 @@ MOST = {
     "tests/integrations/llamafactory/test_killed_runs.py": 1,
     "tests/integrations/llamafactory/test_launchers.py": 3,
     "tests/integrations/llamafactory/test_liger.py": 2,  # on a GPU
-    "tests/integrations/llamafactory/test_train.py": 2,
+    "tests/integrations/llamafactory/test_plain_lora.py": 1,
+    "tests/integrations/llamafactory/test_train.py": 1,
     "tests/integrations/llamafactory/test_v1.py": 2,
     "tests/lm_eval_tasks/test_mmlu_command.py": 1,
     "tests/lm_eval_tasks/test_probes_fetch.py": 3,  # two of them with --demo

@@ -130,21 +130,3 @@ def test_the_trained_adapter_serves_inference(single: dict[str, Any], tiny_model
     assert not any(parameter.requires_grad for parameter in served.parameters())
     with torch.no_grad():
         assert served(token_ids).logits.allclose(expected.eval()(token_ids).logits, atol=1e-5)
-
-
-def test_lora_runs_are_those_without_the_package(tmp_path: Path, moe_args: dict[str, Any], forked: Path) -> None:
-    config = tmp_path / "run" / "lora.yaml"
-    config.parent.mkdir()
-    args = moe_args | {"finetuning_type": "lora", "dataset": "en_even,el_even", "lora_dropout": 0.1}
-    del args["ada_moe_num_experts_list"]
-    config.write_text(json.dumps(args))
-    times = {"elapsed_time", "remaining_time"}
-    seen = []
-    for autoload, commands in (("0", None), ("1", forked)):
-        output = tmp_path / f"lora{autoload}"
-        llamafactory_train(config, f"output_dir={output}", commands=commands, NEURONMOE_AUTOLOAD=autoload)
-        entries = map(json.loads, (output / "trainer_log.jsonl").read_text().splitlines())
-        log = [{key: value for key, value in entry.items() if key not in times} for entry in entries]
-        seen.append((log, (output / "adapter_model.safetensors").read_bytes()))
-    assert len(seen[0][0]) == 5
-    assert seen[0] == seen[1]
