@@ -154,11 +154,11 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         adapter_name = self._active_mixture()
         if adapter_name is None:
             return self.base_layer(hidden_states, *args, **kwargs)
-        plan, context = self.plans[adapter_name], self.context
+        plan, forward = self.plans[adapter_name], self.context.current
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         router_logits, group_logits, weights, selected_experts = self._route(hidden_states, adapter_name)
-        if context.recording:
-            context.layers[self.layer_index] = LayerRouting(
+        if forward.recording:
+            forward.layers[self.layer_index] = LayerRouting(
                 router_logits,
                 selected_experts,
                 group_logits,
@@ -210,7 +210,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         group_logits, num_allowed = None, None
         if plan.num_groups:
             group_logits = self._group_logits(hidden_states, adapter_name)
-            groups = decide_groups(group_logits, self.context, self.layer_index, adapter_name)
+            groups = decide_groups(group_logits, self.context.current, self.layer_index, adapter_name)
             num_allowed = allowed_experts(groups, plan).repeat_interleave(len(tokens) // len(groups))
         return router_logits, group_logits, *route(router_logits, self.topk[adapter_name], num_allowed)
 
@@ -231,7 +231,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
     def _group_logits(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
         """(batch, num_groups) float32, of the sum over each sequence's real tokens."""
         classifier = cast(nn.Linear, self.moe_token_classify[adapter_name]).weight
-        return F.linear(sum_of_real_tokens(hidden_states, self.context.attention_mask), classifier.float())
+        return F.linear(sum_of_real_tokens(hidden_states, self.context.current.attention_mask), classifier.float())
 
     def _experts(self, adapter_name: str) -> LayerExperts:
         stacks = tuple(self._stacks(adapter_name))

@@ -169,7 +169,6 @@ class Objective:
         self.added: torch.Tensor | None = None
         self.over_processes = False
         self._signature = inspect.signature(model.forward)
-        self._given: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -190,27 +189,29 @@ class Objective:
         del vars(model)["moe_objective"]
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        self._given = MixtureInputs.take(kwargs)
+        if getattr(model, "_is_replica", False):
+            raise ValueError(DATA_PARALLEL_REFUSED)
+        given = MixtureInputs.take(kwargs)
         inputs = self._arguments(args, kwargs)
         routes_groups = any(config.group_nums for config in _configs(model).values() if isinstance(config, MoeConfig))
         groups = groups_of_cache(inputs.get("past_key_values")) if routes_groups else {}
-        self.context.start(inputs.get("attention_mask"), groups, model.training or self.shares is not None)
+        self.context.start(inputs.get("attention_mask"), groups, model.training or self.shares is not None, given)
         return args, kwargs
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
-        cache = getattr(outputs, "past_key_values", None)
-        if self.context.groups and cache is not None:
-            setattr(cache, CACHE_ATTRIBUTE, self.context.groups)
+        forward = self.context.current
         layers = self.context.stop()
+        cache = getattr(outputs, "past_key_values", None)
+        if forward.groups and cache is not None:
+            setattr(cache, CACHE_ATTRIBUTE, forward.groups)
         if not layers:
             return outputs
-        arguments = self._arguments(args, kwargs)
-        inputs = MixtureInputs.read(self._given, arguments.get("attention_mask"))
+        inputs = MixtureInputs.read(forward.given, forward.attention_mask)
         if self.shares is not None:
             self.shares.add(layers, inputs.token_mask)
         if model.training and torch.is_grad_enabled():
             config = _configs(model)[next(iter(layers.values())).adapter_name]
-            self._add_losses(config, layers, inputs, arguments, outputs)
+            self._add_losses(config, layers, inputs, {**self._arguments(args, kwargs), **forward.given}, outputs)
         return outputs
 
     def _arguments(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -229,12 +230,12 @@ class Objective:
         self.added = None
         loss, labels = getattr(outputs, "loss", None), arguments.get("labels")
         if loss is None or labels is None:
-            labels = self._given.get(MIXTURE_LABELS)
+            labels = arguments.get(MIXTURE_LABELS)
         _check_losses_possible(config, layers, labels, inputs)
         if labels is None:
             return
         items = (labels != IGNORED).sum()
-        total_items = self._given.get(LABELS_TOTAL, arguments.get("num_items_in_batch"))
+        total_items = arguments.get(LABELS_TOTAL, arguments.get("num_items_in_batch"))
         total_items = items if total_items is None else total_items
         device = labels.device if loss is None else loss.device
         if loss is not None:
@@ -246,6 +247,12 @@ class Objective:
             self.added = part if self.added is None else self.added + part
         if self.added is not None and loss is not None:
             outputs.loss = loss + self.added
+
+
+DATA_PARALLEL_REFUSED = (
+    "a mixture of experts does not run under torch.nn.DataParallel, whose replicas share its losses: start one "
+    "process per GPU (torchrun or accelerate launch), or show the program one GPU (CUDA_VISIBLE_DEVICES=0)"
+)
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:

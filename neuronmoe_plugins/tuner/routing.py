@@ -5,6 +5,8 @@ Language groups: a layer's classifier decides per sequence which experts its tok
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,34 +44,61 @@ class LayerRouting:
 
 
 @dataclass
-class ForwardContext:
-    """What the mixture layers of a model share in a forward pass.
+class ForwardPass:
+    """What the mixture layers of a model share in one forward pass.
 
     Routing is recorded only while `recording`, during the model's own forward, so the recomputation of activation
-    checkpointing leaves no trace in it. Mask and groups stay for that recomputation, until the next forward.
+    checkpointing leaves no trace in it.
 
     Attributes:
+        given: The mixture's inputs, as the model's call had them.
         recording: Whether layers write into `layers`.
         layers: Layer index -> routing.
         attention_mask: The model's, (batch, past + sequence), or another form that the model takes.
         groups: The groups decided so far; those of a KV cache in use were decided when it was prefilled.
     """
 
+    given: Mapping[str, Any] = field(default_factory=dict)
     recording: bool = False
     layers: dict[int, LayerRouting] = field(default_factory=dict)
     attention_mask: Any = None
     groups: Groups = field(default_factory=dict)
 
-    def start(self, attention_mask: Any, groups: Groups, recording: bool) -> None:
-        """Begin a forward pass."""
-        self.layers = {}
-        self.attention_mask, self.groups, self.recording = attention_mask, groups, recording
+
+class ForwardContext:
+    """The forward passes of a model that run now, one per thread at most.
+
+    Mask and groups of the last pass stay for the recomputation of activation checkpointing, which may run in another
+    thread, that of autograd, until the next pass begins.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, ForwardPass] = {}
+        self._last = ForwardPass()
+
+    @property
+    def current(self) -> ForwardPass:
+        """The pass that runs in this thread, or the last one."""
+        return self._running.get(_thread(), self._last)
+
+    def start(
+        self, attention_mask: Any, groups: Groups, recording: bool, given: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin a forward pass in this thread."""
+        forward = ForwardPass(given or {}, recording, {}, attention_mask, groups)
+        self._running[_thread()] = self._last = forward
 
     def stop(self) -> dict[int, LayerRouting]:
         """End it and hand out layer index -> routing, in layer order."""
-        self.recording = False
-        layers, self.layers = self.layers, {}
+        forward = self._running.pop(_thread())
+        forward.recording = False
+        layers, forward.layers = forward.layers, {}
         return dict(sorted(layers.items()))
+
+
+def _thread() -> int:
+    # A compiled forward, which cannot ask for the thread, is the only one of its model.
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def route(
@@ -134,13 +163,13 @@ def sum_of_real_tokens(hidden_states: torch.Tensor, attention_mask: Any) -> torc
 
 
 def decide_groups(
-    group_logits: torch.Tensor, context: ForwardContext, layer_index: int, adapter_name: str
+    group_logits: torch.Tensor, forward: ForwardPass, layer_index: int, adapter_name: str
 ) -> torch.Tensor:
     """The group of each sequence: the classifier's first choice, or what was decided when the cache was prefilled.
 
     Args:
         group_logits: (batch, num_groups).
-        context: The forward pass.
+        forward: The forward pass.
         layer_index: Index of the decoder layer.
         adapter_name: The active adapter.
 
@@ -148,9 +177,9 @@ def decide_groups(
         (batch,) int64.
     """
     key = (layer_index, adapter_name)
-    if key not in context.groups:
-        context.groups[key] = group_logits.detach().argmax(dim=-1)
-    groups = context.groups[key]
+    if key not in forward.groups:
+        forward.groups[key] = group_logits.detach().argmax(dim=-1)
+    groups = forward.groups[key]
     # A cache can be repeated after its prefill, several continuations for each prompt.
     return groups.repeat_interleave(group_logits.shape[0] // groups.shape[0])
 

@@ -74,7 +74,7 @@ def test_output_is_that_of_the_definition(topk: int, layer_index: int) -> None:
     layer.context.start(mask, {}, recording=False)
     with torch.no_grad():
         output = layer(hidden_states)
-        groups = layer.context.groups[layer.layer_index, "default"]
+        groups = layer.context.current.groups[layer.layer_index, "default"]
         torch.testing.assert_close(output, dense_layer(layer, hidden_states, mask, topk), atol=1e-5, rtol=1e-5)
     assert set(groups.tolist()) == set(range(layer.plans["default"].num_groups))
 
