@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
+from hosts import EXTRAS
 from neuronmoe_plugins import tested_sets
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.tested_sets import HostSet
 
 ROOT = Path(__file__).parents[1]
 SETS = {own.name: own for own in tested_sets.tested_sets()}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+every_set = pytest.mark.parametrize("own", SETS.values(), ids=SETS)
+
+
+def requirements() -> Iterator[Requirement]:
+    """Ours, with those of the extras that users install."""
+    extras = PROJECT["optional-dependencies"]
+    for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extras[extra]]:
+        yield Requirement(line)
+
+
+@every_set
+def test_the_bounds_allow_what_is_installed(own: HostSet) -> None:
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{own.python}.0")
+    bounds = {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements()}
+    refused = [
+        f"{name}{bounds[name]}: {pin}"
+        for name, pin in own.pins.items()
+        if name in bounds and not bounds[name].contains(pin, prereleases=True)
+    ]
+    assert not refused
+
+
+@pytest.fixture(scope="module")
+def uv() -> Path:
+    """The installer, where it reaches the package index."""
+    command = Path(sys.executable).with_name("uv")
+    asked = [command, "pip", "compile", "--quiet", "--no-deps", "--python", sys.executable, "-"]
+    done = subprocess.run(asked, input="pluggy", capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the package index is not reached: {' '.join(done.stderr.split())[:200]}")
+    return command
+
+
+@every_set
+def test_the_installer_leaves_it_as_it_is(own: HostSet, uv: Path, tmp_path: Path) -> None:
+    """`make test-hosts` has the installer's dry run beside what is really installed; here it only chooses versions."""
+    pins = {name: pin for name, pin in own.pins.items() if not (own.from_source and name == "llamafactory")}
+    extras = [f"--extra={EXTRAS[name]}" for name in own.runs if name in EXTRAS]
+    if own.from_source:  # it is on no index
+        extras.remove("--extra=train")
+    chosen = tmp_path / "chosen.txt"  # what it says is preferred, as what is installed is
+    chosen.write_text("".join(f"{name}=={pin}\n" for name, pin in pins.items()))
+    # With what the hosts themselves need it takes ten seconds, so one set stands for all.
+    deep = [] if own.name == "lf-0.9.4" else ["--no-deps"]
+    words = ["pip", "compile", "--quiet", "pyproject.toml", *extras, *deep, "--python", sys.executable]
+    words += ["--python-version", own.python, "--override", "overrides.txt", "--output-file", str(chosen)]
+    done = subprocess.run([uv, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split("==") for line in chosen.read_text().splitlines() if line[:1].isalpha())
+    assert {name: found[name] for name in pins if name in found} == {name: pins[name] for name in pins if name in found}
+    assert {"torch", "transformers", "peft", "accelerate"} <= found.keys()
 
 
 @pytest.mark.parametrize(("file", "name"), [("constraints.txt", "lf-0.9.5"), ("constraints-newest.txt", "newest")])
