@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from hosts import EXTRAS
 from neuronmoe_plugins import tested_sets
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.tables import Table, as_markdown
 from neuronmoe_plugins.tested_sets import HostSet
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,31 @@ def test_the_environments_of_make_test_are_tested_sets(file: str, name: str) -> 
     own = SETS[name].pins
     assert {key: pins[key] for key in pins if key in own} == {key: own[key] for key in own if key in pins}
     assert pins.keys() - own.keys() == {"wrapt"} | ({"bitsandbytes"} if name == "newest" else set())
+
+
+def docs_table() -> str:
+    """The sets in Markdown: four hosts in columns of their own, the others in one."""
+    hosts = {"torch": "torch", "transformers": "transformers", "peft": "PEFT", "llamafactory": "LLaMA-Factory"}
+    hosts |= {"lm-eval": "lm-eval"}
+    rows = [
+        [
+            *(f"`{own.name}`", own.python),
+            *(own.pins.get(name, "-") for name in hosts),
+            ", ".join(f"{name} {pin}" for name, pin in own.pins.items() if name not in hosts) or "-",
+            own.passed or "not yet",
+        ]
+        for own in SETS.values()
+    ]
+    header = ["set", "Python", *hosts.values(), "beside them", "passed"]
+    return as_markdown(Table("", header, rows, words=range(len(header))))
+
+
+def test_the_docs_have_the_table_and_what_is_broken() -> None:
+    docs = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    assert docs_table() in docs, f"docs/hosts.md must hold this table:\n{docs_table()}"
+    for distribution, versions in tested_sets.broken_versions().items():
+        for version, reason in versions.items():
+            assert f"- {distribution} {version}: {reason}.\n" in docs
 
 
 def test_what_runs_in_a_set_follows_from_what_is_in_it() -> None:
