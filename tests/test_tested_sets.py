@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import hosts
 from hosts import EXTRAS
 from neuronmoe_plugins import tested_sets
 from neuronmoe_plugins.errors import UserError
@@ -134,3 +135,17 @@ def test_a_wrong_entry_is_named(entry: str, message: str, tmp_path: Path, monkey
     monkeypatch.setattr(tested_sets, "TABLE", table)
     with pytest.raises(UserError, match=message):
         tested_sets.tested_sets.__wrapped__()
+
+
+def test_a_set_that_cannot_be_built_here_is_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(hosts.SOURCE, raising=False)
+    result = hosts.run_set(SETS["lf-0.9.6.dev0"], tmp_path, ["tuner"])
+    reason = "its LLaMA-Factory is on no index: LLAMAFACTORY_SOURCE must name a folder with its source"
+    assert (result.outcome, result.reason) == ("skipped", reason)
+
+
+def test_what_an_installation_would_replace_is_read_off_the_dry_run() -> None:
+    lines = " - neuronmoe-plugins==0.1.0\n - peft==0.17.1\n + peft==0.18.1\n + wrapt==1.17.3\n"
+    assert hosts._replaced(f"Would uninstall 2 packages\n{lines}") == ["peft==0.17.1"]
