@@ -106,8 +106,9 @@ def _table(results: Sequence[Result]) -> Table:
 
 
 def _reasons(result: Result) -> list[str]:
-    notable = [f"{name}: {outcome}" for name, outcome in result.tests.items() if outcome != "passed"]
-    return [result.reason] * bool(result.reason) + notable
+    """In short; the names of the tests are in the set's file."""
+    found = Counter(outcome for outcome in result.tests.values() if outcome != "passed")
+    return [result.reason] * bool(result.reason) + [f"{number} {why[:300]}" for why, number in found.items()]
 
 
 def run_set(own: HostSet, environment: Path, only: Sequence[str]) -> Result:
