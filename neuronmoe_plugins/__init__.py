@@ -27,7 +27,7 @@ _FACE = {
     "AllocationRequest": "allocation.allocation",
     "AnalyzeOptions": "neurons.options",
     "Bootstrap": "comparison",
-    "Deepspeed": "recipes",
+    "Deepspeed": "machines",
     "MoeConfig": "tuner.config",
     "RecipeRequest": "recipe_files",
     "SpecialiseOptions": "neurons.options",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.machines import Deepspeed, Device, Machine, find_machine
 from neuronmoe_plugins.options import option
 from neuronmoe_plugins.reading import read_json_object
-from neuronmoe_plugins.recipes import Deepspeed, Recipe
+from neuronmoe_plugins.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RecipeRequest:
     dataset_dir: Path | None = option("Folder of dataset_info.json.", None)
     data: Path | None = option("Instead of these three: a folder of `neuronmoe data`, which has the roles.", None)
     deepspeed: Deepspeed | None = option("Also write this DeepSpeed file, and use it.", None)
+    device: Device = option("What will train: this machine (auto), one without a GPU, or one with.", Device.AUTO)
     force: bool = option("Replace files that differ.", False)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,11 @@ class RecipeRequest:
             raise UserError(
                 f"missing {', '.join(missing)}: name data sets and their folder, or pass --data DIR instead"
             )
+
+    @cached_property
+    def machine(self) -> Machine:
+        """What the training runs on; imports torch if `device` is `auto`. Raises `UserError` as `find_machine` does."""
+        return find_machine(self.device, self.deepspeed)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
         output_dir=str(output),
         original_languages=_check_languages(datasets, allocation),
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
+        machine=request.machine,
     )
     texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
     if request.deepspeed is not None:

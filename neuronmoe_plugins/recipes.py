@@ -1,14 +1,13 @@
-"""What the files of a recipe say: LLaMA-Factory's YAMLs of both stages with the paper's hyper-parameters, and the
-configurations of DeepSpeed and FSDP that share a training's memory among GPUs."""
+"""What the YAMLs of a recipe say: both stages in LLaMA-Factory, with the paper's hyper-parameters."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import yaml
+
+from neuronmoe_plugins.machines import GPU, Machine
 
 # A key of a YAML, its value, and the comment above it.
 Entry = tuple[str, Any, str | None]
@@ -43,6 +42,7 @@ class Recipe:
         deepspeed: DeepSpeed configuration file, if any.
         allocation_source: Where `num_experts` comes from, for a comment; nothing if None.
         extends: The adapter to extend, for a further language; a new adapter if None.
+        machine: What the training runs on.
     """
 
     model: str
@@ -55,6 +55,7 @@ class Recipe:
     deepspeed: str | None = None
     allocation_source: str | None = None
     extends: Extension | None = None
+    machine: Machine = GPU
 
     def stage1(self) -> str:
         """YAML of the first stage: new experts learn the new languages."""
@@ -91,7 +92,7 @@ class Recipe:
                 "Output": self._output("stage1"),
                 "Training": [
                     ("max_steps", 15000, "The paper's; on a small corpus set num_train_epochs instead."),
-                    *_training(learning_rate=1e-4),
+                    *self._training(learning_rate=1e-4),
                 ],
                 **self._distribution(),
             },
@@ -110,7 +111,10 @@ class Recipe:
                 ("original_languages", ",".join(self.original_languages), "Language codes that count as old.")
             )
         return _render(
-            ["Stage 2: the routers learn to send the old languages to the original MLPs; the experts are frozen."],
+            [
+                "Stage 2: the routers learn to send the old languages to the original MLPs; the experts are frozen.",
+                *self._machine_lines(),
+            ],
             {
                 "Model": [
                     ("model_name_or_path", self.model, None),
@@ -134,7 +138,7 @@ class Recipe:
                     ("max_samples", 100000, "At most so many documents of each data set: a little replay is enough."),
                 ],
                 "Output": self._output("stage2"),
-                "Training": [("num_train_epochs", 1.0, None), *_training(learning_rate=5e-5)],
+                "Training": [("num_train_epochs", 1.0, None), *self._training(learning_rate=5e-5)],
                 **self._distribution(),
             },
         )
@@ -149,7 +153,11 @@ class Recipe:
             f"Stage 1: new experts learn the new language, {frozen} frozen.",
             f"{sum(self.num_experts)} experts in {len(self.num_experts)} layers, {added} of them new.",
             *source,
+            *self._machine_lines(),
         ]
+
+    def _machine_lines(self) -> list[str]:
+        return [] if self.machine.note is None else [self.machine.note]
 
     def _data(self, datasets: list[str], cutoff_len: int) -> list[Entry]:
         return [
@@ -167,6 +175,25 @@ class Recipe:
             ("report_to", "none", None),
         ]
 
+    def _training(self, learning_rate: float) -> list[Entry]:
+        """What both stages share (Table 7), and what the machine allows."""
+        return [
+            ("per_device_train_batch_size", 32, None),
+            ("gradient_accumulation_steps", 1, None),
+            ("learning_rate", learning_rate, None),
+            ("optim", "adamw_torch", None),
+            ("adam_beta1", 0.9, None),
+            ("adam_beta2", 0.999, None),
+            ("adam_epsilon", 1e-8, None),
+            ("weight_decay", 0.0, None),
+            ("lr_scheduler_type", "cosine", None),
+            ("warmup_steps", 0, None),
+            ("max_grad_norm", 1.0, None),
+            ("bf16", self.machine.bf16, None),
+            *([("use_cpu", True, "Without it, bf16 asks for a GPU.")] if self.machine.use_cpu else []),
+            ("seed", 42, None),
+        ]
+
     def _distribution(self) -> Sections:
         if self.deepspeed is None:
             return {}
@@ -181,25 +208,6 @@ def _method() -> list[Entry]:
     ]
 
 
-def _training(learning_rate: float) -> list[Entry]:
-    """What both stages share (Table 7)."""
-    return [
-        ("per_device_train_batch_size", 32, None),
-        ("gradient_accumulation_steps", 1, None),
-        ("learning_rate", learning_rate, None),
-        ("optim", "adamw_torch", None),
-        ("adam_beta1", 0.9, None),
-        ("adam_beta2", 0.999, None),
-        ("adam_epsilon", 1e-8, None),
-        ("weight_decay", 0.0, None),
-        ("lr_scheduler_type", "cosine", None),
-        ("warmup_steps", 0, None),
-        ("max_grad_norm", 1.0, None),
-        ("bf16", True, None),
-        ("seed", 42, None),
-    ]
-
-
 def _render(header: list[str], sections: Sections) -> str:
     """YAML text with the header and the keys' comments."""
     lines = [f"# {line}" for line in header]
@@ -210,69 +218,3 @@ def _render(header: list[str], sections: Sections) -> str:
             text = text.removesuffix("\n").removesuffix("\n...")  # "..." ends a document that is only a scalar
             lines += [f"# {comment}", f"{key}: {text}"] if comment else [f"{key}: {text}"]
     return "\n".join(lines) + "\n"
-
-
-# "auto" is filled in by transformers' Trainer from its own arguments.
-COMMON: dict[str, Any] = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-    "bf16": {"enabled": "auto"},
-    "fp16": {"enabled": "auto"},
-}
-STAGE2: dict[str, Any] = {"stage": 2, "overlap_comm": True, "contiguous_gradients": True}
-STAGE3: dict[str, Any] = {
-    "stage": 3,
-    "overlap_comm": True,
-    "contiguous_gradients": True,
-    "reduce_bucket_size": "auto",
-    "stage3_prefetch_bucket_size": "auto",
-    "stage3_param_persistence_threshold": "auto",
-    "stage3_gather_16bit_weights_on_model_save": True,
-}
-# HF's Trainer takes DeepSpeed's own Adam for an optimizer in the CPU's memory, which is compiled at first use.
-ON_CPU = {"device": "cpu", "pin_memory": True}
-
-
-class Deepspeed(str, Enum):
-    """DeepSpeed configurations that a recipe can use; what each of them shares is in recipes/README.md."""
-
-    ZERO2 = "zero2"
-    ZERO2_OFFLOAD = "zero2-offload"
-    ZERO3 = "zero3"
-    ZERO3_OFFLOAD = "zero3-offload"
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.value}.json"
-
-    def to_json(self) -> str:
-        """The file's content."""
-        return json.dumps({**COMMON, "zero_optimization": ZERO_OPTIMIZATION[self]}, indent=2) + "\n"
-
-
-ZERO_OPTIMIZATION: dict[Deepspeed, dict[str, Any]] = {
-    Deepspeed.ZERO2: STAGE2,
-    Deepspeed.ZERO2_OFFLOAD: {**STAGE2, "offload_optimizer": ON_CPU},
-    Deepspeed.ZERO3: STAGE3,
-    Deepspeed.ZERO3_OFFLOAD: {**STAGE3, "offload_optimizer": ON_CPU, "offload_param": ON_CPU},
-}
-
-# For `accelerate launch --config_file`. A whole state dict is what an adapter is saved from.
-FSDP: dict[str, Any] = {
-    "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "FSDP",
-    "fsdp_config": {
-        "fsdp_version": 2,
-        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_reshard_after_forward": True,
-        "fsdp_state_dict_type": "FULL_STATE_DICT",
-        "fsdp_cpu_ram_efficient_loading": True,
-        "fsdp_offload_params": False,
-    },
-    "mixed_precision": "bf16",
-    "num_machines": 1,
-    "num_processes": 2,
-}

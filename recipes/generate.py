@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from neuronmoe_plugins.allocation.experts import MlpShapes
-from neuronmoe_plugins.recipes import FSDP, Deepspeed, Extension, Recipe
+from neuronmoe_plugins.machines import FSDP, Deepspeed
+from neuronmoe_plugins.recipes import Extension, Recipe
 
 HERE = Path(__file__).parent
 TABLE = ("<!-- recipes: written by generate.py -->\n", "<!-- end of recipes -->")

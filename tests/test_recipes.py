@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from allocations import save_allocation
+from neuronmoe_plugins import machines
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 
@@ -174,3 +175,63 @@ def test_data_folder_that_is_none(workspace: Path, text: str | None, message: st
     with pytest.raises(UserError, match=message):
         recipe(workspace)
     assert not (workspace / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "options", "bf16", "use_cpu", "note"),
+    [
+        (None, [], True, True, "Written for a CPU (use_cpu); "),
+        (None, ["--deepspeed", "zero2"], True, True, "Written for a CPU (use_cpu); "),
+        (None, ["--deepspeed", "zero3"], False, None, "Written for a CPU, for ZeRO-3 in float32 and without use_cpu; "),
+        (True, [], True, None, "Written for a GPU with bfloat16; "),
+        (False, [], False, None, "Written for this machine's accelerator, in float32: it has no bfloat16."),
+        ("not asked", ["--device", "cuda", "--deepspeed", "zero3-offload"], True, None, "Written for a GPU with "),
+        ("not asked", ["--device", "cpu"], True, True, "Written for a CPU (use_cpu); "),
+    ],
+)
+def test_what_the_machine_allows(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    here: bool | None,
+    options: list[str],
+    bf16: bool,
+    use_cpu: bool | None,
+    note: str,
+) -> None:
+    monkeypatch.setattr(machines, "_accelerator_has_bf16", not_asked if here == "not asked" else lambda: here)
+    for number, stage in enumerate(recipe(workspace, "el_train", "en_replay", *options), start=1):
+        assert (stage["bf16"], stage.get("use_cpu")) == (bf16, use_cpu)
+        assert f"\n# {note}" in (workspace / "run" / f"stage{number}.yaml").read_text()
+
+
+def not_asked() -> bool:
+    raise AssertionError("torch is asked for the machine's accelerator")
+
+
+def test_offloading_without_a_gpu(workspace: Path) -> None:
+    message = (
+        "--deepspeed zero2-offload moves what a GPU holds into the CPU's memory, and this recipe is for a CPU; pass "
+        "--deepspeed zero2, or --device cuda to write for a GPU"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        recipe(workspace, "el_train", "en_replay", "--deepspeed", "zero2-offload", "--device", "cpu")
+    assert not (workspace / "run").exists()
+
+
+def test_bad_input_does_not_wait_for_torch(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_accelerator_has_bf16", not_asked)
+    with pytest.raises(UserError, match="no data set missing"):
+        recipe(workspace, "missing")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_torch_says_what_the_accelerator_can_do(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert machines._accelerator_has_bf16() is native
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: native)
+    assert machines._accelerator_has_bf16() is (False if native else None)  # transformers knows none that is here

@@ -72,6 +72,7 @@ def recipe(request: RecipeRequest) -> None:
 
     for path in write_recipe(request):
         typer.echo(f"Wrote {path}")
+    typer.echo(request.machine.note)
 
 
 def convert(

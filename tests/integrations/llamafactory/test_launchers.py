@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training_runs import free_port, losses, tools_environment
 
 from allocations import save_allocation
+from neuronmoe_plugins.machines import Device
 from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -39,7 +40,7 @@ def recipe_in(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.Tem
         folder = tmp_path_factory.mktemp(name)
         save_allocation(folder / "allocation.yaml", NUM_EXPERTS, [9.0, 1.0, 1.0, 5.0])
         data = (("el_even",), ("en_even",), data_dir)
-        write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data))
+        write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data, device=Device.CUDA))
         return folder
 
     return write

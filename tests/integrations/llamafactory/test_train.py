@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from training_runs import llamafactory_train, losses
 
 from allocations import save_allocation
+from neuronmoe_plugins.machines import Device
 from neuronmoe_plugins.recipe_files import RecipeRequest, write_recipe
 
 TINY = [
-    *("bf16=false", "use_cpu=true", "cutoff_len=64", "mix_strategy=interleave_under", "per_device_train_batch_size=4"),
+    *("bf16=false", "cutoff_len=64", "mix_strategy=interleave_under", "per_device_train_batch_size=4"),
     *("learning_rate=1.0e-3", "max_steps=4", "logging_steps=1"),
 ]
 STAGES = ("stage1", "stage2")
@@ -31,7 +32,7 @@ def single(
     folder.mkdir()
     save_allocation(folder / "allocation.yaml", [3, 1, 1, 2], [9.0, 1.0, 1.0, 5.0])
     data = (("el_even",), ("en_even",), data_dir)
-    write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data))
+    write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data, device=Device.CPU))
     printed = {
         stage: llamafactory_train(folder / f"{stage}.yaml", *TINY, commands=commands)
         for stage, commands in zip(STAGES, (forked, None), strict=True)
