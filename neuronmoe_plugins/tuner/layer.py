@@ -26,6 +26,7 @@ from neuronmoe_plugins.tuner.experts.weights import (
     check_family_computes,
     copy_weights,
     is_quantised,
+    loaded_weights,
     weight_names,
     whole_weights,
 )
@@ -154,6 +155,12 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         adapter_name = self._active_mixture()
         if adapter_name is None:
             return self.base_layer(hidden_states, *args, **kwargs)
+        if hidden_states.is_meta:
+            return self._mix(hidden_states, adapter_name)
+        with loaded_weights(self._read_modules(adapter_name), self.training and torch.is_grad_enabled()):
+            return self._mix(hidden_states, adapter_name)
+
+    def _mix(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
         plan, forward = self.plans[adapter_name], self.context.current
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         router_logits, group_logits, weights, selected_experts = self._route(hidden_states, adapter_name)
@@ -243,6 +250,14 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             weights = {name: self._parameters_of(f"{prefix}{name}") for name in self.weight_names}
             if adapter_name in weights[self.weight_names[0]]:
                 yield ExpertStack({name: stacked[adapter_name] for name, stacked in weights.items()})
+
+    def _read_modules(self, adapter_name: str) -> Iterator[nn.Module]:
+        """Modules whose weights are read without a call."""
+        for name in self.weight_names:
+            yield self._parameters_of(f"moe_{name}")
+            yield self._parameters_of(f"moe_old_{name}")
+        if adapter_name in self.moe_token_classify:
+            yield self.moe_token_classify[adapter_name]
 
     def _parameters_of(self, name: str) -> nn.ParameterDict:
         return cast(nn.ParameterDict, getattr(self, name))

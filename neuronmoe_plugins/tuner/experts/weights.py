@@ -7,8 +7,8 @@ Shapes: hidden states are (tokens, hidden); an expert's weights (out, in) and bi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +32,41 @@ def whole_weights(module: nn.Module) -> AbstractContextManager[None]:
     """
     gathered: AbstractContextManager[None] = gather_params_ctx(list(module.parameters()), modifier_rank=None)
     return gathered
+
+
+def loaded_weights(modules: Iterable[nn.Module], training: bool) -> AbstractContextManager[None]:
+    """Bring weights that accelerate has offloaded to their device within the context.
+
+    It does so by itself only for modules that are called.
+
+    Args:
+        modules: Those whose own weights are read without a call.
+        training: Whether gradients are wanted, which offloaded weights cannot keep.
+
+    Raises:
+        ValueError: in training, or if nothing would load weights that are on the meta device.
+    """
+    away = [module for module in modules if any(weight.is_meta for weight in module.parameters(recurse=False))]
+    if not away:
+        return nullcontext()
+    if training or not all(hasattr(module, "_hf_hook") for module in away):
+        raise ValueError(
+            "experts are on the meta device: "
+            + ("offloaded weights cannot be trained" if training else "load the adapter's weights before it runs")
+        )
+    return _loaded(away)
+
+
+@contextmanager
+def _loaded(modules: list[nn.Module]) -> Iterator[None]:
+    hooks: list[Any] = [module._hf_hook for module in modules]
+    for module, hook in zip(modules, hooks, strict=True):
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module, hook in zip(modules, hooks, strict=True):
+            hook.post_forward(module, None)
 
 
 def is_quantised(module: nn.Module, family: FeedForwardFamily) -> bool:
