@@ -1,5 +1,7 @@
 """Post-import hooks that teach the hosts about `moe`; imports nothing heavy and never raises.
 
+A host that cannot be taught stays as it is, without a word to those who do not use `moe`; who does is refused.
+
 The hooks sit on leaf modules: a top-level package such as `peft` may be in the middle of its own import when its hook
 fires, and LLaMA-Factory's workers never import its command line.
 """
@@ -7,6 +9,7 @@ fires, and LLaMA-Factory's workers never import its command line.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable
@@ -14,6 +17,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import wrapt
+
+from neuronmoe_plugins.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ def register_hooks() -> None:
 
 
 def _guarded(module_name: str, target: str) -> Hook:
-    """Wrap a hook so that its failure is logged and recorded, and the host's import goes on."""
+    """Wrap a hook so that its failure is recorded, `moe` refused there, and the host's import goes on."""
 
     def hook(module: ModuleType) -> None:
         hook_module, function = target.split(":")
@@ -80,10 +85,52 @@ def _guarded(module_name: str, target: str) -> Hook:
             outcomes[module_name] = None
         except Exception as error:  # the host must keep working without `moe`
             outcomes[module_name] = error
-            message = "neuronmoe-plugins cannot extend %s (%s: %s); run `neuronmoe doctor`"
-            logger.warning(message, module_name, type(error).__name__, error)
+            logger.debug("cannot extend %s", module_name, exc_info=error)
+            _refuse_moe(module, error)
 
     return hook
+
+
+def _refuse_moe(module: ModuleType, error: Exception) -> None:
+    try:
+        importlib.import_module("neuronmoe_plugins.integrations.refusals").refuse(module, error)
+    except Exception as another:  # as above
+        logger.debug("cannot refuse moe in %s", module.__name__, exc_info=another)
+
+
+def require(*module_names: str) -> None:
+    """Refuse `moe` unless these modules of hosts could be extended; imports those that are not imported yet.
+
+    Raises:
+        UserError: naming the host, its version, the first module that could not be extended, and why.
+    """
+    for name in module_names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise refusal(name, error) from error
+        failure = outcomes.get(name)
+        if failure is not None:
+            raise refusal(name, failure) from failure
+
+
+def refusal(module_name: str, error: Exception) -> UserError:
+    """What to raise where `moe` is asked for, and a hook that it needs has failed.
+
+    Args:
+        module_name: The host's module that could not be extended.
+        error: Why.
+    """
+    package = module_name.partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", None)
+    try:
+        version = version or importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "of an unknown version"
+    return UserError(
+        f"moe cannot run with {package} {version}: neuronmoe-plugins cannot extend {module_name} "
+        f"({type(error).__name__}: {one_line(error)}); run `neuronmoe doctor`"
+    )
 
 
 class _WatchedSpec(ModuleSpec):

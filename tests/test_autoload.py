@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+GOLDEN = str(Path(__file__).parent / "data" / "moe_a")
 KNOWS_MOE = "import sys, peft; assert 'MOE' in peft.PeftType.__members__ and 'MOE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
 KNOWS_NOTHING = "import sys, peft; assert 'MOE' not in peft.PeftType.__members__; assert not HOOKED"
 
@@ -72,7 +73,7 @@ HOOKED = "neuronmoe_plugins" in sys.modules
 import neuronmoe_plugins
 {KNOWS_MOE}
 from transformers import AutoModelForCausalLM
-golden = {str(Path(__file__).parent / "data" / "moe_a")!r}
+golden = {GOLDEN!r}
 model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(golden + "/base"), golden + "/adapter")
 assert len([name for name in peft.get_peft_model_state_dict(model) if name.endswith("moe_router.weight")]) == 3
 """
@@ -92,9 +93,15 @@ import peft
 from neuronmoe_plugins.autoload import outcomes
 assert isinstance(outcomes["peft.peft_model"], ImportError)
 peft.LoraConfig()
+try:
+    peft.PeftConfig.from_pretrained(ADAPTER)
+except ValueError as error:
+    line = f"moe cannot run with peft {peft.__version__}: neuronmoe-plugins cannot extend peft.peft_model ("
+    assert str(error).startswith(line) and str(error).endswith("run `neuronmoe doctor`"), error
+else:
+    raise AssertionError("the adapter is loaded")
 """
-    stderr = run(program)
-    assert "cannot extend peft.peft_model" in stderr and "neuronmoe doctor" in stderr
+    assert run(program.replace("ADAPTER", repr(f"{GOLDEN}/adapter"))) == ""
 
 
 def test_torchrun_workers_know_moe(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import wrapt
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 # Module of Liger -> the activation that its kernel fuses with the product of gate and up.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -36,14 +37,12 @@ def name_activations(module: ModuleType) -> None:
 
 def extend_patches(module: ModuleType) -> None:
     """Post-import hook of `liger_kernel.transformers.monkey_patch`, whose patches of a model replace `mlp.forward`."""
-    for name in ("_patch_swiglu_module", "_patch_geglu_module"):
-        wrapt.wrap_function_wrapper(module, name, _patch_mlp)
+    wrap(module, {"_patch_swiglu_module(module)": _patch_mlp, "_patch_geglu_module(module)": _patch_mlp})
 
 
-def _patch_mlp(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Stand in for a function whose first argument is the module to patch: a mixture's base MLP instead of it."""
+def _patch_mlp(call: Call) -> Any:
+    """Stand in for a function that patches a `module`: a mixture's base MLP instead of it."""
     from neuronmoe_plugins.tuner import MoeLayer
 
-    if args and isinstance(args[0], MoeLayer):
-        args = (args[0].get_base_layer(), *args[1:])
-    return wrapped(*args, **kwargs)
+    patched = call.arguments["module"]
+    return call.host(module=patched.get_base_layer()) if isinstance(patched, MoeLayer) else call.host()

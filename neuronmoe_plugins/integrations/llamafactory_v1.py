@@ -33,7 +33,7 @@ NEEDS_TAGS = (
 
 def extend_arguments(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.config.arg_parser`: refuse before anything is loaded."""
-    wrap(module, "get_args", _get_args)
+    wrap(module, {"get_args": _get_args})
 
 
 def register(module: ModuleType) -> None:
@@ -43,12 +43,12 @@ def register(module: ModuleType) -> None:
 
 def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.trainers.sft_trainer`, which computes its loss from the logits."""
-    wrap(module, "SFTTrainer.compute_loss", _compute_loss)
+    wrap(module, {"SFTTrainer.compute_loss": _compute_loss})
 
 
 def extend_logs(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.utils.callbacks.trainer_callback`."""
-    wrap(module, "CallbackHandler.on_log", _on_log)
+    wrap(module, {"CallbackHandler.on_log(logs)": _on_log})
 
 
 def get_moe_model(model: Any, config: Mapping[str, Any], is_train: bool = False) -> torch.nn.Module:

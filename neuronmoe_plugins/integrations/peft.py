@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from peft import mapping
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
@@ -13,12 +14,21 @@ from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 
 def register(_peft_model: ModuleType) -> None:
-    """Post-import hook of `peft.peft_model`: add the PEFT type and register the tuner under it."""
-    add_peft_type("MOE")
+    """Post-import hook of `peft.peft_model`: add the PEFT type and register the tuner under it, or do neither."""
     from neuronmoe_plugins.tuner.config import MoeConfig
     from neuronmoe_plugins.tuner.model import MoeModel
 
-    register_peft_method(name="moe", config_cls=MoeConfig, model_cls=MoeModel, prefix=MoeModel.prefix)
+    tables = [value for name, value in vars(mapping).items() if name.startswith("PEFT_TYPE_TO_")]
+    before = [dict(table) for table in tables]
+    add_peft_type("MOE")
+    try:
+        register_peft_method(name="moe", config_cls=MoeConfig, model_cls=MoeModel, prefix=MoeModel.prefix)
+    except Exception:
+        remove_peft_type("MOE")
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+        raise
 
 
 def extend_save_and_load(module: ModuleType) -> None:
@@ -27,10 +37,15 @@ def extend_save_and_load(module: ModuleType) -> None:
     Modules that have imported the functions before this package was, keep them under names of their own.
     """
     importers = [sys.modules[name] for name in ("peft", "peft.utils", "peft.peft_model") if name in sys.modules]
-    stand_ins = {"get_peft_model_state_dict": _get_state_dict, "set_peft_model_state_dict": _set_state_dict}
-    for name, stand_in in stand_ins.items():
-        original = getattr(module, name)
-        wrap(module, name, stand_in)
+    stand_ins = {
+        "get_peft_model_state_dict": ("state_dict", _get_state_dict),
+        "set_peft_model_state_dict": ("peft_model_state_dict", _set_state_dict),
+    }
+    originals = {name: getattr(module, name) for name in stand_ins}
+    wrap(
+        module, {f"{name}(model, {tensors}, adapter_name)": stand_in for name, (tensors, stand_in) in stand_ins.items()}
+    )
+    for name, original in originals.items():
         for importer in importers:
             if vars(importer).get(name) is original:
                 setattr(importer, name, getattr(module, name))
@@ -51,6 +66,15 @@ def add_peft_type(name: str) -> None:
     PeftType._value2member_map_[name] = member
     vars(PeftType).get("_hashable_values_", []).append(name)
     type.__setattr__(PeftType, name, member)
+
+
+def remove_peft_type(name: str) -> None:
+    """Undo :func:`add_peft_type`."""
+    PeftType._member_names_.remove(name)
+    del PeftType._member_map_[name], PeftType._value2member_map_[name]
+    if hashable := vars(PeftType).get("_hashable_values_"):
+        hashable.remove(name)
+    type.__delattr__(PeftType, name)
 
 
 def _get_state_dict(call: Call) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import cached_property
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
 import wrapt
-
-from neuronmoe_plugins.errors import UserError, one_line
 
 
 class Call:
@@ -61,23 +60,39 @@ class Call:
 StandIn = Callable[[Call], Any]
 
 
-def wrap(module: ModuleType, name: str, stand_in: StandIn) -> None:
-    """Let `stand_in` answer every call of a function of a module, or of a method, `Class.method`."""
-
-    def wrapper(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return stand_in(Call(wrapped, instance, args, kwargs))
-
-    wrapt.wrap_function_wrapper(module, name, wrapper)
-
-
-def refusal_of_moe(name: str, error: Exception) -> UserError:
-    """What to raise where `moe` is asked for, and a hook that it needs has failed.
+def wrap(module: ModuleType, stand_ins: Mapping[str, StandIn]) -> None:
+    """Let stand-ins answer every call of a module's functions: all of them, or none where the host is another.
 
     Args:
-        name: The host's module that could not be extended.
-        error: Why.
+        module: The host's module.
+        stand_ins: `function(parameter, ...)` or `Class.method(...)`, with the parameters that the stand-in reads or
+            sets, which the host's must have -> the stand-in.
+
+    Raises:
+        AttributeError: naming the function or the parameter that the module lacks.
     """
-    return UserError(
-        f"finetuning_type: moe cannot run: neuronmoe-plugins cannot extend {name} ({type(error).__name__}: "
-        f"{one_line(error)}); run `neuronmoe doctor`"
-    )
+    for signature in stand_ins:
+        _check(module, signature)
+    for signature, stand_in in stand_ins.items():
+        wrapt.wrap_function_wrapper(module, function_of(signature), partial(_answer, stand_in))
+
+
+def function_of(signature: str) -> str:
+    """`Class.method` of `Class.method(parameter, ...)`."""
+    return signature.partition("(")[0]
+
+
+def _check(module: ModuleType, signature: str) -> None:
+    parent, attribute, _ = wrapt.resolve_path(module, function_of(signature))
+    parameters = inspect.signature(getattr(parent, attribute)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in re.findall(r"\w+", signature.partition("(")[2]):
+        if name not in parameters:
+            raise AttributeError(f"{module.__name__}.{function_of(signature)} has no parameter {name!r}")
+
+
+def _answer(
+    stand_in: StandIn, wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return stand_in(Call(wrapped, instance, args, kwargs))

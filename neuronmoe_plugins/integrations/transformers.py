@@ -19,14 +19,18 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 
 def extend_trainer(module: ModuleType) -> None:
     """Post-import hook of `transformers.trainer`."""
-    stand_ins = {"get_batch_samples": _get_batch_samples, "__init__": _init, "save_model": _save_model, "_save": _save}
-    for name, stand_in in stand_ins.items():
-        wrap(module, f"Trainer.{name}", stand_in)
+    stand_ins = {
+        "Trainer.get_batch_samples": _get_batch_samples,
+        "Trainer.__init__": _init,
+        "Trainer.save_model": _save_model,
+        "Trainer._save(state_dict)": _save,
+    }
+    wrap(module, stand_ins)
 
 
 def extend_adapter_loading(module: ModuleType) -> None:
     """Post-import hook of `transformers.integrations.peft`."""
-    wrap(module, "PeftAdapterMixin.load_adapter", _load_adapter)
+    wrap(module, {"PeftAdapterMixin.load_adapter(peft_model_id, adapter_name)": _load_adapter})
 
 
 def _get_batch_samples(call: Call) -> Any:

@@ -12,6 +12,7 @@ import torch
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
+from neuronmoe_plugins.autoload import require
 from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.reference_format import accepts_published
 
@@ -222,6 +223,7 @@ class MoeConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require("peft.peft_model", "peft.utils.save_and_load")
         self.peft_type = PeftType("MOE")
         for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0)):
             counts = getattr(self, name)

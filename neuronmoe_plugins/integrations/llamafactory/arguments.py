@@ -90,6 +90,11 @@ class MoeFinetuningArguments(FinetuningArguments):
     moe_every_k_layers: int = _of_moe(
         1, "Of the published code: nothing but 1; name the layers in layers_to_moe instead."
     )
+    moe_allow_arguments: str | None = _of_moe(
+        None,
+        "Arguments of the host that this package does not know, and that you have tried with `moe`: `a,b` or a YAML "
+        "list.",
+    )
     save_all_params: bool = _of_moe(
         False, "Of the published code: nothing but false; the base model stays frozen and unsaved."
     )
@@ -139,7 +144,7 @@ class MoeDataArguments(DataArguments):
         super().__post_init__()
         # dataset_info.json, once it is read.
         self.entries: dict[str, Any] | None = None
-        self.old_languages: list[str] | None = _words(self.original_languages)
+        self.old_languages: list[str] | None = words_of(self.original_languages)
         for language in self.old_languages or []:
             check_code("original_languages", language)
         if self.old_languages is not None and not self.generate_lang_mask:
@@ -167,7 +172,7 @@ def inherited_fields(argument_class: type) -> tuple[Field[Any], ...]:
     return fields(argument_class.__mro__[1] if ours else argument_class)
 
 
-def _words(value: str | list[Any] | int | None) -> list[str] | None:
+def words_of(value: str | list[Any] | int | None) -> list[str] | None:
     """Split `a,b` as the host does; a YAML list or a single number is as good."""
     if value is None:
         return None
@@ -177,7 +182,7 @@ def _words(value: str | list[Any] | int | None) -> list[str] | None:
 
 def _integers(name: str, value: str | list[Any] | int | None) -> list[int] | None:
     """Read `6,2,1` or a YAML list as integers."""
-    words = _words(value)
+    words = words_of(value)
     try:
         return None if words is None else [int(word) for word in words]
     except ValueError as error:

@@ -6,7 +6,7 @@ import copy
 import os
 from typing import Any
 
-from neuronmoe_plugins.autoload import outcomes
+from neuronmoe_plugins.autoload import HOOKS, outcomes, require
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.host_versions import fsdp_settings
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
@@ -24,12 +24,11 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
 )
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_datasets, check_languages, check_saved_tags
-from neuronmoe_plugins.integrations.stand_ins import refusal_of_moe
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
-NEEDED = ("llamafactory.", "peft.", "transformers.trainer")
-NOT_NEEDED = ("llamafactory.extras.", "llamafactory.launcher", "llamafactory.v1.")
+NEEDED = ("peft.", "llamafactory.hparams.", "llamafactory.data.", "llamafactory.model.")
+NEEDED_TO_TRAIN = ("transformers.trainer", "llamafactory.train.")
 
 
 def check_train_command(given: Given | list[str], classes: list[type]) -> MoeRun | None:
@@ -83,8 +82,6 @@ def check_method(model_args: Any, data_args: MoeDataArguments, finetuning_args: 
         return
     if finetuning_args.stage not in ("pt", "sft"):
         raise UserError(f"finetuning_type: moe trains with stage: pt or sft, not {finetuning_args.stage}")
-    if finetuning_args.use_mca:
-        raise UserError("finetuning_type: moe does not work with USE_MCA")
     if len(model_args.adapter_name_or_path or []) > 1:
         raise UserError("finetuning_type: moe takes one adapter in adapter_name_or_path, not several")
 
@@ -93,28 +90,29 @@ def _read_run(given: Given | list[str], classes: list[type]) -> MoeRun | None:
     written = read_given(given, classes)
     if not is_moe(written):
         return None
-    check_hooks(written)
-    check_host_arguments(written, classes)
+    if written.get("enable_liger_kernel"):
+        require(*(name for name in outcomes if name.startswith("liger_kernel.")))
+    warnings = check_host_arguments(written, classes)
     if not written.get("model_name_or_path"):
         raise UserError("model_name_or_path is missing: name the folder or the hub name of the base model")
     if isinstance(written.get("adapter_name_or_path"), list):
         raise UserError("adapter_name_or_path must be one folder or hub name, not a list")
-    return MoeRun.read(written)
+    run = MoeRun.read(written)
+    run.warnings += warnings
+    return run
 
 
-def check_hooks(given: Given) -> None:
+def check_hooks(trains: bool) -> None:
     """Refuse a run without one of its hooks, before it trains something else.
 
     Args:
-        given: The arguments that the user gave.
+        trains: Whether the command is one that trains; it has imported the host's trainers then.
 
     Raises:
         UserError: naming the first module of a host that could not be extended, and why.
     """
-    needed = (*NEEDED, "liger_kernel.") if given.get("enable_liger_kernel") else NEEDED
-    for name, error in outcomes.items():
-        if error is not None and name.startswith(needed) and not name.startswith(NOT_NEEDED):
-            raise refusal_of_moe(name, error)
+    needed = NEEDED + NEEDED_TO_TRAIN if trains else NEEDED
+    require(*(name for name in HOOKS if name.startswith(needed)))
 
 
 def _check_run(run: MoeRun) -> None:

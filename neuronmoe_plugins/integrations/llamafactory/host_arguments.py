@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field
 from typing import Any
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory.arguments import inherited_fields
+from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.integrations.llamafactory.arguments import inherited_fields, words_of
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 
@@ -40,6 +40,7 @@ WITHOUT_EFFECT = _names("""
     apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type
     apollo_layerwise apollo_scale_front badam_mode badam_start_block badam_switch_mode badam_switch_interval
     badam_update_ratio badam_mask_mode badam_verbose hyper_parallel_args
+    hyper_parallel_cp_size megatron_bridge_args
 """)
 # Argument -> why it cannot work.
 REFUSED = {
@@ -50,6 +51,7 @@ REFUSED = {
     "use_muon": "it would train the routers alone with Muon, and the experts with AdamW",
     "use_llama_pro": "it trains blocks of the base model",
     "use_mca": "it has models of its own",
+    "use_megatron_bridge": "it has a training loop of its own",
     "use_hyper_parallel": "it has a training loop of its own",
 }
 NEW_ROWS = "the rows of new tokens would stay random, and the adapter could not be loaded: extend the base model first"
@@ -67,6 +69,8 @@ REFUSED_OF_MODEL = {
 WITHOUT_EFFECT_OF_MODEL = _names("""
     moe_aux_loss_coef init_special_tokens
     quantization_method quantization_type double_quantization quantization_device_map kt_weight_path
+    kt_non_expert_weight_path kt_cpu_activation kt_config kt_optimize_rule kt_maxlen kt_mode kt_force_think
+    kt_use_cuda_graph cpu_infer chunk_size mode
     kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size vllm_maxlen
     vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size
     sglang_config sglang_lora_backend
@@ -112,6 +116,9 @@ OF_TRAINING = _names("""
     sortish_sampler tf32 torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
     trackio_bucket_id trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
     use_liger_kernel warmup_ratio warmup_steps weight_decay
+    adafactor group_by_length include_inputs_for_metrics include_tokens_per_second no_cuda per_gpu_eval_batch_size
+    per_gpu_train_batch_size placement_strategy push_to_hub_model_id push_to_hub_organization push_to_hub_token
+    ray_run_name ray_scope ray_storage_filesystem ray_storage_path resources_per_worker use_mps_device
 """)
 OF_GENERATION = _names("""
     do_sample length_penalty max_length max_new_tokens num_beams repetition_penalty skip_special_tokens temperature
@@ -122,6 +129,7 @@ KNOWN = (
     | (OF_MODEL | WITHOUT_EFFECT_OF_MODEL | REFUSED_OF_MODEL.keys())
     | (OF_DATA | OF_TRAINING | OF_GENERATION)
 )
+ALLOWED = "moe_allow_arguments"
 HINTS = {"moe_aux_loss_coef": " (did you mean aux_loss_coef?)"}
 GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 TRAINING_ONLY = (
@@ -133,12 +141,15 @@ DEPENDENT = {"aux_loss_per_sequence": "aux_loss_coef", "lpr_double_softmax": "lp
 COUNTS = ("moe_num_experts", "ada_moe_num_experts_list")
 
 
-def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> None:
+def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> list[str]:
     """Refuse what the host offers and `moe` cannot do, what would have no effect, and what nobody has tried with it.
 
     Args:
         given: The arguments that the user gave. One that is switched off (false or null) says nothing.
         classes: The dataclasses that the command's arguments are parsed into.
+
+    Returns:
+        What to warn of: the arguments that the user has let through.
 
     Raises:
         UserError: naming the arguments.
@@ -156,16 +167,27 @@ def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> None
     unused = [name for name in switched_on if name in WORKS_IN_SFT]
     if unused and switched_on.get("stage") == "pt":
         raise UserError(f"no effect with stage: pt: {', '.join(unused)}; remove, or set stage: sft")
-    # An argument of a later host that is in no table may train something else; its default is what others get.
-    unknown = [
-        f.name
-        for kind in classes
-        for f in inherited_fields(kind)
-        if f.init and f.name in given and f.name not in KNOWN and given[f.name] != _default(f)
-    ]
-    if unknown:
-        remedy = f"remove {'it' if len(unknown) == 1 else 'them'}"
-        raise UserError(f"not known to work with finetuning_type: moe: {', '.join(unknown)}; {remedy}")
+    return _check_unknown(given, [f for kind in classes for f in inherited_fields(kind) if f.init])
+
+
+def _check_unknown(given: dict[str, Any], of_host: list[Field[Any]]) -> list[str]:
+    """An argument of a later host that is in no table may train something else; its default is what others get."""
+    unknown = [f.name for f in of_host if f.name in given and f.name not in KNOWN and given[f.name] != _default(f)]
+    allowed = words_of(given.get(ALLOWED)) or []
+    for name in allowed:
+        if name in REFUSED | REFUSED_OF_MODEL:
+            raise UserError(f"{ALLOWED}: {name} cannot be let through: {(REFUSED | REFUSED_OF_MODEL)[name]}")
+        if name not in {f.name for f in of_host}:
+            raise UserError(f"{ALLOWED}: the host has no argument {name}{did_you_mean(name, unknown)}")
+    refused = [name for name in unknown if name not in allowed]
+    if refused:
+        them = "it" if len(refused) == 1 else "them"
+        raise UserError(
+            f"not known to work with finetuning_type: moe: {', '.join(refused)}; remove {them}, or let {them} through "
+            f"by {ALLOWED}: {','.join(allowed + refused)}"
+        )
+    names = ", ".join(name for name in unknown if name in allowed)
+    return [f"{ALLOWED}: not known to work with finetuning_type: moe: {names}"] if names else []
 
 
 def _default(one: Field[Any]) -> Any:

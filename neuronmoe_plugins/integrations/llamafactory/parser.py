@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.data_args import DataArguments
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
@@ -15,6 +16,7 @@ from neuronmoe_plugins.integrations.commands import argument_checks, end_in_one_
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import choose_checkpoint, forget_choice
 from neuronmoe_plugins.integrations.llamafactory.checks import (
+    check_hooks,
     check_inference_command,
     check_launcher,
     check_method,
@@ -24,14 +26,25 @@ from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.stand_ins import Call
 
+# Of the environment.
+OTHER_LOOPS = ("USE_MCA", "USE_MEGATRON_BRIDGE")
 
-def prepare(module: ModuleType) -> None:
-    """Put our argument classes into the lists of `llamafactory.hparams.parser`, which all commands parse by."""
+
+def argument_lists(module: ModuleType) -> list[list[type]]:
+    """The lists of `llamafactory.hparams.parser` that commands parse by.
+
+    Raises:
+        AttributeError: if one of them is not there.
+    """
+    return [getattr(module, f"{name}_ARGS") for name in ("_TRAIN", "_INFER", "_EVAL")]
+
+
+def prepare(lists: list[list[type]]) -> None:
+    """Put our argument classes into the lists above, in the place of the host's."""
     end_in_one_line()
     argument_checks["llamafactory-cli"] = check_command_line
     replacements = {FinetuningArguments: MoeFinetuningArguments, DataArguments: MoeDataArguments}
-    for name in ("_TRAIN", "_INFER", "_EVAL", "_TRAIN_MCA"):
-        classes: list[type] = getattr(module, f"{name}_ARGS")
+    for classes in lists:
         classes[:] = [replacements.get(argument_class, argument_class) for argument_class in classes]
 
 
@@ -58,6 +71,8 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
     forget_choice()
     host = _host()
     given = host.read_args(call.arguments.get("args"))
+    if is_moe(given):
+        check_hooks(trains=True)
     run = check_train_command(given, host._TRAIN_ARGS)
     if run is None:
         return tuple(call.host(args=given))
@@ -79,11 +94,26 @@ def parse_infer_args(call: Call) -> tuple[Any, ...]:
     """Stand in for `_parse_infer_args(args)`."""
     host = _host()
     given = host.read_args(call.arguments.get("args"))
+    if is_moe(given):
+        check_hooks(trains=False)
     run = check_inference_command(given, host._INFER_ARGS)
     if run is None:
         return tuple(call.host(args=given))
     _log(run)
     return run.all_arguments(host._INFER_ARGS)
+
+
+def get_train_args(call: Call) -> Any:
+    """Stand in for `get_train_args(args)`, which parses by other lists for back ends with training loops of their own.
+
+    Raises:
+        UserError: naming the switch of such a back end.
+    """
+    if is_moe(_host().read_args(call.arguments.get("args"))):
+        for switch in OTHER_LOOPS:
+            if is_env_enabled(switch):
+                raise UserError(f"finetuning_type: moe does not work with {switch}: it has a training loop of its own")
+    return in_one_line(call)
 
 
 def in_one_line(call: Call) -> Any:

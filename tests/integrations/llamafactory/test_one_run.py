@@ -6,20 +6,19 @@ import os
 import sys
 from collections import Counter
 from dataclasses import make_dataclass
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import pytest
 from training_runs import refusal, train
 
 from neuronmoe_plugins import autoload
-from neuronmoe_plugins.errors import UserError
 
 READ_ONCE = ("adapter_config.json", "dataset_info.json")
 INTEGRATIONS = f"{os.sep}neuronmoe_plugins{os.sep}integrations{os.sep}"
 STAGE2 = {"train_only_router": True, "lpr_loss_coef": 0.1, "generate_lang_mask": True, "dataset": "en_even,el_even"}
-PARSER = "llamafactory.hparams.parser"
 
 opened: list[str] | None = None
 
@@ -67,9 +66,10 @@ def test_a_run_ends_without_a_hook_that_it_needs(
 ) -> None:
     from llamafactory.hparams import get_train_args
 
+    host = name.partition(".")[0]
     monkeypatch.setitem(autoload.outcomes, name, AttributeError("gone"))
     assert refusal(moe_args) == (
-        f"finetuning_type: moe cannot run: neuronmoe-plugins cannot extend {name} (AttributeError: gone); "
+        f"moe cannot run with {host} {version(host)}: neuronmoe-plugins cannot extend {name} (AttributeError: gone); "
         "run `neuronmoe doctor`"
     )
     lora = {key: value for key, value in moe_args.items() if key != "ada_moe_num_experts_list"}
@@ -87,22 +87,6 @@ def test_a_run_goes_on_without_a_hook_that_others_need(
     assert "cannot extend liger_kernel" in refusal(moe_args | {"enable_liger_kernel": True})
 
 
-@pytest.mark.parametrize("given", [{"finetuning_type": "moe"}, ["--finetuning_type", "moe"], ["--finetuning_type=moe"]])
-def test_a_parser_that_cannot_be_taught_refuses_moe_alone(given: Any) -> None:
-    from neuronmoe_plugins.integrations.llamafactory import hooks
-
-    host = ModuleType(PARSER)  # of another version, without the functions that the hook looks for
-    host.read_args = lambda args=None: args  # type: ignore[attr-defined]
-    host.get_train_args = host.get_infer_args = lambda args=None: args  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError):
-        hooks.extend(host)
-    for parse in (host.get_train_args, host.get_infer_args):
-        with pytest.raises(UserError, match=rf"^finetuning_type: moe cannot run: .* extend {PARSER} \(AttributeError"):
-            parse(given)
-        for other in ({"finetuning_type": "lora", "output_dir": "moe"}, ["--finetuning_type", "lora"]):
-            assert parse(other) == other
-
-
 def test_an_argument_that_nobody_has_tried_is_refused(
     moe_args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +95,24 @@ def test_an_argument_that_nobody_has_tried_is_refused(
     classes = list(host._TRAIN_ARGS)
     classes[2] = make_dataclass("Later", [("later_one", int, 3), ("later_two", bool, False)], bases=(classes[2],))
     monkeypatch.setattr(host, "_TRAIN_ARGS", classes)
-    assert refusal(moe_args | {"later_one": 4}) == ("not known to work with finetuning_type: moe: later_one; remove it")
-    assert refusal(moe_args | {"later_one": 4, "later_two": True}).endswith(": later_one, later_two; remove them")
+    assert refusal(moe_args | {"later_one": 4}) == (
+        "not known to work with finetuning_type: moe: later_one; remove it, or let it through by moe_allow_arguments: "
+        "later_one"
+    )
+    both = {"later_one": 4, "later_two": True}
+    assert refusal(moe_args | both | {"moe_allow_arguments": "later_two"}).endswith(
+        ": later_one; remove it, or let it through by moe_allow_arguments: later_two,later_one"
+    )
     assert host.get_train_args(moe_args | {"later_one": 3, "later_two": False})[2].later_one == 3
+    assert refusal(moe_args | {"moe_allow_arguments": "later_on"}) == (
+        "moe_allow_arguments: the host has no argument later_on"
+    )
+    assert refusal(moe_args | {"moe_allow_arguments": ["use_mca"]}) == (
+        "moe_allow_arguments: use_mca cannot be let through: it has models of its own"
+    )
+    warned: list[str] = []
+    monkeypatch.setattr(host.logger, "warning_rank0", warned.append)
+    allowed = host.get_train_args(moe_args | both | {"moe_allow_arguments": ["later_one", "later_two"]})
+    assert (allowed[2].later_one, allowed[2].later_two) == (4, True)
+    line = "moe_allow_arguments: not known to work with finetuning_type: moe: later_one, later_two"
+    assert [one for one in warned if one.startswith("moe_allow")] == [line]
