@@ -52,4 +52,5 @@ def with_whole_links(readme: str, source: str | None) -> str:
     return RELATIVE_LINK.sub(whole, readme)
 
 
-setup(cmdclass={"build_py": BuildWithShared, "egg_info": InfoWithWholeLinks})
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildWithShared, "egg_info": InfoWithWholeLinks})

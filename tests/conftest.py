@@ -86,6 +86,14 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def wide_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an MLP of 400, and so with more neurons than the top 1000 of two languages: its layers differ."""
+    folder = tmp_path_factory.mktemp("wide-llama")
+    save_tiny_llama(folder, save_byte_tokenizer(folder), intermediate_size=400)
+    return folder
+
+
 def save_byte_tokenizer(folder: Path) -> int:
     """Save a tokenizer with one token per byte plus pad, bos and eos; returns its vocabulary size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -105,7 +113,7 @@ def save_byte_tokenizer(folder: Path) -> int:
     return len(symbols)
 
 
-def save_tiny_llama(folder: Path, vocab_size: int, seed: int = 0) -> None:
+def save_tiny_llama(folder: Path, vocab_size: int, seed: int = 0, intermediate_size: int = 48) -> None:
     """Save a random float32 LlamaForCausalLM whose hidden states vary enough to tell tokens apart."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -113,7 +121,7 @@ def save_tiny_llama(folder: Path, vocab_size: int, seed: int = 0) -> None:
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
-        intermediate_size=48,
+        intermediate_size=intermediate_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

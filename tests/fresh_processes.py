@@ -45,6 +45,7 @@ MOST = {
     "tests/test_plugins.py": 2,
     "tests/test_tested_sets.py": 11,  # of uv
     "tests/test_unfinished_imports.py": 2,
+    "tests/test_wheel.py": 2,
     "tests/tuner/test_docs.py": 1,
     "tests/tuner/test_gradients.py": 8,  # torch's compiler asks what the processor can do, as often as it has kinds
 }

@@ -16,13 +16,16 @@ TOOLS = Path(sys.executable).parent
 
 
 @contextmanager
-def forked_commands(folder: Path, modules: Sequence[str], names: Sequence[str]) -> Iterator[Path]:
+def forked_commands(
+    folder: Path, modules: Sequence[str], names: Sequence[str], python: Path = Path(sys.executable)
+) -> Iterator[Path]:
     """Commands that start as forks of a process which has imported these modules, until the end of the block.
 
     Args:
         folder: A new folder for them, whose name is short.
         modules: What takes long to import.
-        names: Of commands beside this Python.
+        names: Of commands beside this Python, or beside the other.
+        python: Runs them; its packages are theirs.
 
     Yields:
         The folder with the commands and `python`, to be put first on PATH; torchrun starts its workers in the same way.
@@ -34,12 +37,13 @@ def forked_commands(folder: Path, modules: Sequence[str], names: Sequence[str]) 
     commands = folder / "bin"
     commands.mkdir()
     for name in ("python", *names):
-        words = [sys.executable, "-IS", str(HERE / "client.py"), address, "" if name == "python" else str(TOOLS / name)]
+        tool = python.with_name(name) if python.with_name(name).exists() else TOOLS / name
+        words = [sys.executable, "-IS", str(HERE / "client.py"), address, "" if name == "python" else str(tool)]
         (commands / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         (commands / name).chmod(0o755)
     with listener, (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), str(listener.fileno()), *modules],
+            [str(python), str(HERE / "server.py"), str(listener.fileno()), *modules],
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             stdout=log,

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager, get_task_dict
 from probes_data import TASKS_DIR
 from typer.testing import CliRunner
 
@@ -29,7 +29,8 @@ def manager(*folders: Path) -> TaskManager:
 
 
 def path_of(tasks: TaskManager, name: str) -> Path:
-    return Path(tasks.task_index[name].yaml_path)
+    entry = tasks.task_index[name]
+    return Path(entry["yaml_path"] if isinstance(entry, dict) else entry.yaml_path)  # a dictionary before 0.4.12
 
 
 @pytest.mark.parametrize("asked", ["neuronmoe_greek", "neuronmoe_gr*k"])
@@ -45,7 +46,7 @@ def test_a_name_that_lm_eval_does_not_know_is_found(asked: str) -> None:
 def test_programs_that_load_by_name_find_them_too(tmp_path: Path) -> None:
     (tmp_path / "el.txt").write_text("Μία πρόταση.\n", encoding="utf-8")
     tasks = TaskManager(include_defaults=False, metadata={"text_file": str(tmp_path / "{language}.txt")})
-    loaded = tasks.load(["bits_per_byte_el"])["tasks"]["bits_per_byte_el"]
+    loaded = get_task_dict(["bits_per_byte_el"], tasks)["bits_per_byte_el"]
     assert [doc["text"] for doc in loaded.test_docs()] == ["Μία πρόταση."]
 
 
