@@ -26,6 +26,15 @@ def fsdp_settings(training_args: Any) -> dict[str, Any] | None:
     return settings
 
 
+def may_lack(function: str) -> bool:
+    """LLaMA-Factory 0.9.4 has no ASFT, the one loss of `sft` with a reference model: no `create_ref_model` there."""
+    if function != "create_ref_model":
+        return False
+    from llamafactory.hparams.finetuning_args import FinetuningArguments
+
+    return not hasattr(FinetuningArguments, "use_asft_loss")
+
+
 def whole_tuner(base: type[nn.Module]) -> Any:
     """peft 0.17 leaves to each method what `BaseTuner` does since: the base class with that in front of it."""
     return base if hasattr(base, "delete_adapter") else type(base.__name__, (_AdapterLifecycle, base), {})

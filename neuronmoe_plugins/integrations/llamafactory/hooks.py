@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from neuronmoe_plugins.host_versions import may_lack
 from neuronmoe_plugins.integrations.stand_ins import Call, StandIn, function_of, wrap
 
 ROOMS = "neuronmoe_plugins.integrations.llamafactory"
@@ -67,9 +68,12 @@ def extend(module: ModuleType) -> None:
 
 
 def _is_there(module: ModuleType, signature: str) -> bool:
-    """Whether it is to be stood in for: not what would be repaired, and this version of the host does not have."""
-    owner, _, method = function_of(signature).partition(".")
-    return method not in REPAIRS or hasattr(vars(module).get(owner), method)
+    """Whether it is to be stood in for: not what this version of the host may lack, or what would be repaired in it."""
+    function = function_of(signature)
+    owner, _, method = function.partition(".")
+    if method in REPAIRS:
+        return hasattr(vars(module).get(owner), method)
+    return hasattr(module, function) or not may_lack(function)
 
 
 def _for_moe(target: str) -> StandIn:
