@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, cast
 
 from torch import nn
@@ -33,6 +34,15 @@ def may_lack(function: str) -> bool:
     from llamafactory.hparams.finetuning_args import FinetuningArguments
 
     return not hasattr(FinetuningArguments, "use_asft_loss")
+
+
+def asks_tuners(save_and_load: ModuleType) -> bool:
+    """peft before 0.21 decides by itself what of an adapter is saved, and what a file's keys are in the model."""
+    asked = {
+        "get_peft_model_state_dict": "_get_adapter_state_dict",
+        "set_peft_model_state_dict": "_remap_adapter_state_dict_for_load",
+    }
+    return all(method in getattr(save_and_load, name).__code__.co_names for name, method in asked.items())
 
 
 def whole_tuner(base: type[nn.Module]) -> Any:

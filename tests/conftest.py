@@ -107,7 +107,12 @@ def save_byte_tokenizer(folder: Path) -> int:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", symbols.index("<s>"))]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],  # transformers 4 adds token_type_ids
     )
     fast.save_pretrained(folder)
     return len(symbols)

@@ -10,6 +10,7 @@ from peft import mapping
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
+from neuronmoe_plugins.host_versions import asks_tuners
 from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 
 
@@ -34,8 +35,12 @@ def register(_peft_model: ModuleType) -> None:
 def extend_save_and_load(module: ModuleType) -> None:
     """Post-import hook of `peft.utils.save_and_load`: read and write `moe` adapters by their layout on disk.
 
+    Later versions of PEFT ask the tuner, :class:`~neuronmoe_plugins.tuner.checkpoint.AdapterFiles`.
+
     Modules that have imported the functions before this package was, keep them under names of their own.
     """
+    if asks_tuners(module):
+        return
     importers = [sys.modules[name] for name in ("peft", "peft.utils", "peft.peft_model") if name in sys.modules]
     stand_ins = {
         "get_peft_model_state_dict": ("state_dict", _get_state_dict),

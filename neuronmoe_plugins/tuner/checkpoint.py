@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
+from peft.config import PeftConfig
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
@@ -28,6 +29,35 @@ CLASSIFIER = ".moe_token_classify.weight"
 ALIGNMENT = 64
 
 StateDict = dict[str, torch.Tensor]
+
+
+class AdapterFiles:
+    """How a tuner's adapters lie on disk; peft before 0.21 does not ask, see `integrations/peft.py`."""
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: StateDict,
+        unwanted_adapter_names: list[str],
+    ) -> StateDict:
+        """What to save of a model's state, whose keys still have the adapter's name."""
+        own = without_other_adapters(state_dict, model, adapter_name)
+        host = cast(Any, super())
+        return to_file(host._get_adapter_state_dict(model, config, adapter_name, own, unwanted_adapter_names))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: StateDict
+    ) -> StateDict:
+        """The model's parameters that a file holds; wrong shapes are refused, also if the caller would ignore them."""
+        loaded = from_file(state_dict, model, adapter_name)
+        parameters: StateDict = cast(Any, super())._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, loaded
+        )
+        return parameters
 
 
 def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_shapes: bool = True) -> StateDict:

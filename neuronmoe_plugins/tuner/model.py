@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import whole_tuner
+from neuronmoe_plugins.tuner.checkpoint import AdapterFiles
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, MoeConfig
 from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.inputs import LABELS_TOTAL, MIXTURE_LABELS, MixtureInputs
@@ -26,7 +27,7 @@ from neuronmoe_plugins.tuner.routing import CACHE_ATTRIBUTE, ForwardContext, Lay
 from neuronmoe_plugins.tuner.terms import mixture_terms
 
 
-class MoeModel(whole_tuner(BaseTuner)):  # type: ignore[misc]
+class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
     """Creates a mixture-of-experts model from a dense causal LM (NeuronMoE, arXiv 2603.05046, section 3.3).
 
     Any program that calls the model trains it: the forward takes the mixture's inputs beside the model's own
