@@ -27,13 +27,9 @@ def fsdp_settings(training_args: Any) -> dict[str, Any] | None:
     return settings
 
 
-def may_lack(function: str) -> bool:
+def may_lack(function: str, finetuning_arguments: type) -> bool:
     """LLaMA-Factory 0.9.4 has no ASFT, the one loss of `sft` with a reference model: no `create_ref_model` there."""
-    if function != "create_ref_model":
-        return False
-    from llamafactory.hparams.finetuning_args import FinetuningArguments
-
-    return not hasattr(FinetuningArguments, "use_asft_loss")
+    return function == "create_ref_model" and not hasattr(finetuning_arguments, "use_asft_loss")
 
 
 def asks_tuners(save_and_load: ModuleType) -> bool:

@@ -73,7 +73,7 @@ def _is_there(module: ModuleType, signature: str) -> bool:
     owner, _, method = function.partition(".")
     if method in REPAIRS:
         return hasattr(vars(module).get(owner), method)
-    return hasattr(module, function) or not may_lack(function)
+    return hasattr(module, function) or not may_lack(function, _import_room("arguments").FinetuningArguments)
 
 
 def _for_moe(target: str) -> StandIn:
