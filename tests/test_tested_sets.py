@@ -149,3 +149,19 @@ def test_a_set_that_cannot_be_built_here_is_skipped_with_the_reason(
 def test_what_an_installation_would_replace_is_read_off_the_dry_run() -> None:
     lines = " - neuronmoe-plugins==0.1.0\n - peft==0.17.1\n + peft==0.18.1\n + wrapt==1.17.3\n"
     assert hosts._replaced(f"Would uninstall 2 packages\n{lines}") == ["peft==0.17.1"]
+
+
+def test_the_readme_shows_the_versions_of_the_sets() -> None:
+    _, _, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| LLaMA-Factory | transformers |")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    shown = {row[0]: [set(cell.split(", ")) for cell in row[1:]] for row in rows}
+    expected: dict[str, list[set[str]]] = {}
+    for own in SETS.values():
+        host = own.pins.get("llamafactory", "none")
+        row = expected.setdefault(
+            f"main of August 2026 ({host})" if own.from_source else host, [set() for _ in range(4)]
+        )
+        for cell, version in zip(row, [own.pins[n] for n in ("transformers", "peft", "lm-eval")], strict=False):
+            cell.add(version)
+        row[-1].add(own.python)
+    assert shown == expected
