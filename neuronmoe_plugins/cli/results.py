@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,25 +51,50 @@ def compare(
         print_comparison(Console(), comparison)
 
 
-def doctor() -> None:
-    """Show which hosts are installed, supported and extended, and what to do about those that are not."""
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show which hosts are installed, supported and extended, why one is not, and what to do; exit code 1 if anything.
+
+    Exit code 0: all hosts that are installed fit together and know `moe`.
+    """
+    from dataclasses import asdict
+    from json import dumps
+
     from rich.console import Console
-    from rich.table import Table
 
     from neuronmoe_plugins.doctor import examine
 
-    console = Console()
-    with console.status("importing the hosts in a fresh process"):
-        findings = examine()
-    table = Table("host", "version", "supported", "hooked", "what to do")
-    words = {True: "yes", False: "[red]no[/red]", None: "-"}
-    for finding in findings:
-        installed = finding.version is not None
-        supported = words[finding.is_supported if installed else None]
-        table.add_row(finding.host.name, finding.version or "-", supported, words[finding.hooked], finding.advice)
-    console.print(table)
-    if not all(finding.healthy for finding in findings):
+    with Console(stderr=True).status("importing the hosts in a fresh process"):
+        diagnosis = examine()
+    if json:
+        typer.echo(dumps({"healthy": diagnosis.healthy, **asdict(diagnosis)}, indent=2))
+    else:
+        _print_diagnosis(Console(), diagnosis)
+    if not diagnosis.healthy:
         raise typer.Exit(1)
+
+
+def _print_diagnosis(console: Any, diagnosis: Any) -> None:
+    """A table of the hosts, then why, then what to do, each in lines that can be copied."""
+    from neuronmoe_plugins.tables import Cell, Line, Table, as_rich, print_text
+
+    words: dict[bool | None, Cell] = {True: "yes", False: [Line("no", "red")], None: "-"}
+    rows: list[list[Cell]] = []
+    for each in diagnosis.hosts:
+        name = each.host if each.distribution == each.host else f"{each.host} ({each.distribution})"
+        supported = "untested" if each.version and each.supported is None else words[each.supported]
+        rows.append([name, each.version or "-", supported, words[each.hooked]])
+    console.print(as_rich(Table("", ["host", "version", "supported", "hooked"], rows, words=range(4))))
+    for each in diagnosis.hosts:
+        for reason in each.reasons:
+            print_text(console, f"{each.host}: {reason}" + (f"; {each.advice}" if each.version is None else ""))
+    for conflict in diagnosis.conflicts:
+        print_text(console, conflict)
+    todo = [each.advice for each in diagnosis.hosts if not each.healthy] + [diagnosis.advice]
+    lines = [f"What to do: {line}" for line in dict.fromkeys(todo) if line]
+    for line in lines or (["Nothing to do."] if diagnosis.healthy else []):
+        print_text(console, line)
 
 
 def plugins() -> None:
