@@ -20,7 +20,7 @@ define install-into
 		$(1)/bin/uv pip install --python $(1)/bin/python --constraint $(2) --override overrides.txt --editable $(3)
 endef
 
-.PHONY: install demo test test-hosts lint bench clean
+.PHONY: install demo test test-hosts lint bench gpu clean
 
 install: $(INSTALLED)
 
@@ -64,6 +64,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# On a bare machine with a CUDA card, by the Python that is there: installs nothing and needs no network.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --output $(or $(OUTPUT),runs/gpu) $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) $(NEWEST) .venv-hosts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from benchmarks.mixtures import Case, PublishedLoop, make_layer
 from benchmarks.models import DEVICE, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.figures import MUTED, house_style, new_figure, save_png
+from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.tuner import MoeLayer
 
 SMALL = Case("4096 tokens")
@@ -56,7 +57,6 @@ CURVES = {
 }
 SIZES = {"tokens": "tokens", "experts": "experts", "hidden": "hidden size"}
 LEAST_RUNS = 5
-SECONDS_PER_CASE = 2.5
 
 Seconds = dict[str, list[float]]
 
@@ -75,8 +75,8 @@ def forward_backward(module: nn.Module, states: torch.Tensor, gradient: torch.Te
     return seconds
 
 
-def time_case(case: Case, names: Iterable[str]) -> Seconds:
-    """Seconds of each run of the floor, the published loop, and ours under the given names."""
+def time_case(case: Case, names: Iterable[str], least_seconds: float) -> Seconds:
+    """Seconds of each run of the floor, the published loop, and ours under the given names, for so long at least."""
     layer = make_layer(case)
     functions = {
         "floor": _timed(case.make_floor(), case, passes=min(case.topk, case.experts)),
@@ -88,7 +88,7 @@ def time_case(case: Case, names: Iterable[str]) -> Seconds:
     for function in functions.values():
         function()
     started = time.perf_counter()
-    while len(seconds["floor"]) < LEAST_RUNS or time.perf_counter() - started < SECONDS_PER_CASE:
+    while len(seconds["floor"]) < LEAST_RUNS or time.perf_counter() - started < least_seconds:
         for name, function in functions.items():
             seconds[name].append(function())
     return seconds
@@ -168,23 +168,28 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="+", default=own, help="of ours; default: %(default)s")
     parser.add_argument("--curves", action="store_true", help="let sizes grow, and draw the figure")
     parser.add_argument("--cases", nargs="*", help="only those of these names")
+    parser.add_argument("--seconds", type=float, default=2.5, help="how long to time a case, at least")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     names, output = arguments.implementations, arguments.output
 
-    def measured(cases: Iterable[Case]) -> list[dict[str, Any]]:
-        return [summary(case, time_case(case, names), names) for case in track(list(cases), "Timing")]
+    def measured(cases: Iterable[Case]) -> Iterator[dict[str, Any]]:
+        timed = ((case, time_case(case, names, arguments.seconds)) for case in track(list(cases), "Timing"))
+        return (summary(case, seconds, names) for case, seconds in timed)
 
     result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names)}
     if arguments.curves:
-        curves = {size: measured(cases) for size, cases in curve_cases().items()}
+        curves = {size: list(measured(cases)) for size, cases in curve_cases().items()}
         path = output or result_path("experts_curves")
         write_result(result | {"curves": curves}, path)
         draw_curves(curves, names, path.with_suffix(".png"))
         return
     cases = GPU_CASES if DEVICE == "cuda" else CPU_CASES
-    results = measured(case for case in cases if not arguments.cases or case.name in arguments.cases)
-    write_result(result | {"cases": results}, output or result_path("experts"))
+    results = []
+    for own in measured(case for case in cases if not arguments.cases or case.name in arguments.cases):
+        results.append(own)
+        # After each case, so that a run that is cut short leaves those that it had.
+        write_json(output or result_path("experts"), result | {"cases": results})
     Console().print(as_table(results, names))
 
 

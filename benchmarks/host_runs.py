@@ -15,7 +15,7 @@ from benchmarks.models import DEVICE, SHAPE, make_model
 WORDS = 1000
 
 
-def save_model(folder: Path, layers: int | None, dtype: str = "float32") -> None:
+def save_model(folder: Path, layers: int | None, dtype: str = "float32", shape: str = SHAPE) -> None:
     """A random model, of so many layers if they are given, and a tokenizer of some words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -25,7 +25,7 @@ def save_model(folder: Path, layers: int | None, dtype: str = "float32") -> None
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     changes = {} if layers is None else {"num_hidden_layers": layers}
-    make_model(SHAPE, dtype, DEVICE, bos_token_id=0, eos_token_id=1, **changes).save_pretrained(folder)
+    make_model(shape, dtype, DEVICE, bos_token_id=0, eos_token_id=1, **changes).save_pretrained(folder)
 
 
 def save_texts(folder: Path, tokens: int) -> None:

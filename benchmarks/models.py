@@ -17,7 +17,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
         "num_attention_heads": 24, "num_key_value_heads": 8,
     },
+    # To try a benchmark out, not to measure anything.
+    "tiny": {
+        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    },
 }  # fmt: skip
+# How many experts each layer has, the base MLP included.
+EXPERTS = {
+    "smollm2-135m": [6, 2, 1, 1, 2, 4],
+    # The paper's, for Greek.
+    "llama-3.2-3b": [6, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 4, 1, 4, 2, 2, 4, 4],
+    "tiny": [3, 2],
+}
 SHAPE = "llama-3.2-3b" if DEVICE == "cuda" else "smollm2-135m"
 
 

@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins import __version__
 from neuronmoe_plugins.files import write_json
 
 RESULTS = Path(__file__).with_name("results")
-DISTRIBUTIONS = ("neuronmoe-plugins", "numpy", "torch", "transformers", "peft")
+DISTRIBUTIONS = ("numpy", "torch", "transformers", "peft")
 
 
 def environment(*more_distributions: str) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def environment(*more_distributions: str) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
+            # From the package: a checkout on the path is not installed.
+            "neuronmoe-plugins": __version__,
             **{name: version(name) for name in (*DISTRIBUTIONS, *more_distributions)},
         },
     }

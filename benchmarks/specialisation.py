@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis import make_sentences
-from benchmarks.models import SHAPE, make_model, synchronize
+from benchmarks.models import EXPERTS, SHAPE, make_model, synchronize
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.neurons import pooling
@@ -38,11 +38,6 @@ from neuronmoe_plugins.specialisation import SpecialiseOptions
 from neuronmoe_plugins.specialisation.expert_scores import score_experts
 from neuronmoe_plugins.specialisation.mixtures import find_mixtures, observing, places
 
-EXPERTS = {
-    "smollm2-135m": [6, 2, 1, 1, 2, 4],
-    # The paper's, for Greek.
-    "llama-3.2-3b": [6, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 4, 1, 4, 2, 2, 4, 4],
-}
 LANGUAGES = ["en", "el"]
 Sizes = Mapping[ModuleKey, int]
 

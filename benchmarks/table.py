@@ -35,20 +35,24 @@ def _experts(result: Result) -> Rows:
 
 def _decode(result: Result) -> Rows:
     for name, slower in result["times_slower"].items():
-        what = f"generate, batch 1, {name} ({result['runs']} runs)"
+        how = "CUDA graph" if result.get("graph") else "generate"
+        what = f"{how}, batch 1, {name} ({result['runs']} runs)"
         what += f"; reads {result['parameters_read_to_dense']} x the parameters"
         speeds = result["tokens_per_second"]
         yield what, f"dense: {_span(speeds['dense'], ' tokens/s')}", _span(speeds[name], " tokens/s"), _span(slower)
 
 
 def _training_step(result: Result) -> Rows:
-    layers = "all" if result["layers"] is None else result["layers"]
+    layers = "all" if result.get("layers") is None else result["layers"]
+    name = "training step" + (", the paper's experts" if isinstance(result["experts"], list) else "")
     for stage in result["stages"]:
-        what = f"training step, stage {stage['stage']}, {layers} layers ({result['runs']} runs)"
+        what = f"{name}, stage {stage['stage']}, {layers} layers ({result['runs']} runs)"
         seconds = _span(stage["step_seconds"], " s")
         yield f"{what}: time", f"a step: {seconds}", "in model math", f"{stage['math_share']:.1%}"
         estimated, peak = (f"{stage[name] / 1e9:.3g} GB" for name in ("estimated_bytes", "peak_bytes"))
-        yield f"{what}: memory", f"estimate: {estimated}", f"peak: {peak}", f"{stage['peak_to_estimate']:.3f}"
+        # Without LLaMA-Factory there is no estimate.
+        ratio = f"{stage['peak_to_estimate']:.3f}" if stage["peak_to_estimate"] else ""
+        yield f"{what}: memory", f"estimate: {estimated}", f"peak: {peak}", ratio
 
 
 def _average_precision(result: Result) -> Rows:
@@ -105,6 +109,7 @@ READERS: dict[str, Callable[[Result], Rows]] = {
     "experts": _experts,
     "decode": _decode,
     "training_step": _training_step,
+    "whole_step": _training_step,
     "average_precision": _average_precision,
     "analysis": _analysis,
     "specialisation": _specialisation,

@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ from transformers import TrainerCallback
 
 from benchmarks.host_runs import save_model, save_texts, train
 from benchmarks.live_memory import LiveMemory
-from benchmarks.models import DEVICE, synchronize
+from benchmarks.models import DEVICE, SHAPE, SHAPES, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
-from neuronmoe_plugins.integrations.llamafactory.memory import OptimizerStates, Setup, estimate_memory
 
 WARM_UP = 2
 # What moves rows, or finds out where to, on the CPU or as a kernel; some of it is the base model's own.
@@ -45,14 +45,16 @@ class Steps(TrainerCallback):
     Attributes:
         seconds: Of each step that was timed.
         shares: Of the profiled steps' time: `math` and `bookkeeping`.
-        estimated_bytes: What was estimated at the start.
+        estimated_bytes: What was estimated at the start; 0 without LLaMA-Factory.
         peak_bytes: The most that was alive at once.
+        all: How many steps it takes.
     """
 
     def __init__(self, runs: int, tokens: int) -> None:
         self.tokens = tokens
         self.first_profiled = WARM_UP + runs
         self.measured = self.first_profiled + runs
+        self.all = self.measured + 1
         self.seconds: list[float] = []
         self.shares: dict[str, float] = {}
         self.estimated_bytes = self.peak_bytes = 0
@@ -60,7 +62,11 @@ class Steps(TrainerCallback):
         self._profile = profile(activities={getattr(ProfilerActivity, DEVICE.upper()), ProfilerActivity.CPU})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Estimate as the package does when it logs."""
+        """Estimate as the package does when it logs, which it does for LLaMA-Factory only."""
+        if find_spec("llamafactory") is None:
+            return
+        from neuronmoe_plugins.integrations.llamafactory.memory import OptimizerStates, Setup, estimate_memory
+
         model = kwargs["model"]
         setup = Setup(OptimizerStates(2), num_tokens=self.tokens, num_logits=model.config.vocab_size)
         self.estimated_bytes = estimate_memory(model, setup).peak or 0
@@ -87,6 +93,17 @@ class Steps(TrainerCallback):
         else:
             self._memory.__exit__(None, None, None)
             self.peak_bytes = self._memory.peak
+
+    def summary(self, stage: int) -> dict[str, Any]:
+        """What a stage's run took, for its JSON."""
+        return {
+            "stage": stage,
+            "step_seconds": spread(self.seconds),
+            **{f"{name}_share": round(share, 4) for name, share in self.shares.items()},
+            "estimated_bytes": self.estimated_bytes,
+            "peak_bytes": self.peak_bytes,
+            "peak_to_estimate": round(self.peak_bytes / self.estimated_bytes, 4) if self.estimated_bytes else None,
+        }
 
     def _watch_memory(self, model: torch.nn.Module, optimizer: Any) -> None:
         if DEVICE == "cuda":
@@ -123,7 +140,7 @@ def run_stage(stage: int, folder: Path, arguments: argparse.Namespace) -> dict[s
     steps = Steps(arguments.runs, arguments.tokens)
     options: dict[str, Any] = {
         "cutoff_len": arguments.tokens,
-        "max_steps": WARM_UP + 2 * arguments.runs + 1,
+        "max_steps": steps.all,
         "logging_steps": 10,
         "learning_rate": 1e-4,
         "output_dir": str(folder / f"stage{stage}"),
@@ -134,14 +151,7 @@ def run_stage(stage: int, folder: Path, arguments: argparse.Namespace) -> dict[s
         adapter = str(folder / "stage1")
         options |= {"adapter_name_or_path": adapter, "train_only_router": True, "lpr_loss_coef": 0.1}
     train(folder, options, [steps])
-    return {
-        "stage": stage,
-        "step_seconds": spread(steps.seconds),
-        **{f"{name}_share": round(share, 4) for name, share in steps.shares.items()},
-        "estimated_bytes": steps.estimated_bytes,
-        "peak_bytes": steps.peak_bytes,
-        "peak_to_estimate": round(steps.peak_bytes / steps.estimated_bytes, 4),
-    }
+    return steps.summary(stage)
 
 
 def as_table(stages: list[dict[str, Any]], title: str) -> Table:
@@ -151,13 +161,14 @@ def as_table(stages: list[dict[str, Any]], title: str) -> Table:
         seconds = "{median:.3g} ({min:.3g} to {max:.3g})".format(**stage["step_seconds"])
         shares = (f"{stage[name]:.1%}" for name in ("math_share", "bookkeeping_share"))
         sizes = (f"{stage[name] / 1e9:.2f}" for name in ("peak_bytes", "estimated_bytes"))
-        table.add_row(str(stage["stage"]), seconds, *shares, *sizes, f"{stage['peak_to_estimate']:.3f}")
+        table.add_row(str(stage["stage"]), seconds, *shares, *sizes, str(stage["peak_to_estimate"]))
     return table
 
 
 def main() -> None:
     """Measure, write the JSON and show it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default=SHAPE)
     parser.add_argument("--layers", type=int, help="default: all 30 of SmolLM2-135M, 28 of Llama-3.2-3B on a GPU")
     parser.add_argument("--experts", type=int, default=3, help="experts in each layer, the base MLP included")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
@@ -167,7 +178,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_model(folder / "model", arguments.layers, "bfloat16" if DEVICE == "cuda" else "float32")
+        save_model(folder / "model", arguments.layers, "bfloat16" if DEVICE == "cuda" else "float32", arguments.shape)
         save_texts(folder / "data", 4 * arguments.tokens * (arguments.runs + WARM_UP))
         stages = []
         for stage in (1, 2):
