@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.data_args import DataArguments
@@ -100,7 +100,8 @@ def parse_infer_args(call: Call) -> tuple[Any, ...]:
     if run is None:
         return tuple(call.host(args=given))
     _log(run)
-    return run.all_arguments(host._INFER_ARGS)
+    # A class that is parsed beside those of the result is of KTransformers, which `moe` has no use for.
+    return run.all_arguments(host._INFER_ARGS)[: len(get_args(host._INFER_CLS))]
 
 
 def get_train_args(call: Call) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,18 @@ def test_chat_and_export(tiny_model_dir: Path, adapter: str, more: dict[str, Any
     with pytest.raises(UserError, match=message) as error:
         get_infer_args({key: value for key, value in (args | more).items() if value is not None})
     assert "\n" not in str(error.value)
+
+
+def test_what_the_host_parses_beside_its_result_is_left_out(
+    tiny_model_dir: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As KTransformers' settings are in LLaMA-Factory 0.9.6.dev0."""
+    from llamafactory.hparams import parser
+
+    beside = dataclasses.make_dataclass("Beside", [("beside", str, "")])
+    monkeypatch.setattr(parser, "_INFER_ARGS", [*parser._INFER_ARGS, beside])
+    args = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": adapter, "finetuning_type": "moe"}
+    assert len(parser.get_infer_args(args | {"template": "empty"})) == 4
 
 
 @pytest.mark.parametrize(
