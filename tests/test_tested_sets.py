@@ -29,7 +29,7 @@ every_set = pytest.mark.parametrize("own", SETS.values(), ids=SETS)
 def requirements() -> Iterator[Requirement]:
     """Ours, with those of the extras that users install."""
     extras = PROJECT["optional-dependencies"]
-    for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extras[extra]]:
+    for line in PROJECT["dependencies"] + [line for extra in (*EXTRAS.values(), "deepspeed") for line in extras[extra]]:
         yield Requirement(line)
 
 
