@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -137,7 +138,8 @@ def _code_of(run: Program) -> int | None:
 
 if __name__ == "__main__":
     for module in sys.argv[2:]:
-        importlib.import_module(module)
+        with suppress(ModuleNotFoundError):  # another version of a host may not have it, and its command not need it
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
     if program := serve(socket.socket(fileno=int(sys.argv[1]))):

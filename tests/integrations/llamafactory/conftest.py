@@ -20,7 +20,7 @@ if find_spec("llamafactory") is None:  # the extra `train` is not installed
 # The hosts import most of these only when they train.
 IMPORTED = [
     "llamafactory.train.tuner",
-    *(["deepspeed.runtime.zero.muon.muon_optimizer"] if find_spec("deepspeed") else []),
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "transformers.models.llama.modeling_llama",
     "accelerate.commands.launch",
     "torch.distributed.run",
