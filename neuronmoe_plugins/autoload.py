@@ -49,6 +49,7 @@ HOOKS: dict[str, str] = {
     "llamafactory.train.sft.workflow": "neuronmoe_plugins.integrations.llamafactory.hooks:extend",
     "llamafactory.v1.config.arg_parser": "neuronmoe_plugins.integrations.llamafactory_v1:extend_arguments",
     "llamafactory.v1.plugins.model_plugins.peft": "neuronmoe_plugins.integrations.llamafactory_v1:register",
+    "llamafactory.v1.core.base_trainer": "neuronmoe_plugins.integrations.llamafactory_v1:extend_base_trainer",
     "llamafactory.v1.trainers.sft_trainer": "neuronmoe_plugins.integrations.llamafactory_v1:extend_trainer",
     "llamafactory.v1.utils.callbacks.trainer_callback": "neuronmoe_plugins.integrations.llamafactory_v1:extend_logs",
 }

@@ -9,13 +9,17 @@ Not in the folder `llamafactory`, whose import is that of v0's arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import wrapt
 
+from neuronmoe_plugins.autoload import HOOKS, require
 from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.integrations.stand_ins import Call, wrap
@@ -24,6 +28,18 @@ if TYPE_CHECKING:
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
     from neuronmoe_plugins.tuner.metrics import MetricSums
 
+# What v1 is known to train mixtures with.
+_KNOWN = """
+    model template custom_chat_template trust_remote_code flash_attn model_class init_config peft_config kernel_config
+    quant_config train_dataset eval_dataset output_dir micro_batch_size global_batch_size cutoff_len learning_rate
+    num_train_epochs max_steps max_grad_norm bf16 batching_strategy batching_workers enable_activation_checkpointing
+    dist_config dist_timeout cp_size optim_config lr_scheduler_config seed full_determinism resume_from_checkpoint
+    save_steps save_epochs save_ckpt_as_hf save_total_limit logging_steps sample_backend max_new_tokens
+"""
+KNOWN = frozenset(re.findall(r"\w+", _KNOWN))
+# Modules without whose hooks it would train something else.
+NEEDED = ("peft.", "llamafactory.v1.core.", "llamafactory.v1.plugins.", "llamafactory.v1.trainers.")
+REMEDY = "train without USE_V1, with finetuning_type: moe"
 # Arguments of v0 that need to know which data set a token comes from.
 NEEDS_TAGS = (
     *("lpr_loss_coef", "lpr_double_softmax", "generate_lang_mask", "original_languages"),
@@ -39,6 +55,11 @@ def extend_arguments(module: ModuleType) -> None:
 def register(module: ModuleType) -> None:
     """Post-import hook of `llamafactory.v1.plugins.model_plugins.peft`."""
     module.PeftPlugin("moe").register()(get_moe_model)
+
+
+def extend_base_trainer(module: ModuleType) -> None:
+    """Post-import hook of `llamafactory.v1.core.base_trainer`: trainers without a hook train no mixture."""
+    wrap(module, {"BaseTrainer.__init__(model)": _init_trainer})
 
 
 def extend_trainer(module: ModuleType) -> None:
@@ -122,17 +143,20 @@ def check_run(model_args: Any, training_args: Any) -> None:
     """
     read_config(model_args.peft_config)
     distributed = training_args.dist_config or {}
-    remedy = "train without USE_V1, with finetuning_type: moe"
-    if distributed.get("name") == "fsdp2" or distributed.get("cp_size", 1) > 1:
-        raise UserError(f"dist_config: {dict(distributed)} does not train mixtures in v1: {remedy}")
+    if distributed.get("name", "deepspeed") != "deepspeed" or distributed.get("cp_size", 1) > 1:
+        raise UserError(f"dist_config: {dict(distributed)} does not train mixtures in v1: {REMEDY}")
+    if getattr(training_args, "cp_size", 1) > 1:  # since 0.9.6
+        raise UserError(f"cp_size: {training_args.cp_size} does not train mixtures in v1: {REMEDY}")
+    if (getattr(training_args, "optim_config", None) or {}).get("name") == "muon":
+        raise UserError("optim_config: muon would train the routers alone with Muon, and the experts with AdamW")
     if distributed.get("name") == "deepspeed" and _zero_stage(distributed.get("config_file")) == 3:
         raise UserError(
-            f"dist_config: {distributed['config_file']}: mixtures need ZeRO stage 2 or less in v1: {remedy}"
+            f"dist_config: {distributed['config_file']}: mixtures need ZeRO stage 2 or less in v1: {REMEDY}"
         )
     if (model_args.init_config or {}).get("name") == "init_on_meta":
         raise UserError("init_config: init_on_meta leaves experts nothing to copy: remove it")
     if (model_args.kernel_config or {}).get("name") == "liger_kernel":
-        raise UserError(f"kernel_config: v1 cannot put liger_kernel into a PEFT model: remove it, or {remedy}")
+        raise UserError(f"kernel_config: v1 cannot put liger_kernel into a PEFT model: remove it, or {REMEDY}")
 
 
 def _zero_stage(file: str | None) -> int | None:
@@ -145,10 +169,44 @@ def _zero_stage(file: str | None) -> int | None:
 
 def _get_args(call: Call) -> Any:
     """Stand in for `get_args(args)`."""
-    model_args, data_args, training_args, sample_args = call.host()
+    parsed = call.host()
+    model_args, training_args = parsed[0], parsed[2]
     if (model_args.peft_config or {}).get("name") == "moe":
+        require(*(name for name in HOOKS if name.startswith(NEEDED)))
         check_run(model_args, training_args)
-    return model_args, data_args, training_args, sample_args
+        check_fields(parsed)
+    return parsed
+
+
+def check_fields(parsed: Sequence[Any]) -> None:
+    """Refuse arguments of a later v1, but for those that `moe_allow_arguments` in the `peft_config` lets through.
+
+    Args:
+        parsed: The dataclasses of the command's arguments, those of the model first.
+
+    Raises:
+        UserError: naming the arguments.
+    """
+    from llamafactory.v1.utils import logging
+
+    from neuronmoe_plugins.integrations.llamafactory.host_arguments import ALLOWED, check_unknown, default_of
+
+    values = [(field, getattr(arguments, field.name)) for arguments in parsed for field in fields(arguments)]
+    given = {field.name: value for field, value in values if field.init and value != default_of(field)}
+    allowed = {ALLOWED: parsed[0].peft_config.get(ALLOWED)}
+    for warning in check_unknown(given | allowed, [field for field, _ in values], KNOWN):
+        logging.get_logger("llamafactory.v1.neuronmoe").warning_rank0(warning)
+
+
+def _init_trainer(call: Call) -> None:
+    """Stand in for the constructor of all trainers: the loss of one that is not extended lacks the mixture's."""
+    from neuronmoe_plugins.integrations.transformers import find_objective
+
+    kind = type(call.instance)
+    extended = isinstance(inspect.getattr_static(kind, "compute_loss", None), wrapt.FunctionWrapper)
+    if not extended and find_objective(call.arguments["model"]) is not None:
+        raise UserError(f"peft_config: {kind.__name__} of v1 would train moe without the mixture's losses: use sft")
+    call.host()
 
 
 def _compute_loss(call: Call) -> Any:

@@ -167,12 +167,24 @@ def check_host_arguments(given: dict[str, Any], classes: Sequence[type]) -> list
     unused = [name for name in switched_on if name in WORKS_IN_SFT]
     if unused and switched_on.get("stage") == "pt":
         raise UserError(f"no effect with stage: pt: {', '.join(unused)}; remove, or set stage: sft")
-    return _check_unknown(given, [f for kind in classes for f in inherited_fields(kind) if f.init])
+    return check_unknown(given, [f for kind in classes for f in inherited_fields(kind) if f.init], KNOWN)
 
 
-def _check_unknown(given: dict[str, Any], of_host: list[Field[Any]]) -> list[str]:
-    """An argument of a later host that is in no table may train something else; its default is what others get."""
-    unknown = [f.name for f in of_host if f.name in given and f.name not in KNOWN and given[f.name] != _default(f)]
+def check_unknown(given: dict[str, Any], of_host: list[Field[Any]], known: frozenset[str]) -> list[str]:
+    """Refuse arguments of a later host, which may train something else; their defaults are what others get.
+
+    Args:
+        given: The arguments that the user gave, and ALLOWED, if anything is let through.
+        of_host: All that the host has.
+        known: Those that are in a table.
+
+    Returns:
+        What to warn of: the arguments that the user has let through.
+
+    Raises:
+        UserError: naming the arguments.
+    """
+    unknown = [f.name for f in of_host if f.name in given and f.name not in known and given[f.name] != default_of(f)]
     allowed = words_of(given.get(ALLOWED)) or []
     for name in allowed:
         if name in REFUSED | REFUSED_OF_MODEL:
@@ -190,7 +202,8 @@ def _check_unknown(given: dict[str, Any], of_host: list[Field[Any]]) -> list[str
     return [f"{ALLOWED}: not known to work with finetuning_type: moe: {names}"] if names else []
 
 
-def _default(one: Field[Any]) -> Any:
+def default_of(one: Field[Any]) -> Any:
+    """The value of an argument that is not given; MISSING where it must be."""
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,9 @@ def test_experts_in_the_words_of_peft() -> None:
     ("settings", "message"),
     [
         ({"dist_config": {"name": "fsdp2"}}, "does not train mixtures in v1"),
+        ({"dist_config": {"name": "fsdpturbo"}}, "does not train mixtures in v1"),
+        ({"cp_size": 2}, "^cp_size: 2 does not train mixtures in v1: train without USE_V1, with finetuning_type: moe$"),
+        ({"optim_config": {"name": "muon"}}, "^optim_config: muon would train the routers alone"),
         ({"init_config": {"name": "init_on_meta"}}, "leaves experts nothing to copy"),
         ({"kernel_config": {"name": "liger_kernel"}}, "cannot put liger_kernel into a PEFT model"),
     ],
@@ -110,3 +114,37 @@ def test_settings_that_v1_cannot_combine(settings: dict[str, Any], message: str)
     arguments = SimpleNamespace(**dict.fromkeys(names) | {"peft_config": EXPERTS} | settings)
     with pytest.raises(UserError, match=message):
         check_run(arguments, arguments)
+
+
+def test_arguments_of_a_later_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory.v1.config import arg_parser
+
+    later = make_dataclass("Later", [("later", int, 1)], bases=(arg_parser.TrainingArguments,))
+    monkeypatch.setattr(arg_parser, "TrainingArguments", later)
+    given = {"peft_config": EXPERTS, "later": 2}
+    with pytest.raises(UserError, match=r"moe: later; remove it, or let it through by moe_allow_arguments: later$"):
+        arg_parser.get_args(given)
+    assert arg_parser.get_args(given | {"later": 1})[2].later == 1
+    assert arg_parser.get_args(given | {"peft_config": EXPERTS | {"moe_allow_arguments": "later"}})[2].later == 2
+
+
+def test_a_trainer_without_a_hook_trains_no_mixture(tiny_model_dir: Path) -> None:
+    from llamafactory.v1.core.base_trainer import BaseTrainer
+    from llamafactory.v1.trainers.rm_trainer import RMTrainer
+    from llamafactory.v1.trainers.sft_trainer import SFTTrainer
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from neuronmoe_plugins.tuner import MoeConfig
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    mixture = get_peft_model(base, MoeConfig(num_experts=2, task_type="CAUSAL_LM"))
+    other = type("OtherTrainer", (BaseTrainer,), {"compute_loss": lambda self, batch: 0})
+    arguments = SimpleNamespace(dist_config=None, cp_size=1)
+    for kind in (RMTrainer, other):
+        with pytest.raises(UserError, match=f"^peft_config: {kind.__name__} of v1 would train moe without"):
+            kind.__init__(kind.__new__(kind), arguments, mixture, None, None)
+    for kind, model in ((SFTTrainer, mixture), (other, AutoModelForCausalLM.from_pretrained(tiny_model_dir))):
+        with pytest.raises(Exception, match="") as error:  # what the host needs more
+            kind.__init__(kind.__new__(kind), arguments, model, None, None)
+        assert not isinstance(error.value, UserError)
