@@ -143,8 +143,7 @@ def test_a_trainer_without_a_hook_trains_no_mixture(tiny_model_dir: Path) -> Non
     arguments = SimpleNamespace(dist_config=None, cp_size=1)
     for kind in (RMTrainer, other):
         with pytest.raises(UserError, match=f"^peft_config: {kind.__name__} of v1 would train moe without"):
-            kind.__init__(kind.__new__(kind), arguments, mixture, None, None)
+            kind(arguments, mixture, None, None)
     for kind, model in ((SFTTrainer, mixture), (other, AutoModelForCausalLM.from_pretrained(tiny_model_dir))):
-        with pytest.raises(Exception, match="") as error:  # what the host needs more
-            kind.__init__(kind.__new__(kind), arguments, model, None, None)
-        assert not isinstance(error.value, UserError)
+        with pytest.raises(AttributeError):  # the host goes on, and needs more
+            kind(arguments, model, None, None)
