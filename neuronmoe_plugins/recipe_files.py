@@ -66,6 +66,7 @@ class _Datasets:
     targets: tuple[str, ...]
     replays: tuple[str, ...]
     folder: Path
+    tokens: int | None = None
 
     @classmethod
     def of(cls, request: RecipeRequest) -> _Datasets:
@@ -74,15 +75,16 @@ class _Datasets:
             return cls(request.target_datasets or (), request.replay_datasets or (), request.dataset_dir or Path())
         from neuronmoe_plugins.data.manifest import read_manifest, training_datasets
 
-        targets = Allocation.load(request.allocation).targets
-        return cls(*training_datasets(read_manifest(request.data), targets, request.allocation), request.data)
+        manifest, targets = read_manifest(request.data), Allocation.load(request.allocation).targets
+        learnt, kept = training_datasets(manifest, targets, request.allocation)
+        return cls(learnt, kept, request.data, manifest.tokens(learnt))
 
 
-def write_recipe(request: RecipeRequest) -> list[Path]:
+def write_recipe(request: RecipeRequest) -> tuple[Recipe, list[Path]]:
     """Write stage1.yaml and stage2.yaml (and the DeepSpeed file) with absolute paths, so that they run from any folder.
 
     Returns:
-        The files, in order.
+        What they say, and the files, in order.
 
     Raises:
         UserError: if the allocation does not fit the model, a data set is not in dataset_info.json or not tagged for
@@ -104,11 +106,12 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
         original_languages=_check_languages(datasets, allocation),
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
         machine=request.machine,
+        target_tokens=datasets.tokens,
     )
     texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
     if request.deepspeed is not None:
         texts[request.deepspeed.file_name] = request.deepspeed.to_json()
-    return _write_all({output / name: text for name, text in texts.items()}, request.force)
+    return recipe, _write_all({output / name: text for name, text in texts.items()}, request.force)
 
 
 def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:

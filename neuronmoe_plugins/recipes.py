@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from neuronmoe_plugins.machines import GPU, Machine
+
+# Table 7's.
+MAX_STEPS, BATCH_SIZE, BLOCK = 15000, 32, 1024
+# Up to so many epochs, repeated text teaches almost as much as new text (Muennighoff et al. 2023, arXiv 2305.16264).
+MAX_EPOCHS = 4.0
 
 # A key of a YAML, its value, and the comment above it.
 Entry = tuple[str, Any, str | None]
@@ -43,6 +49,7 @@ class Recipe:
         allocation_source: Where `num_experts` comes from, for a comment; nothing if None.
         extends: The adapter to extend, for a further language; a new adapter if None.
         machine: What the training runs on.
+        target_tokens: Tokens of the target data sets; None if nobody counted them.
     """
 
     model: str
@@ -56,6 +63,27 @@ class Recipe:
     allocation_source: str | None = None
     extends: Extension | None = None
     machine: Machine = GPU
+    target_tokens: int | None = None
+
+    @property
+    def epochs_of_max_steps(self) -> float | None:
+        """How often the paper's steps would go over the target data sets, on one process; None if nobody knows."""
+        return None if self.target_tokens is None else MAX_STEPS * BATCH_SIZE * BLOCK / max(self.target_tokens, 1)
+
+    @property
+    def length_note(self) -> str:
+        """How long stage 1 is, in tokens, steps and epochs."""
+        epochs, batch = self.epochs_of_max_steps, f"{BATCH_SIZE} x {BLOCK:,} tokens"
+        paper = f"the paper's {MAX_STEPS:,} steps of {batch}"
+        if epochs is None:
+            return f"Stage 1 has {paper} per process, whatever is in the data sets: their tokens are not counted."
+        if epochs <= MAX_EPOCHS:
+            return f"Stage 1 has {paper}; on one process they are {epochs:.1f} epochs of {self.target_tokens:,} tokens."
+        steps = math.ceil(MAX_STEPS * MAX_EPOCHS / epochs)
+        return (
+            f"Stage 1 has {MAX_EPOCHS:.0f} epochs of {self.target_tokens:,} tokens, about {steps:,} steps of {batch} "
+            f"on one process; {paper} would be {epochs:,.0f} epochs."
+        )
 
     def stage1(self) -> str:
         """YAML of the first stage: new experts learn the new languages."""
@@ -88,10 +116,10 @@ class Recipe:
                         "Weight of the load-balancing loss, which spreads tokens over the experts.",
                     ),
                 ],
-                "Data": self._data(self.target_datasets, cutoff_len=1024),
+                "Data": self._data(self.target_datasets, cutoff_len=BLOCK),
                 "Output": self._output("stage1"),
                 "Training": [
-                    ("max_steps", 15000, "The paper's; on a small corpus set num_train_epochs instead."),
+                    self._duration(),
                     *self._training(learning_rate=1e-4),
                 ],
                 **self._distribution(),
@@ -143,6 +171,11 @@ class Recipe:
             },
         )
 
+    def _duration(self) -> Entry:
+        if (self.epochs_of_max_steps or 0) > MAX_EPOCHS:
+            return "num_train_epochs", MAX_EPOCHS, self.length_note
+        return "max_steps", MAX_STEPS, "The paper's; on a small corpus set num_train_epochs instead."
+
     def _header(self) -> list[str]:
         """What stage 1 is, how many experts it has, and where their numbers come from."""
         old = self.extends.num_experts if self.extends else [1] * len(self.num_experts)
@@ -178,7 +211,7 @@ class Recipe:
     def _training(self, learning_rate: float) -> list[Entry]:
         """What both stages share (Table 7), and what the machine allows."""
         return [
-            ("per_device_train_batch_size", 32, None),
+            ("per_device_train_batch_size", BATCH_SIZE, None),
             ("gradient_accumulation_steps", 1, None),
             ("learning_rate", learning_rate, None),
             ("optim", "adamw_torch", None),

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 Entry = tuple[str, str, Sequence[str]]
 
 
-def save_data(folder: Path, datasets: Mapping[str, Entry], parquet: bool = False) -> Path:
+def save_data(folder: Path, datasets: Mapping[str, Entry], parquet: bool = False, tokens: Any = None) -> Path:
     """Write a folder of data sets.
 
     Args:
         folder: To write into; made if it is not there.
         datasets: Name -> language, role and texts.
         parquet: Write folders of two Parquet files each instead of JSON lines.
+        tokens: What the manifest says of every data set's tokens; nothing if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     info: dict[str, Any] = {}
@@ -35,6 +36,7 @@ def save_data(folder: Path, datasets: Mapping[str, Entry], parquet: bool = False
             (folder / file_name).write_text("".join(lines), encoding="utf-8")
         info[name] = {"file_name": file_name, "columns": {"prompt": "text"}, "language": language}
         entries.append({"name": name, "language": language, "role": role, "file_name": file_name})
+        entries[-1] |= {} if tokens is None else {"tokens": tokens}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "seed": 22, "datasets": entries}))
     return folder

@@ -28,9 +28,11 @@ DATASETS: dict[str, Entry] = {
 }
 
 
-def run(folder: Path, targets: Sequence[str], *more: str, datasets: dict[str, Entry] = DATASETS) -> Result:
+def run(
+    folder: Path, targets: Sequence[str], *more: str, datasets: dict[str, Entry] = DATASETS, tokens: Any = None
+) -> Result:
     """Run the command from a folder with data/ and an allocation for these targets."""
-    save_data(folder / "data", datasets)
+    save_data(folder / "data", datasets, tokens=tokens)
     replace(make_allocation([3, 1, 2]), targets=list(targets)).save(folder / "allocation.yaml")
     command = ["recipe", "--allocation", "allocation.yaml", "--model", "org/model", "--output", "run", *more]
     with pytest.MonkeyPatch.context() as patch:
@@ -67,6 +69,42 @@ def test_is_the_recipe_of_the_same_names(tmp_path: Path) -> None:
     names = ["--target-dataset", "el_train,el_more", "--replay-dataset", "es_replay,en_replay", "--dataset-dir", "data"]
     assert run(tmp_path, ["el"], *names).exit_code == 0
     assert stages(tmp_path) == written
+
+
+@pytest.mark.parametrize(
+    ("tokens", "key", "value", "said"),
+    [
+        (
+            100_101,
+            "num_train_epochs",
+            4.0,
+            "Stage 1 has 4 epochs of 200,202 tokens, about 25 steps of 32 x 1,024 tokens on one process; the paper's "
+            "15,000 steps of 32 x 1,024 tokens would be 2,455 epochs.",
+        ),
+        (
+            122_880_000,
+            "max_steps",
+            15000,
+            "Stage 1 has the paper's 15,000 steps of 32 x 1,024 tokens; on one process they are 2.0 epochs of "
+            "245,760,000 tokens.",
+        ),
+        (None, "max_steps", 15000, "whatever is in the data sets: their tokens are not counted."),
+    ],
+)
+def test_small_data_sets_are_gone_over_four_times(
+    tmp_path: Path, tokens: int | None, key: str, value: object, said: str
+) -> None:
+    result = run(tmp_path, ["el"], "--data", "data", tokens=tokens)
+    assert result.exit_code == 0, (result.output, result.exception)
+    stage1, _ = stages(tmp_path)
+    assert {name: stage1[name] for name in ("max_steps", "num_train_epochs") if name in stage1} == {key: value}
+    assert said in result.output
+
+
+def test_a_wrong_count_of_tokens_is_named(tmp_path: Path) -> None:
+    result = run(tmp_path, ["el"], "--data", "data", tokens="many")
+    assert isinstance(result.exception, UserError)
+    assert "datasets[0].tokens is 'many', not a number of tokens; run `neuronmoe data` again" in str(result.exception)
 
 
 def without(*roles: str) -> dict[str, Entry]:

@@ -70,9 +70,11 @@ def recipe(request: RecipeRequest) -> None:
     """Write the LLaMA-Factory YAMLs of both training stages."""
     from neuronmoe_plugins.recipe_files import write_recipe
 
-    for path in write_recipe(request):
+    written, paths = write_recipe(request)
+    for path in paths:
         typer.echo(f"Wrote {path}")
-    typer.echo(request.machine.note)
+    typer.echo(written.length_note)
+    typer.echo(written.machine.note)
 
 
 def convert(

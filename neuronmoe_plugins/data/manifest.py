@@ -28,6 +28,7 @@ class ManifestDataset:
         role: What it is for, one of `ROLES`.
         file_name: Its file, or its folder of Parquet files, below the manifest's folder.
         folder: The manifest's folder.
+        tokens: Its tokens, without special ones; None if they were not counted.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ManifestDataset:
     role: str
     file_name: str
     folder: Path
+    tokens: int | None = None
 
     @property
     def path(self) -> Path:
@@ -57,6 +59,11 @@ class Manifest:
     def with_role(self, role: str) -> tuple[ManifestDataset, ...]:
         """The data sets that are for one thing, one of `ROLES`."""
         return tuple(dataset for dataset in self.datasets if dataset.role == role)
+
+    def tokens(self, names: Sequence[str]) -> int | None:
+        """The tokens of some of the data sets together; None if one's were not counted."""
+        counts = [dataset.tokens for dataset in self.datasets if dataset.name in names]
+        return None if None in counts else sum(count or 0 for count in counts)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -96,7 +103,10 @@ def _read_dataset(path: Path, number: int, entry: Any) -> ManifestDataset:
     inside = PurePosixPath(entry["file_name"])
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"{where}.file_name is {entry['file_name']!r}, which is not below {path.parent}; {REMEDY}")
-    dataset = ManifestDataset(entry["name"], entry["language"], entry["role"], entry["file_name"], path.parent)
+    tokens = entry.get("tokens")
+    if tokens is not None and (type(tokens) is not int or tokens < 0):
+        raise UserError(f"{where}.tokens is {tokens!r}, not a number of tokens; {REMEDY}")
+    dataset = ManifestDataset(entry["name"], entry["language"], entry["role"], entry["file_name"], path.parent, tokens)
     if not _has_text(dataset.path):
         raise UserError(f"{where}: {dataset.name} has no file {dataset.path}; {REMEDY}")
     return dataset
