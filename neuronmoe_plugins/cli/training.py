@@ -9,6 +9,7 @@ import typer
 
 from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.recipe_files import RecipeRequest
 
 
@@ -58,11 +59,25 @@ def allocate(
 
     allocation = allocate_experts(request)
     other = None if compare is None else load_comparable(compare, allocation)
+    _check_outputs(output, figure)
     allocation.save(output)
     if figure is not None:
         save_allocation_figure(figure, allocation, other)
     print_allocation(Console(), allocation, other)
     typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
+
+
+def _check_outputs(output: Path, figure: Path | None) -> None:
+    """Refuse to write over what `allocate` did not write, and to give a picture another kind's name."""
+    from neuronmoe_plugins.allocation.allocation import Allocation
+
+    if figure is not None and figure.suffix.lower() != ".png":
+        raise UserError(f"--figure {figure}: the figure is a PNG; give it a name that ends in .png")
+    if output.exists():
+        try:
+            Allocation.load(output)
+        except UserError as error:
+            raise UserError(f"--output {output} is there and no allocation ({error}); choose another name") from error
 
 
 @takes(RecipeRequest)

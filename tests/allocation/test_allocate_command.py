@@ -190,3 +190,22 @@ def test_console_script_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> No
     assert done.returncode == 2
     expected = "none.json does not exist; name the folder of an analysis or a scores file"
     assert done.stderr == f"neuronmoe: error: {expected}\n"
+
+
+def test_replaces_only_what_it_wrote(analysis: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.yaml"
+    notes.write_text("mine: 1\n")
+    result = run_allocate(analysis, *LANGUAGES, "--output", notes)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).startswith(f"--output {notes} is there and no allocation (")
+    assert notes.read_text() == "mine: 1\n"
+    allocated(tmp_path, analysis, *LANGUAGES)
+    assert allocated(tmp_path, analysis, *LANGUAGES, "--max-experts", "8").num_experts[0] == 8
+
+
+def test_a_figure_is_named_as_what_it_is(analysis: Path, tmp_path: Path) -> None:
+    options = ("--output", tmp_path / "allocation.yaml", "--figure", tmp_path / "allocation.svg")
+    result = run_allocate(analysis, *LANGUAGES, *options)
+    assert isinstance(result.exception, UserError)
+    assert "allocation.svg: the figure is a PNG; give it a name that ends in .png" in str(result.exception)
+    assert not list(tmp_path.glob("allocation.*"))
