@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def _companion(name: str, installed: Installed, probe: dict[str, Any]) -> Findin
     """A companion of torch that cannot be imported; neither is needed for text."""
     torch = f"torch {installed.versions.get('torch')}"
     cure = f"pip uninstall -y {name}"
-    spec = importlib.util.find_spec(name)
+    spec = PathFinder.find_spec(name)  # not what this process may have imported
     compiled = Path(((spec and spec.submodule_search_locations) or [""])[0]) / "lib"
     if name == "torchaudio" and installed.name_of("llamafactory") and any(compiled.glob("*.so")):
         cure = f"rm {compiled}/*.so"  # LLaMA-Factory imports it in any case, and works without its compiled half
