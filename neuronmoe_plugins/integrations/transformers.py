@@ -114,7 +114,7 @@ def with_mixture_losses(loss: torch.Tensor, objective: Any, scale: float = 1) ->
 
     Args:
         loss: Scalar that the trainer is about to differentiate.
-        objective: The model's :class:`~neuronmoe_plugins.tuner.model.Objective`, or None.
+        objective: The model's :class:`~neuronmoe_plugins.tuner.objective.Objective`, or None.
         scale: What the trainer multiplies its loss by, such as the number of processes.
     """
     added = None if objective is None else objective.added

@@ -172,3 +172,13 @@ def test_merging_is_refused_with_the_alternative() -> None:
 def test_bad_configurations_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_peft_model(tiny_model(), config(**options))
+
+
+@pytest.mark.parametrize("first", ["moe", "lora"])
+def test_a_second_wrapping_is_refused(first: str, batch: dict[str, torch.Tensor]) -> None:
+    earlier = config(num_experts=2) if first == "moe" else peft.LoraConfig(target_modules=["q_proj"])
+    model = randomised(get_peft_model(tiny_model(), earlier))
+    expected = logits(model, batch)
+    with pytest.raises(ValueError, match=r"has adapters already: .* by model\.add_adapter\(name, config\)"):
+        get_peft_model(model, config(num_experts=3))
+    torch.testing.assert_close(logits(model, batch), expected)
