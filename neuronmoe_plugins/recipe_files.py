@@ -10,7 +10,7 @@ from typing import Any
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
-from neuronmoe_plugins.machines import Deepspeed, Device, Machine, find_machine
+from neuronmoe_plugins.machines import Deepspeed, Device, find_machine
 from neuronmoe_plugins.options import option
 from neuronmoe_plugins.reading import read_json_object
 from neuronmoe_plugins.recipes import Recipe
@@ -54,9 +54,9 @@ class RecipeRequest:
             )
 
     @cached_property
-    def machine(self) -> Machine:
-        """What the training runs on; imports torch if `device` is `auto`. Raises `UserError` as `find_machine` does."""
-        return find_machine(self.device, self.deepspeed)
+    def recipe(self) -> Recipe:
+        """What the YAMLs say; imports torch if `device` is `auto`. Raises `UserError` where the parts do not fit."""
+        return _make_recipe(self)
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,31 @@ class _Datasets:
         return cls(learnt, kept, request.data, manifest.tokens(learnt))
 
 
-def write_recipe(request: RecipeRequest) -> tuple[Recipe, list[Path]]:
+def write_recipe(request: RecipeRequest) -> list[Path]:
     """Write stage1.yaml and stage2.yaml (and the DeepSpeed file) with absolute paths, so that they run from any folder.
 
     Returns:
-        What they say, and the files, in order.
+        The files, in order.
 
     Raises:
         UserError: if the allocation does not fit the model, a data set is not in dataset_info.json or not tagged for
             its role, or a file exists with another content.
     """
+    recipe, output = request.recipe, request.output.resolve()
+    texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
+    if request.deepspeed is not None:
+        texts[request.deepspeed.file_name] = request.deepspeed.to_json()
+    return _write_all({output / name: text for name, text in texts.items()}, request.force)
+
+
+def _make_recipe(request: RecipeRequest) -> Recipe:
     datasets = _Datasets.of(request)
     allocation = Allocation.load(request.allocation)
     _check_layers(request, allocation)
     output = request.output.resolve()
     if "," in str(output):
         raise UserError(f"--output {output}: LLaMA-Factory splits adapter paths at commas; choose a path without one")
-    recipe = Recipe(
+    return Recipe(
         model=str(Path(request.model).resolve()) if Path(request.model).is_dir() else request.model,
         num_experts=allocation.num_experts,
         target_datasets=list(datasets.targets),
@@ -105,13 +113,9 @@ def write_recipe(request: RecipeRequest) -> tuple[Recipe, list[Path]]:
         output_dir=str(output),
         original_languages=_check_languages(datasets, allocation),
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
-        machine=request.machine,
+        machine=find_machine(request.device, request.deepspeed),
         target_tokens=datasets.tokens,
     )
-    texts = {"stage1.yaml": recipe.stage1(), "stage2.yaml": recipe.stage2()}
-    if request.deepspeed is not None:
-        texts[request.deepspeed.file_name] = request.deepspeed.to_json()
-    return recipe, _write_all({output / name: text for name, text in texts.items()}, request.force)
 
 
 def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:

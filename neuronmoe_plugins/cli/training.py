@@ -85,11 +85,10 @@ def recipe(request: RecipeRequest) -> None:
     """Write the LLaMA-Factory YAMLs of both training stages."""
     from neuronmoe_plugins.recipe_files import write_recipe
 
-    written, paths = write_recipe(request)
-    for path in paths:
+    for path in write_recipe(request):
         typer.echo(f"Wrote {path}")
-    typer.echo(written.length_note)
-    typer.echo(written.machine.note)
+    typer.echo(request.recipe.length_note)
+    typer.echo(request.recipe.machine.note)
 
 
 def convert(
