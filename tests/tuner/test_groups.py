@@ -14,9 +14,7 @@ from transformers import DynamicCache, StaticCache
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.checkpoint import to_file
-from tuner.tiny import logits, moe_config, randomised, tiny_model
-
-GROUPS = {"num_experts": [4, 1, 3], "old_num_experts": [2, 1, 3], "group_nums": [3, 0, 2]}
+from tuner.tiny import GROUPS, logits, moe_config, randomised, tiny_model
 
 
 def grouped_model(**options: object) -> PeftModel:

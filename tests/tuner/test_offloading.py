@@ -9,9 +9,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from tuner.tiny import moe_config, randomised, tiny_model
+from tuner.tiny import GROUPS, moe_config, randomised, tiny_model
 
-GROUPS = {"num_experts": [4, 1, 3], "old_num_experts": [2, 1, 3], "group_nums": [3, 0, 2]}
 CPU = torch.device("cpu")
 INNER = "base_model.model.model"
 PLACES = {f"{INNER}.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")} | {

@@ -13,9 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neuronmoe_plugins.tuner import MoeLayer
-from tuner.tiny import moe_config, randomised, tiny_model
-
-GROUPS = {"num_experts": [4, 1, 3], "old_num_experts": [2, 1, 3], "group_nums": [3, 0, 2]}
+from tuner.tiny import GROUPS, moe_config, randomised, tiny_model
 
 
 @pytest.fixture

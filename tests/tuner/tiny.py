@@ -41,6 +41,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+# An extension whose classifiers restrict routing; its middle layer stays dense.
+GROUPS = {"num_experts": [4, 1, 3], "old_num_experts": [2, 1, 3], "group_nums": [3, 0, 2]}
+
+
 def tiny_config(family: str, **options: Any) -> Any:
     """The configuration of a model of three layers."""
     return AutoConfig.for_model(family, **TINY | FAMILIES[family] | options)
