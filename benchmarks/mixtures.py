@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from benchmarks.models import DEVICE
 from neuronmoe_plugins.feed_forward.family import feed_forward_families
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
-from neuronmoe_plugins.tuner.config import LayerPlan
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import ForwardContext
 
 

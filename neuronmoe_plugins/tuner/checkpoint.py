@@ -15,9 +15,10 @@ from peft.config import PeftConfig
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.tuner.config import LayerPlan, MoeConfig
+from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts.weights import copy_weights, whole_weights
 from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
 
 logger = logging.getLogger(__name__)

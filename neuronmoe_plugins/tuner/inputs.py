@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from neuronmoe_plugins.tuner.config import LayerPlan
 from neuronmoe_plugins.tuner.losses import IGNORED
+from neuronmoe_plugins.tuner.plans import LayerPlan
 
 TOTALS = {
     "old_language_mask": "num_old_items_in_batch",

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 from neuronmoe_plugins.host_versions import set_layer_adapter
-from neuronmoe_plugins.tuner.config import LayerPlan, MoeConfig
+from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import run_experts, wanted_implementation
 from neuronmoe_plugins.tuner.experts.weights import (
     ExpertStack,
@@ -30,6 +30,7 @@ from neuronmoe_plugins.tuner.experts.weights import (
     weight_names,
     whole_weights,
 )
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import (
     ForwardContext,
     LayerRouting,

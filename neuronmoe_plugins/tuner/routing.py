@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from neuronmoe_plugins.tuner.config import LayerPlan
+from neuronmoe_plugins.tuner.plans import LayerPlan
 
 # The attribute of a KV cache that carries the groups of the sequences in it, also through copies of the cache.
 CACHE_ATTRIBUTE = "moe_groups"

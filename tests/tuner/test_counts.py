@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from neuronmoe_plugins.tuner import MoeLayer
-from neuronmoe_plugins.tuner.config import LayerPlan
 from neuronmoe_plugins.tuner.metrics import KINDS, RoutingCounter, RoutingCounts, read_counts, shares_for_logs
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import LayerRouting
 from tuner.tiny import moe_config, randomised, tiny_model
 

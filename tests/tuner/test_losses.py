@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from neuronmoe_plugins.tuner.config import LayerPlan
 from neuronmoe_plugins.tuner.inputs import MixtureInputs, majority
 from neuronmoe_plugins.tuner.losses import (
     classify_loss,
@@ -16,6 +15,7 @@ from neuronmoe_plugins.tuner.losses import (
     sequence_load_balancing_loss,
     sequential_add_loss,
 )
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import route
 
 

@@ -11,8 +11,9 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import check_code
-from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, are_counts
+from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
+from neuronmoe_plugins.tuner.plans import are_counts
 
 
 def _of_moe(default: Any, explained: str) -> Any:

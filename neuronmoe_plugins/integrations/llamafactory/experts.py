@@ -12,7 +12,7 @@ from typing import Any
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.config import per_layer, transformed_layers
+from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
 
 EXPERTS, OLD_EXPERTS, GROUPS = "ada_moe_num_experts_list", "old_moe_num_experts_list", "group_nums"
 Counts = int | list[int]

@@ -14,7 +14,7 @@ from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.config import LayerPlan
+from neuronmoe_plugins.tuner.plans import LayerPlan
 
 
 @dataclass
