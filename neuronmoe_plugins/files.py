@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,7 +128,8 @@ def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
 
     Args:
         path: The lock's file, which is removed in the end.
-        output: What `--output` says, made if it is not there; it is named in errors.
+        output: What `--output` says, made if it is not there, and removed if it is empty in the end; it is named in
+            errors.
         kind: What the holder of the lock is called.
 
     Raises:
@@ -137,6 +138,7 @@ def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=0)
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -151,3 +153,6 @@ def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # the innermost that holds something
+            for folder in made:
+                folder.rmdir()

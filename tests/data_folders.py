@@ -36,6 +36,7 @@ def save_data(folder: Path, datasets: Mapping[str, Entry], parquet: bool = False
             (folder / file_name).write_text("".join(lines), encoding="utf-8")
         info[name] = {"file_name": file_name, "columns": {"prompt": "text"}, "language": language}
         entries.append({"name": name, "language": language, "role": role, "file_name": file_name})
+        entries[-1]["documents"] = len(texts)
         entries[-1] |= {} if tokens is None else {"tokens": tokens}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "seed": 22, "datasets": entries}))

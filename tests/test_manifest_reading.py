@@ -32,7 +32,7 @@ def test_reads_the_data_sets_in_order(folder: Path) -> None:
     assert manifest == Manifest(
         folder,
         tuple(
-            ManifestDataset(name, language, role, f"{name}.jsonl", folder)
+            ManifestDataset(name, language, role, f"{name}.jsonl", folder, documents=2)
             for name, (language, role, _) in DATASETS.items()
         ),
     )
@@ -89,6 +89,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"\.file_name is '\.\./en\.jsonl', which is not below .*data;",
     ),
     "an absolute file": (entry(file_name="/en.jsonl"), r"\.file_name is '/en\.jsonl', which is not below .*data;"),
+    "half a document": (entry(documents=0.5), r"datasets\[1\]\.documents is 0\.5, not a number of documents; run"),
     "twice": (entry(name="el_train"), rf"manifest\.json: datasets has el_train twice; {AGAIN}"),
     "no text": (lambda f: (f / "en_replay.jsonl").unlink(), rf"en_replay has no file .*en_replay\.jsonl; {AGAIN}"),
 }

@@ -41,6 +41,8 @@ class CorpusSpec:
     source: Path | HubDataset
     given_by: str | None = None
     """What stands before the source in errors; `--corpus LANGUAGE=` unless given."""
+    drawn: int | None = None
+    """Of a data set of `--data` how many texts it has, if its manifest says so."""
 
     def __str__(self) -> str:
         return f"{self.language}={self.source}"

@@ -28,6 +28,7 @@ class ManifestDataset:
         role: What it is for, one of `ROLES`.
         file_name: Its file, or its folder of Parquet files, below the manifest's folder.
         folder: The manifest's folder.
+        documents: Its texts; None if the manifest does not say.
         tokens: Its tokens, without special ones; None if they were not counted.
     """
 
@@ -36,6 +37,7 @@ class ManifestDataset:
     role: str
     file_name: str
     folder: Path
+    documents: int | None = None
     tokens: int | None = None
 
     @property
@@ -103,10 +105,13 @@ def _read_dataset(path: Path, number: int, entry: Any) -> ManifestDataset:
     inside = PurePosixPath(entry["file_name"])
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"{where}.file_name is {entry['file_name']!r}, which is not below {path.parent}; {REMEDY}")
-    tokens = entry.get("tokens")
-    if tokens is not None and (type(tokens) is not int or tokens < 0):
-        raise UserError(f"{where}.tokens is {tokens!r}, not a number of tokens; {REMEDY}")
-    dataset = ManifestDataset(entry["name"], entry["language"], entry["role"], entry["file_name"], path.parent, tokens)
+    counts = {key: entry.get(key) for key in ("documents", "tokens")}
+    for key, count in counts.items():
+        if count is not None and (type(count) is not int or count < 0):
+            raise UserError(f"{where}.{key} is {count!r}, not a number of {key}; {REMEDY}")
+    dataset = ManifestDataset(
+        entry["name"], entry["language"], entry["role"], entry["file_name"], path.parent, **counts
+    )
     if not _has_text(dataset.path):
         raise UserError(f"{where}: {dataset.name} has no file {dataset.path}; {REMEDY}")
     return dataset
@@ -139,7 +144,8 @@ def analysis_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
             f"least two languages; add one for another {AGAIN}"
         )
     return tuple(
-        CorpusSpec(language, dataset.path, f"--data, data set {dataset.name}: ") for language, dataset in chosen.items()
+        CorpusSpec(language, dataset.path, f"--data, data set {dataset.name}: ", dataset.documents)
+        for language, dataset in chosen.items()
     )
 
 

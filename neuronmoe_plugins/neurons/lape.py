@@ -12,7 +12,7 @@ from neuronmoe_plugins.neurons.metrics import Neuron, NeuronMetric, Samples, loc
 # The paper's thresholds: a neuron must exceed the 95th percentile of all activation probabilities in some language, has
 # to be among the 1 % of lowest entropy, and belongs to the languages in which it exceeds the 95th percentile.
 PROBABILITY_QUANTILE = 0.95
-SELECTED_SHARE = 0.01
+SHARE = 0.01
 
 
 def activation_probability(active_tokens: FloatArray, samples: Samples) -> ScoreArray:
@@ -44,7 +44,11 @@ def entropy(probabilities: ScoreArray) -> ScoreArray:
 
 
 def select_by_entropy(
-    scores: Mapping[ModuleKey, ScoreArray], languages: Sequence[str], top_n: int | None, min_score: float | None
+    scores: Mapping[ModuleKey, ScoreArray],
+    languages: Sequence[str],
+    top_n: int | None,
+    min_score: float | None,
+    share: float = SHARE,
 ) -> list[Neuron]:
     """The neurons that the paper's thresholds leave.
 
@@ -53,6 +57,7 @@ def select_by_entropy(
         languages: Names of the rows.
         top_n: At most so many per language, if not None.
         min_score: Only those above, if not None.
+        share: How many of all units have an entropy low enough.
 
     Returns:
         Neurons by language, best first. Their score is 1 - entropy / ln(number of languages): 1 for a neuron that only
@@ -64,7 +69,7 @@ def select_by_entropy(
     place = max(0, round(probabilities.size * PROBABILITY_QUANTILE) - 1)
     bar = np.partition(probabilities.ravel(), place)[place]
     candidate_entropy = np.where((probabilities > bar).any(axis=0), entropy(probabilities), np.inf)
-    lowest = np.argsort(candidate_entropy, kind="stable")[: round(candidate_entropy.size * SELECTED_SHARE)]
+    lowest = np.argsort(candidate_entropy, kind="stable")[: round(candidate_entropy.size * share)]
     lowest = lowest[np.isfinite(candidate_entropy[lowest])]
     neurons: list[Neuron] = []
     for row, language in enumerate(languages):
@@ -80,5 +85,10 @@ def select_by_entropy(
 
 
 LAPE = NeuronMetric(
-    activation_probability, observes="activation functions", select=select_by_entropy, top_n=None, min_score=None
+    activation_probability,
+    observes="activation functions",
+    select=select_by_entropy,
+    top_n=None,
+    min_score=None,
+    share=SHARE,
 )

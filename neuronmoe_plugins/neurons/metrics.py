@@ -81,7 +81,7 @@ class Samples:
     tokens: IntArray
 
 
-Selection: TypeAlias = Callable[[Mapping[ModuleKey, ScoreArray], Sequence[str], int | None, float | None], list[Neuron]]
+Selection: TypeAlias = Callable[..., list[Neuron]]
 """Chooses neurons: takes the scores of all modules, the languages' names, and --top-n and --min-score."""
 
 
@@ -98,6 +98,8 @@ class NeuronMetric:
         select: Takes the scores of all modules, the languages' names, and --top-n and --min-score; returns the neurons.
         top_n: What --top-n is unless given; None for no limit.
         min_score: What --min-score is unless given; None for no limit.
+        share: What --share is unless given, if `select` also takes the keyword `share`: of all units, those from which
+            it may choose.
         one_against_rest: Whether a language's scores depend only on which samples are its own. Then each can be scored
             alone, on samples of two kinds: 0, the others, and 1, its own.
         score_tensor: As `score`, for a tensor on a GPU, with labels as int64 tensor and the number of languages.
@@ -108,6 +110,7 @@ class NeuronMetric:
     select: Selection = select_neurons
     top_n: int | None = 1000
     min_score: float | None = 0.5
+    share: float | None = None
     one_against_rest: bool = False
     score_tensor: Callable[[Tensor, Tensor, int], Tensor] | None = None
 

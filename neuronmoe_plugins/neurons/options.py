@@ -48,7 +48,9 @@ _average_precision = _must(lambda value: 0 < value <= 1, "an average precision i
 class MeasuringOptions:
     """How sentences are sampled and run through a model; None leaves the choice to what measures."""
 
-    samples: int | None = option("Sentences per language.", None, shown="500", check=at_least_one)
+    samples: int | None = option(
+        "Sentences per language.", None, shown="500, or what --data has if it is less", check=at_least_one
+    )
     text_field: str | None = option("Field of the texts.", None, shown="text")
     split_sentences: bool = option("Split texts into sentences; LANGUAGE is an ISO 639-1 code.", False)
     max_tokens: int = option("Longer sentences are cut.", 256, check=at_least_one)
@@ -68,8 +70,11 @@ class MeasuringOptions:
 
     def sampling(self) -> dict[str, Any]:
         """How corpora are sampled: the keywords of `sample_corpus`."""
+        # What was drawn is documents, each of which may be split into many sentences.
+        corpora = () if self.split_sentences else getattr(self, "corpora", ())
+        drawn = [spec.drawn for spec in corpora if spec.drawn]
         return {
-            "samples": 500 if self.samples is None else self.samples,
+            "samples": min([500, *drawn]) if self.samples is None else self.samples,
             "seed": 42 if self.seed is None else self.seed,
             "text_field": self.text_field or "text",
             "split_sentences": self.split_sentences,
@@ -104,6 +109,12 @@ class AnalyzeOptions(MeasuringOptions):
         shown="ap 0.5, lape none",
         check=_must(math.isfinite, "it must be a number"),
     )
+    share: float | None = option(
+        "Share of all neurons from which it chooses.",
+        None,
+        shown="lape 0.01",
+        check=_must(lambda value: 0 < value <= 1, "a share is above 0 and at most 1"),
+    )
     components: Sequence[str] | None = option(
         "Which projections: attention,mlp.", None, shown="both", split=True, check=one_of(*COMPONENTS)
     )
@@ -136,13 +147,15 @@ class AnalyzeOptions(MeasuringOptions):
             UserError: for an option that has no effect with this metric.
         """
         observes_projections = metric.observes == "projections"
-        for name in ("components", "pooling"):
-            if getattr(self, name) is not None and not observes_projections:
+        has_effect = {"components": observes_projections, "pooling": observes_projections, "share": metric.share}
+        for name, effect in has_effect.items():
+            if getattr(self, name) is not None and not effect:
                 raise UserError(f"{typed(name)} has no effect with --metric {self.metric}; leave it out")
         return {
             **(self.sampling() if self.concepts is None else {"concepts": str(self.concepts)}),
             "top_n": metric.top_n if self.top_n is None else self.top_n,
             "min_score": metric.min_score if self.min_score is None else self.min_score,
+            "share": metric.share if self.share is None else self.share,
             "max_tokens": self.max_tokens,
             "batch_size": self.batch_size,
             "metric": self.metric,

@@ -83,7 +83,8 @@ def score_neurons(
     scored = {key: units[key] for key in places}
     with out_of_memory_is_an_error(options):
         scores = score_modules(score, scored, store, sentences, folder, processes, progress)
-    neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"])
+    share = {} if metric.share is None else {"share": settings["share"]}
+    neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"], **share)
     return Findings(scores, neurons, description, _mlp_input_similarity(inputs, store, sentences))
 
 

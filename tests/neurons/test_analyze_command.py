@@ -139,6 +139,8 @@ def test_other_batch_size_gives_the_same_neurons(
         (["--memory-limit", "-1"], r"--memory-limit is -1\.0; it must be a number of gigabytes"),
         (["--metric", "lape", "--pooling", "max"], "--pooling has no effect with --metric lape"),
         (["--metric", "lape", "--components", "mlp"], "--components has no effect with --metric lape"),
+        (["--share", "0.05"], "--share has no effect with --metric ap; leave it out"),
+        (["--metric", "lape", "--share", "5"], r"--share is 5\.0; a share is above 0 and at most 1"),
         (["--adapter", "no-adapter"], "--adapter no-adapter cannot be loaded"),
         (["--metric", "magic"], "unknown metric 'magic'; there are: ap, lape"),
         (["--device", "abacus"], "--device abacus cannot be used"),

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from data_folders import Entry, save_data
+from neuronmoe_plugins import AnalyzeOptions
 from neuronmoe_plugins.cli import app
+from neuronmoe_plugins.data.manifest import analysis_corpora
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.analysis import Analysis
 
@@ -34,7 +37,7 @@ DATASETS: dict[str, Entry] = {
 
 
 def analyze(model: Path | str, output: Path, *more: object) -> Any:
-    options = ["--device", "cpu", "--top-n", "60", "--samples", "15", "--output", output, *more]
+    options = ["--device", "cpu", "--top-n", "60", "--output", output, *more]
     return CliRunner().invoke(app, ["analyze", "--model", str(model), *map(str, options)])
 
 
@@ -44,7 +47,7 @@ def test_corpora_are_the_data_sets_of_role_analysis(tiny_model_dir: Path, tmp_pa
     paths = {language: data / f"{language}_analysis{'' if parquet else '.jsonl'}" for language in ("en", "el")}
     corpora = [f"--corpus={language}={path}" for language, path in paths.items()]
     for name, options in {"data": ["--data", data], "corpus": corpora}.items():
-        result = analyze(tiny_model_dir, tmp_path / "out" / name, *options)
+        result = analyze(tiny_model_dir, tmp_path / "out" / name, "--samples", "15", *options)
         assert result.exit_code == 0, (result.output, result.exception)
     one_by_one = Analysis.load(tmp_path / "out" / "corpus")
     assert one_by_one.neurons
@@ -52,6 +55,20 @@ def test_corpora_are_the_data_sets_of_role_analysis(tiny_model_dir: Path, tmp_pa
     assert [(entry["language"], entry["path"]) for entry in one_by_one.summary["corpora"]] == [
         (language, str(path)) for language, path in paths.items()
     ]
+
+
+def test_the_least_that_was_drawn_of_a_language_is_taken_of_each(tmp_path: Path) -> None:
+    data = save_data(tmp_path / "data", {**DATASETS, "tr_more": ("tr", "analysis", sentences("tr")[:18])})
+    corpora = analysis_corpora(data)
+    options = AnalyzeOptions("m", tmp_path / "out", corpora)
+    assert options.sampling()["samples"] == 18
+    assert replace(options, samples=3).sampling()["samples"] == 3
+    # Of which there may be many in each text.
+    assert replace(options, split_sentences=True).sampling()["samples"] == 500
+    # As an older manifest, or one of many texts.
+    for drawn in (None, 1000):
+        specs = [replace(spec, drawn=drawn) for spec in corpora]
+        assert replace(options, corpora=specs).sampling()["samples"] == 500
 
 
 def only(*names: str, **more: Entry) -> dict[str, Entry]:
@@ -96,12 +113,12 @@ BAD: dict[str, tuple[dict[str, Entry], list[str], str]] = {
 def test_bad_input_is_one_line(kind: str, tmp_path: Path) -> None:
     datasets, more, message = BAD[kind]
     data = save_data(tmp_path / "data", datasets)
-    result = analyze("no/such-model", tmp_path / "out", "--data", data, *more)
+    result = analyze("no/such-model", tmp_path / "run" / "analysis", "--data", data, *more)
     assert isinstance(result.exception, UserError)
     with pytest.raises(UserError, match=message) as caught:
         raise result.exception
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_file_of_another_kind_is_named_by_its_data_set(tmp_path: Path) -> None:

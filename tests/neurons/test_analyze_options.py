@@ -104,6 +104,10 @@ def test_lape_takes_the_activation_functions(options: AnalyzeOptions, tmp_path: 
     assert analysis.summary["units_per_module"] == {"mlp.act_fn": 48}
     # 1 % of 192 units
     assert 1 <= len({(n.layer, n.unit) for n in analysis.neurons}) <= 2
+    assert analysis.summary["share"] == 0.01
+    more = analyze(replace(options, output=tmp_path / "more", metric="lape", top_n=None, share=0.05))
+    assert 3 <= len({(n.layer, n.unit) for n in more.neurons}) <= 10
+    assert more.summary["share"] == 0.05
     assert all(n.module == "mlp.act_fn" and 0 <= n.score <= 1 for n in analysis.neurons)
 
 

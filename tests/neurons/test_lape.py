@@ -55,6 +55,9 @@ def test_one_per_cent_is_taken_at_most() -> None:
     neurons = select_by_entropy(planted(), ["en", "el", "tr"], None, None)
     assert 3 <= len({(n.layer, n.unit) for n in neurons}) <= 10
     assert all(n.layer != 1 or not 20 <= n.unit < 28 for n in neurons)
+    more = select_by_entropy(planted(), ["en", "el", "tr"], None, None, share=0.05)
+    assert set(neurons) < set(more)
+    assert len({(n.layer, n.unit) for n in more}) == 50
 
 
 def test_top_n_and_min_score_narrow_it_further() -> None:

@@ -23,7 +23,7 @@ def data(texts: dict[str, list[str]], tmp_path: Path) -> Path:
 
 def specialise(options: SpecialiseOptions, output: Path, *more: object) -> Any:
     names = [f"--model={options.model}", f"--adapter={options.adapter}", f"--output={output}"]
-    command = ["specialise", *names, "--samples=24", "--min-sentences=5", "--device=cpu", *map(str, more)]
+    command = ["specialise", *names, "--min-sentences=5", "--device=cpu", *map(str, more)]
     return CliRunner().invoke(app, command)
 
 
@@ -35,6 +35,7 @@ def test_measures_what_named_corpora_measure(
     found = Specialisation.load(tmp_path / "out")
     assert (found.experts, found.routing) == (result[0].experts, result[0].routing)
     corpora = found.settings["corpora"]
+    assert [corpus["sampled"] for corpus in corpora] == [24] * 3
     assert [corpus["path"] for corpus in corpora] == [str(data / f"{name}_some.jsonl") for name in ("en", "el", "tr")]
 
 
@@ -51,8 +52,8 @@ def test_measures_what_named_corpora_measure(
     ],
 )
 def test_bad_input(options: SpecialiseOptions, tmp_path: Path, more: list[str], message: str) -> None:
-    done = specialise(options, tmp_path / "out", *more)
+    done = specialise(options, tmp_path / "run" / "out", *more)
     assert isinstance(done.exception, UserError)
     with pytest.raises(UserError, match=message):
         raise done.exception
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
