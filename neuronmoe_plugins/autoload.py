@@ -36,6 +36,7 @@ HOOKS: dict[str, str] = {
     "liger_kernel.transformers.geglu": "neuronmoe_plugins.integrations.liger:name_activations",
     "liger_kernel.transformers.monkey_patch": "neuronmoe_plugins.integrations.liger:extend_patches",
     "lm_eval._cli.harness": "neuronmoe_plugins.integrations.lm_eval:extend_command",
+    "lm_eval.models.huggingface": "neuronmoe_plugins.integrations.lm_eval:check_bases",
     "lm_eval.api.task": "neuronmoe_plugins.integrations.lm_eval:name_tasks",
     "lm_eval.tasks": "neuronmoe_plugins.integrations.lm_eval:offer_tasks",
     "llamafactory.extras.constants": "neuronmoe_plugins.integrations.llamaboard:offer_moe",

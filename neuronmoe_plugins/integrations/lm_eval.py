@@ -1,4 +1,4 @@
-"""This package's tasks in lm-eval, and how its command ends on bad input: an adapter that does not fit, or no data."""
+"""This package's tasks in lm-eval, the adapters that it refuses, and how its command ends on bad input."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def extend_command(_module: ModuleType) -> None:
     """Post-import hook of `lm_eval._cli.harness`."""
     explanations["lm_eval"] = explain
     end_in_one_line()
+
+
+def check_bases(module: ModuleType) -> None:
+    """Post-import hook of `lm_eval.models.huggingface`: an adapter of another base model is not evaluated."""
+    wrapt.wrap_function_wrapper(module, "HFLM._create_model", _create_model)
 
 
 def name_tasks(module: ModuleType) -> None:
@@ -94,6 +99,14 @@ def _is_of_tuner(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(TUNER)
+
+
+def _create_model(wrapped: Callable[..., None], _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Stand in for `_create_model(pretrained, ..., peft, ...)`, which loads the adapter, too."""
+    from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
+
+    with refused_on_other_base():
+        wrapped(*args, **kwargs)
 
 
 def _download(wrapped: Callable[..., None], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

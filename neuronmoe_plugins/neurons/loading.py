@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import stamp
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
+    from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
     from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
-    with _loading("adapter", adapter):
+    with _loading("adapter", adapter), refused_on_other_base():
         adapted = PeftModel.from_pretrained(model, adapter)
         # Those of a published one by the names that they get when they are loaded.
         in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
@@ -84,7 +85,7 @@ def _loading(option: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        message = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"--{option} {name} cannot be loaded: {message}") from error
 
 

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
+from peft.peft_model import PeftModel
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts.weights import copy_weights, whole_weights
+from neuronmoe_plugins.tuner.fingerprint import check_base
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
@@ -89,6 +91,9 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
     given = _with_new_classifiers(given, expected, config)
     given = _with_new_experts(given, expected, layers, adapter_name)
     _check_complete(given, expected, model, adapter_name, check_shapes)
+    if config.made_on:
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        check_base(base, config.made_on, adapter_name, config.base_model_name_or_path)
     # What an extension keeps stays as it was saved, also where that is finer than the base.
     keeps_dtype = not config.inference_mode and config.adapter_dtype is None
     loaded: StateDict = {}

@@ -103,6 +103,9 @@ class MoeConfig(PeftConfig):
         "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
         "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can and sorted elsewhere.",
     )
+    base_fingerprint: dict[str, str] | None = _option(
+        None, "Some weights of the base model, written when the adapter is made, by which another one is known."
+    )
 
     # peft reads this attribute of every config; which MLPs are targets follows from `num_experts`.
     target_modules = None
@@ -111,6 +114,8 @@ class MoeConfig(PeftConfig):
         super().__post_init__()
         require("peft.peft_model", "peft.utils.save_and_load")
         self.peft_type = PeftType("MOE")
+        # What a file says: the field will be the fingerprint of the model that the adapter is put into.
+        self.made_on = self.base_fingerprint
         for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0)):
             counts = getattr(self, name)
             if counts is not None and not are_counts(counts, least):

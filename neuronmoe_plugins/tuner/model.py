@@ -17,6 +17,7 @@ from neuronmoe_plugins.host_versions import whole_tuner
 from neuronmoe_plugins.tuner.checkpoint import AdapterFiles
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import check_implementation
+from neuronmoe_plugins.tuner.fingerprint import fingerprint
 from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
 from neuronmoe_plugins.tuner.objective import Objective
@@ -52,8 +53,9 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
                 "the model has adapters already: give it another mixture by model.add_adapter(name, config), or call "
                 "merge_and_unload() or unload() first"
             )
-        mlps = find_feed_forwards(cast(PreTrainedModel, model))
-        plans = cast(MoeConfig, peft_config).layer_plans(len(mlps))
+        config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(cast(PreTrainedModel, model))
+        plans = config.layer_plans(len(mlps))
+        config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
         self._targets = {mlps[layer].name: (layer, mlps[layer].family, plan) for layer, plan in plans.items()}
         self.objective = Objective.attach(model)
 

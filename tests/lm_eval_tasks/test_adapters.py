@@ -137,6 +137,21 @@ def test_adapter_of_another_model_is_one_line(
     assert message in done.stderr.splitlines()[-1]
 
 
+def test_adapter_of_another_model_of_the_same_shape(tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from neuronmoe_plugins.errors import UserError
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1.02)
+    model.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "other")
+    message = rf"one of {tiny_model_dir}, but {tmp_path}/other has other weights \(in model\.layers\.0\.mlp\.up_proj"
+    with pytest.raises(UserError, match=message):  # which the command ends with, in one line
+        HFLM(pretrained=str(tmp_path / "other"), peft=str(adapter_dir), device="cpu")
+
+
 def test_task_without_its_data_is_one_line(run: Run, tiny_model_dir: Path) -> None:
     done = run(["lm_eval"], f"pretrained={tiny_model_dir}", tasks="xnli_el,neuronmoe_greek")
     assert done.returncode == 2

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.loading import load_model, load_tokenizer, tokenize
-from tuner.tiny import GOLDEN
+from tuner.tiny import GOLDEN, moe_config
 
 
 @pytest.fixture
@@ -100,3 +100,13 @@ def test_published_adapter_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     model = load_model(str(GOLDEN / "base"), "float32", "cpu", str(GOLDEN / "adapter"))
     assert [record.message for record in caplog.records if "published NeuronMoE format" in record.message]
     assert any("moe_gate_proj" in name for name, _ in model.named_parameters())
+
+
+def test_adapter_of_another_model_of_the_same_shape(copy: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    peft.get_peft_model(base, moe_config(num_experts=2)).save_pretrained(tmp_path / "adapter")
+    load_model(str(tiny_model_dir), "bfloat16", "cpu", str(tmp_path / "adapter"))
+    change_weights(copy, lambda weights: weights["model.layers.3.mlp.up_proj.weight"].mul_(1.02))
+    line = f"adapter cannot be loaded: the adapter 'default' is one of {tiny_model_dir}, but {copy} has other weights"
+    with pytest.raises(UserError, match=line):
+        load_model(str(copy), "float32", "cpu", str(tmp_path / "adapter"))

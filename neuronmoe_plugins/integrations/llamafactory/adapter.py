@@ -19,6 +19,7 @@ from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
@@ -28,6 +29,7 @@ FROM_ARGUMENTS_IF_GIVEN = ("topk", "experts_implementation")
 logger = logging.get_logger("llamafactory.neuronmoe")
 
 
+@refused_on_other_base()
 def init_moe_adapter(
     model: PreTrainedModel, model_args: Any, finetuning_args: MoeFinetuningArguments, is_trainable: bool
 ) -> torch.nn.Module:
@@ -41,7 +43,7 @@ def init_moe_adapter(
             `pure_bf16` or ZeRO-3 forbids, as the host does for its own methods.
 
     Raises:
-        UserError: if there is no adapter to run inference with, or the adapter is of another kind.
+        UserError: if there is no adapter to run inference with, or the adapter is of another kind or base model.
         ValueError: if the expert counts do not fit the model.
     """
     if not is_trainable and not model_args.adapter_name_or_path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,9 @@ from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.checkpoint import from_file, mixture_layers
+from neuronmoe_plugins.tuner.checkpoint import from_file
+from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_weights, other_weights
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
-
-# Of a weight, whatever its dtype: bfloat16 rounds to 0.4 %.
-SAME = 0.02
-ROWS = 8
 
 
 def check_adapter_fits(
@@ -63,7 +61,7 @@ def check_adapter_fits(
             from_file(tensors_from_published(tensors), base, "default")
         except UserError as error:
             raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
-    return _check_named_base(model_args, config, base, adapter.base_model_name_or_path)
+    return _check_named_base(model_args, config, base, adapter)
 
 
 def _local_file(name: str, file: str, model_args: Any) -> Path | None:
@@ -87,42 +85,47 @@ def _header(file: Path) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def _check_named_base(model_args: Any, config: PretrainedConfig, base: PreTrainedModel, named: str | None) -> list[str]:
-    """Compare the base model with the one that the adapter names, as far as that is on this machine."""
-    used = model_args.model_name_or_path
-    if not named or named == used or (Path(named).exists() and Path(used).exists() and Path(named).samefile(used)):
-        return []
-    what = f"the adapter in {model_args.adapter_name_or_path[-1]} is one of {named}"
-    try:
-        other = AutoConfig.from_pretrained(named, cache_dir=model_args.cache_dir, local_files_only=True)
-    except (OSError, ValueError):
-        return [f"{what}, which is not on this machine: make sure that {used} is the same model"]
-    if other.model_type != config.model_type:
+def _check_named_base(
+    model_args: Any, config: PretrainedConfig, base: PreTrainedModel, adapter: MoeConfig
+) -> list[str]:
+    """Compare the base model with the adapter's, as far as the files on this machine, or the adapter, tell that."""
+    named, used = adapter.base_model_name_or_path, model_args.model_name_or_path
+    if named == used or (named and Path(named).exists() and Path(used).exists() and Path(named).samefile(used)):
+        named = None
+    what = f"the adapter in {model_args.adapter_name_or_path[-1]} is one of {named or 'another model'}"
+    other = None if named is None else _config_here(named, model_args)
+    if other is not None and other.model_type != config.model_type:
         raise UserError(
             f"model_name_or_path: {what}, a {other.model_type} model, but {used} is a {config.model_type} one"
         )
-    name, layer = next(mixture_layers(base, "default"))
-    weight = f"{name}.{layer.family.projections[-1]}.weight"
-    expected, found = (_first_rows(model, weight, model_args) for model in (named, used))
-    if expected is None or found is None or expected.shape != found.shape:
-        return [f"{what}: make sure that {used} is the same model"]
-    if (expected - found).norm() > SAME * expected.norm():
-        raise UserError(
-            f"model_name_or_path: {what}, but {used} has other weights (in {weight}): name the adapter's base"
-        )
-    return []
+    saved = adapter.made_on
+    if not saved and other is not None:
+        saved = fingerprint(base, find_feed_forwards(base), partial(_weight_in_files, named, model_args))
+    different = other_weights(saved or {}, partial(_weight_in_files, used, model_args))
+    if different:
+        raise UserError(f"model_name_or_path: {what}, {has_other_weights(used, different)}")
+    if named is None or different is not None:
+        return []
+    place = "" if other is not None else ", which is not on this machine"
+    return [f"{what}{place}: make sure that {used} is the same model"]
 
 
-def _first_rows(model: str, weight: str, model_args: Any) -> torch.Tensor | None:
-    """Some rows of a weight in float32, from a model's files; None if they are not there, or quantised."""
+def _config_here(name: str, model_args: Any) -> PretrainedConfig | None:
+    try:
+        return AutoConfig.from_pretrained(name, cache_dir=model_args.cache_dir, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _weight_in_files(model: str, model_args: Any, name: str) -> Any:
+    """A weight in a model's files, of which parts can be read; None if it is not there."""
     index = _local_file(model, SAFE_WEIGHTS_INDEX_NAME, model_args)
     shards = {} if index is None else read_json(index)["weight_map"]
-    file = _local_file(model, shards.get(weight, SAFE_WEIGHTS_NAME), model_args)
+    file = _local_file(model, shards.get(name, SAFE_WEIGHTS_NAME), model_args)
     if file is None:
         return None
-    with safe_open(file, framework="pt") as tensors:
-        rows = tensors.get_slice(weight)[:ROWS] if weight in tensors.keys() else None  # noqa: SIM118
-    return rows.float() if rows is not None and rows.is_floating_point() else None
+    tensors = safe_open(file, framework="pt")
+    return tensors.get_slice(name) if name in tensors.keys() else None  # noqa: SIM118
 
 
 def load_base_config(model_args: Any) -> PretrainedConfig:

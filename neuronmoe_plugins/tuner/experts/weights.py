@@ -129,7 +129,7 @@ def _dequantised(name: str, linear: nn.Linear) -> torch.Tensor:
     return weight.to(getattr(linear, "compute_dtype", None) or weight.dtype)
 
 
-def _weights_are_loaded() -> bool:
+def weights_are_loaded() -> bool:
     """With FSDP's cpu_ram_efficient_loading, the first process of a machine alone loads the base, for all of them."""
     return not is_fsdp_enabled() or os.environ.get("LOCAL_RANK") == "0"
 
@@ -158,7 +158,7 @@ def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights:
         ValueError: if they differ, so that copies of the weights would not be copies of the MLP.
     """
     weight = weights[family.projections[0]]
-    if weight.is_meta or not _weights_are_loaded():
+    if weight.is_meta or not weights_are_loaded():
         return
     generator = torch.Generator().manual_seed(0)
     # With a gradient: bitsandbytes repacks weights in an inference.

@@ -105,11 +105,31 @@ def test_published_adapters(
     assert re.search(message, refusal(args | {"model_name_or_path": save_model(hidden_size=64)}))
 
 
-def test_another_model_of_the_same_shape(stage2_args: dict[str, Any], tiny_model_dir: Path, save_model: Save) -> None:
+@pytest.fixture
+def forget(stage2_args: dict[str, Any]) -> Callable[..., None]:
+    """Give the adapter the configuration of one of an earlier version, which names its base alone."""
+
+    def change(**fields: Any) -> None:
+        config = Path(stage2_args["adapter_name_or_path"]) / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_fingerprint": None} | fields))
+
+    return change
+
+
+@pytest.mark.parametrize("knows_its_base", [True, False])
+def test_another_model_of_the_same_shape(
+    stage2_args: dict[str, Any],
+    tiny_model_dir: Path,
+    save_model: Save,
+    forget: Callable[..., None],
+    knows_its_base: bool,
+) -> None:
+    if not knows_its_base:
+        forget()
     what = f"^model_name_or_path: the adapter in .*adapter is one of {tiny_model_dir}, "
     for settings, message in (
         ({"model_type": "qwen2", "num_key_value_heads": 2}, "a llama model, but .*other is a qwen2 one$"),
-        ({}, r"but .*other has other weights \(in model.layers.0.mlp.down_proj.weight\): name the adapter's base$"),
+        ({}, r"but .*other has other weights \(in model.layers.0.mlp.down_proj.weight\): name the adapter's base, "),
     ):
         assert re.search(what + message, refusal(stage2_args | {"model_name_or_path": save_model(**settings)}))
 
@@ -125,7 +145,11 @@ def warnings_of(args: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[s
 
 
 def test_the_same_model_elsewhere(
-    stage2_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage2_args: dict[str, Any],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forget: Callable[..., None],
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -135,14 +159,26 @@ def test_the_same_model_elsewhere(
     half.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     for place in ("copy", "sharded"):
         assert warnings_of(stage2_args | {"model_name_or_path": str(tmp_path / place)}, monkeypatch) == []
-    config = Path(stage2_args["adapter_name_or_path"]) / "adapter_config.json"
-    saved = json.loads(config.read_text())
+    adapter = stage2_args["adapter_name_or_path"]
     for named in ("owner/model", "/gone/away"):
-        config.write_text(json.dumps(saved | {"base_model_name_or_path": named}))
+        forget(base_model_name_or_path=named)
         assert warnings_of(stage2_args, monkeypatch) == [
-            f"the adapter in {config.parent} is one of {named}, which is not on this machine: make sure that "
+            f"the adapter in {adapter} is one of {named}, which is not on this machine: make sure that "
             f"{tiny_model_dir} is the same model"
         ]
+    forget(base_model_name_or_path=str(tiny_model_dir))
+    for place in ("copy", "sharded"):
+        assert warnings_of(stage2_args | {"model_name_or_path": str(tmp_path / place)}, monkeypatch) == []
+
+
+def test_a_model_that_is_not_here_is_known_by_its_adapter(
+    stage2_args: dict[str, Any], save_model: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path(stage2_args["adapter_name_or_path"]) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "owner/model"}))
+    assert warnings_of(stage2_args, monkeypatch) == []
+    message = "one of owner/model, but .*other has other weights"
+    assert re.search(message, refusal(stage2_args | {"model_name_or_path": save_model(num_key_value_heads=2)}))
 
 
 def test_adapters_of_the_hub(
