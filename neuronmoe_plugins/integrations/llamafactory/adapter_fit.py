@@ -99,7 +99,7 @@ def _check_named_base(
             f"model_name_or_path: {what}, a {other.model_type} model, but {used} is a {config.model_type} one"
         )
     saved = adapter.made_on
-    if not saved and other is not None:
+    if not saved and named is not None and other is not None:
         saved = fingerprint(base, find_feed_forwards(base), partial(_weight_in_files, named, model_args))
     different = other_weights(saved or {}, partial(_weight_in_files, used, model_args))
     if different:
