@@ -30,15 +30,9 @@ from neuronmoe_plugins.tuner.experts.weights import (
     weight_names,
     whole_weights,
 )
+from neuronmoe_plugins.tuner.groups import allowed_experts
 from neuronmoe_plugins.tuner.plans import LayerPlan
-from neuronmoe_plugins.tuner.routing import (
-    ForwardContext,
-    LayerRouting,
-    allowed_experts,
-    decide_groups,
-    route,
-    sum_of_real_tokens,
-)
+from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting, route
 
 
 class MoeLayer(nn.Module, BaseTunerLayer):
@@ -156,12 +150,6 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         adapter_name = self._active_mixture()
         if adapter_name is None:
             return self.base_layer(hidden_states, *args, **kwargs)
-        if hidden_states.is_meta:
-            return self._mix(hidden_states, adapter_name)
-        with loaded_weights(self._read_modules(adapter_name), self.training and torch.is_grad_enabled()):
-            return self._mix(hidden_states, adapter_name)
-
-    def _mix(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
         plan, forward = self.plans[adapter_name], self.context.current
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         router_logits, group_logits, weights, selected_experts = self._route(hidden_states, adapter_name)
@@ -174,9 +162,12 @@ class MoeLayer(nn.Module, BaseTunerLayer):
                 adapter_name,
                 plan,
             )
-        experts = self._experts(adapter_name)
-        implementation = self.experts_implementation[adapter_name]
-        return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
+        experts, implementation = self._experts(adapter_name), self.experts_implementation[adapter_name]
+        if hidden_states.is_meta or not experts.are_away:
+            return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
+        with loaded_weights(self._expert_modules(), self.training and torch.is_grad_enabled()):
+            experts = self._experts(adapter_name)
+            return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
 
     def route_tokens(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """What the active adapter's router makes of the layer's input, within a forward pass of the model.
@@ -217,8 +208,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         router_logits = torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0]
         group_logits, num_allowed = None, None
         if plan.num_groups:
-            group_logits = self._group_logits(hidden_states, adapter_name)
-            groups = decide_groups(group_logits, self.context.current, self.layer_index, adapter_name)
+            group_logits, groups = self._groups(hidden_states, adapter_name)
             num_allowed = allowed_experts(groups, plan).repeat_interleave(len(tokens) // len(groups))
         return router_logits, group_logits, *route(router_logits, self.topk[adapter_name], num_allowed)
 
@@ -236,10 +226,16 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         modules = (self.moe_old_router, self.moe_router)
         return [cast(nn.Linear, module[adapter_name]) for module in modules if adapter_name in module]
 
-    def _group_logits(self, hidden_states: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        """(batch, num_groups) float32, of the sum over each sequence's real tokens."""
-        classifier = cast(nn.Linear, self.moe_token_classify[adapter_name]).weight
-        return F.linear(sum_of_real_tokens(hidden_states, self.context.current.attention_mask), classifier.float())
+    def _groups(self, hidden_states: torch.Tensor, adapter_name: str) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What :meth:`~neuronmoe_plugins.tuner.groups.Groups.decide` makes of the layer's input and classifier."""
+        forward, key = self.context.current, (self.layer_index, adapter_name)
+        return forward.groups.decide(key, hidden_states, forward.attention_mask, partial(self._classify, adapter_name))
+
+    def _classify(self, adapter_name: str, states: torch.Tensor) -> torch.Tensor:
+        """(batch, num_groups) float32, of each sequence's sum of states (batch, hidden)."""
+        classifier = cast(nn.Linear, self.moe_token_classify[adapter_name])
+        with loaded_weights([classifier], self.training and torch.is_grad_enabled()):
+            return F.linear(states, classifier.weight.float())
 
     def _experts(self, adapter_name: str) -> LayerExperts:
         stacks = tuple(self._stacks(adapter_name))
@@ -252,13 +248,11 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             if adapter_name in weights[self.weight_names[0]]:
                 yield ExpertStack({name: stacked[adapter_name] for name, stacked in weights.items()})
 
-    def _read_modules(self, adapter_name: str) -> Iterator[nn.Module]:
-        """Modules whose weights are read without a call."""
+    def _expert_modules(self) -> Iterator[nn.Module]:
+        """What holds the experts' weights, which are read without a call."""
         for name in self.weight_names:
             yield self._parameters_of(f"moe_{name}")
             yield self._parameters_of(f"moe_old_{name}")
-        if adapter_name in self.moe_token_classify:
-            yield self.moe_token_classify[adapter_name]
 
     def _parameters_of(self, name: str) -> nn.ParameterDict:
         return cast(nn.ParameterDict, getattr(self, name))

@@ -20,7 +20,7 @@ from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.fingerprint import fingerprint
 from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
-from neuronmoe_plugins.tuner.objective import Objective
+from neuronmoe_plugins.tuner.objective import ADAPTER_NAMES_REFUSED, Objective
 
 
 class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
@@ -91,6 +91,13 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(MERGE_REFUSED)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:
+        """Around PEFT's calls, which take away the arguments that are its own."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(ADAPTER_NAMES_REFUSED)
+        yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base model, with the objective's hooks; see the class for what they add."""

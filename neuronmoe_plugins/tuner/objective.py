@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS, MoeConfig
+from neuronmoe_plugins.tuner.groups import Groups, keep_in_cache
 from neuronmoe_plugins.tuner.inputs import LABELS_TOTAL, MIXTURE_LABELS, MixtureInputs
 from neuronmoe_plugins.tuner.losses import IGNORED
 from neuronmoe_plugins.tuner.metrics import RoutingMetrics, RoutingShares
-from neuronmoe_plugins.tuner.routing import CACHE_ATTRIBUTE, ForwardContext, LayerRouting, groups_of_cache
+from neuronmoe_plugins.tuner.routing import ForwardContext, ForwardPass, LayerRouting
 from neuronmoe_plugins.tuner.terms import mixture_terms
 
 
@@ -46,6 +49,8 @@ class Objective:
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
         ]
+        if hasattr(model, "generate"):
+            vars(model)["generate"] = MethodType(_generate, model)
 
     @classmethod
     def attach(cls, model: nn.Module) -> Objective:
@@ -60,32 +65,47 @@ class Objective:
         for handle in self._handles:
             handle.remove()
         del vars(model)["moe_objective"]
+        vars(model).pop("generate", None)
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if getattr(model, "_is_replica", False):
             raise ValueError(DATA_PARALLEL_REFUSED)
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(ADAPTER_NAMES_REFUSED)
         given = MixtureInputs.take(kwargs)
         inputs = self._arguments(args, kwargs)
         routes_groups = any(config.group_nums for config in _configs(model).values() if isinstance(config, MoeConfig))
-        groups = groups_of_cache(inputs.get("past_key_values")) if routes_groups else {}
-        self.context.start(inputs.get("attention_mask"), groups, model.training or self.shares is not None, given)
-        return args, kwargs
+        groups = self.context.groups(inputs.get("past_key_values")) if routes_groups else Groups()
+        recording = model.training or self.shares is not None
+        forward = ForwardPass(given, recording, {}, inputs.get("attention_mask"), groups, _returns_tuple(model, kwargs))
+        self.context.start(forward)
+        return args, kwargs | {"return_dict": True} if forward.returns_tuple else kwargs
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
         forward = self.context.current
         layers = self.context.stop()
         cache = getattr(outputs, "past_key_values", None)
         if forward.groups and cache is not None:
-            setattr(cache, CACHE_ATTRIBUTE, forward.groups)
-        if not layers:
-            return outputs
+            keep_in_cache(cache, forward.groups)
+        if layers:
+            self._record(model, forward, layers, self._arguments(args, kwargs), outputs)
+        return outputs.to_tuple() if forward.returns_tuple else outputs
+
+    def _record(
+        self,
+        model: nn.Module,
+        forward: ForwardPass,
+        layers: dict[int, LayerRouting],
+        arguments: dict[str, Any],
+        outputs: Any,
+    ) -> None:
+        """Measure the routing of a forward pass, and in training add its losses to the outputs."""
         inputs = MixtureInputs.read(forward.given, forward.attention_mask)
         if self.shares is not None:
             self.shares.add(layers, inputs.token_mask)
         if model.training and torch.is_grad_enabled():
             config = _configs(model)[next(iter(layers.values())).adapter_name]
-            self._add_losses(config, layers, inputs, {**self._arguments(args, kwargs), **forward.given}, outputs)
-        return outputs
+            self._add_losses(config, layers, inputs, {**arguments, **forward.given}, outputs)
 
     def _arguments(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a model call by name."""
@@ -126,6 +146,27 @@ DATA_PARALLEL_REFUSED = (
     "a mixture of experts does not run under torch.nn.DataParallel, whose replicas share its losses: start one "
     "process per GPU (torchrun or accelerate launch), or show the program one GPU (CUDA_VISIBLE_DEVICES=0)"
 )
+
+ADAPTER_NAMES_REFUSED = (
+    "adapter_names gives each sample an adapter of its own, but moe runs one adapter at a time: call "
+    "set_adapter(name), and run the samples of each adapter as a batch"
+)
+
+
+def _returns_tuple(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a model of transformers asks for a tuple, in which a loss is found by its place alone."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    asked = kwargs.get("return_dict")
+    return not (model.config.return_dict if asked is None else asked)
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for `model.generate(inputs=None, ...)`, whose forward passes share the prompt's language groups."""
+    given = (kwargs.get("inputs_embeds"), *args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
+    prompt = next((tokens for tokens in given if tokens is not None), None)
+    with vars(model)["moe_objective"].context.generating(None if prompt is None else prompt.shape[1]):
+        return type(model).generate(model, *args, **kwargs)
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:

@@ -1,24 +1,17 @@
-"""Routing of tokens to experts, language groups, and what the layers of one forward pass share with their model.
-
-Language groups: a layer's classifier decides per sequence which experts its tokens may use (LayerMoE).
-"""
+"""Routing of tokens to experts, and what the layers of one forward pass share with their model."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from neuronmoe_plugins.tuner.groups import Groups, groups_of_cache
 from neuronmoe_plugins.tuner.plans import LayerPlan
-
-# The attribute of a KV cache that carries the groups of the sequences in it, also through copies of the cache.
-CACHE_ATTRIBUTE = "moe_groups"
-
-# Layer and adapter -> (batch,) group of each sequence.
-Groups = dict[tuple[int, str], torch.Tensor]
 
 
 @dataclass
@@ -56,13 +49,15 @@ class ForwardPass:
         layers: Layer index -> routing.
         attention_mask: The model's, (batch, past + sequence), or another form that the model takes.
         groups: The groups decided so far; those of a KV cache in use were decided when it was prefilled.
+        returns_tuple: Whether the caller wants a tuple of the model's outputs.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
     recording: bool = False
     layers: dict[int, LayerRouting] = field(default_factory=dict)
     attention_mask: Any = None
-    groups: Groups = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
+    returns_tuple: bool = False
 
 
 class ForwardContext:
@@ -75,17 +70,15 @@ class ForwardContext:
     def __init__(self) -> None:
         self._running: dict[int, ForwardPass] = {}
         self._last = ForwardPass()
+        self._prompts: dict[int, Groups] = {}
 
     @property
     def current(self) -> ForwardPass:
         """The pass that runs in this thread, or the last one."""
         return self._running.get(_thread(), self._last)
 
-    def start(
-        self, attention_mask: Any, groups: Groups, recording: bool, given: Mapping[str, Any] | None = None
-    ) -> None:
+    def start(self, forward: ForwardPass) -> None:
         """Begin a forward pass in this thread."""
-        forward = ForwardPass(given or {}, recording, {}, attention_mask, groups)
         self._running[_thread()] = self._last = forward
 
     def stop(self) -> dict[int, LayerRouting]:
@@ -93,7 +86,30 @@ class ForwardContext:
         forward = self._running.pop(_thread())
         forward.recording = False
         layers, forward.layers = forward.layers, {}
-        return dict(sorted(layers.items()))
+        return {index: layers[index] for index in sorted(layers)}
+
+    @contextmanager
+    def generating(self, prompt_length: int | None) -> Iterator[None]:
+        """Decide language groups once for all forward passes of this thread within the context.
+
+        Args:
+            prompt_length: The number of tokens to decide on, those of the first pass if it is None.
+        """
+        outer = self._prompts.get(_thread())
+        self._prompts[_thread()] = Groups(prompt_length)
+        try:
+            yield
+        finally:
+            self._prompts.pop(_thread())
+            if outer is not None:
+                self._prompts[_thread()] = outer
+
+    def groups(self, cache: Any) -> Groups:
+        """The groups of a forward pass that is about to begin in this thread, with this KV cache or None."""
+        prompt = self._prompts.get(_thread())
+        if cache is not None:
+            return groups_of_cache(cache, None if prompt is None else prompt.prompt_length)
+        return Groups() if prompt is None else prompt
 
 
 def _thread() -> int:
@@ -135,83 +151,3 @@ def route(
     elif num_allowed is not None:
         weights = torch.where(num_allowed.unsqueeze(-1) == 1, torch.ones_like(weights), weights)
     return weights, selected_experts
-
-
-def sum_of_real_tokens(hidden_states: torch.Tensor, attention_mask: Any) -> torch.Tensor:
-    """Sum of each sequence's hidden states, in float32, padding left out.
-
-    Args:
-        hidden_states: (batch, sequence, hidden).
-        attention_mask: (batch, past + sequence), 0 for padding; None for none.
-
-    Returns:
-        (batch, hidden) float32.
-
-    Raises:
-        ValueError: for masks of another form, which do not say what is padding.
-    """
-    states = hidden_states.float()
-    if attention_mask is None:
-        return states.sum(dim=1)
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
-        raise ValueError(
-            "group_nums needs an attention_mask of (batch, sequence) to tell tokens from padding; got "
-            + (str(tuple(attention_mask.shape)) if hasattr(attention_mask, "shape") else type(attention_mask).__name__)
-        )
-    mask = attention_mask[:, -hidden_states.shape[1] :].to(states)
-    return (states * mask.unsqueeze(-1)).sum(dim=1)
-
-
-def decide_groups(
-    group_logits: torch.Tensor, forward: ForwardPass, layer_index: int, adapter_name: str
-) -> torch.Tensor:
-    """The group of each sequence: the classifier's first choice, or what was decided when the cache was prefilled.
-
-    Args:
-        group_logits: (batch, num_groups).
-        forward: The forward pass.
-        layer_index: Index of the decoder layer.
-        adapter_name: The active adapter.
-
-    Returns:
-        (batch,) int64.
-    """
-    key = (layer_index, adapter_name)
-    if key not in forward.groups:
-        forward.groups[key] = group_logits.detach().argmax(dim=-1)
-    groups = forward.groups[key]
-    # A cache can be repeated after its prefill, several continuations for each prompt.
-    return groups.repeat_interleave(group_logits.shape[0] // groups.shape[0])
-
-
-def allowed_experts(groups: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
-    """How many of the first experts each sequence may use: group 0 the base, 1 the old ones, the others all.
-
-    Args:
-        groups: (batch,) int64.
-        plan: The layer's plan.
-
-    Returns:
-        (batch,) int64.
-    """
-    counts = [1, plan.num_first_experts] + [plan.num_experts] * (plan.num_groups - 2)
-    return torch.tensor(counts, device=groups.device)[groups]
-
-
-def groups_of_cache(cache: Any) -> Groups:
-    """The groups decided when `cache` was prefilled; a new dictionary, kept with the cache, while it is empty.
-
-    Raises:
-        ValueError: if the cache was prefilled without them.
-    """
-    if cache is None:
-        return {}
-    if int(cache.get_seq_length()) == 0:
-        setattr(cache, CACHE_ATTRIBUTE, {})
-    elif not hasattr(cache, CACHE_ATTRIBUTE):
-        raise ValueError(
-            "the KV cache was filled without this adapter, so the language group of its sequences is unknown: run the "
-            "prompt again with the adapter active"
-        )
-    groups: Groups = getattr(cache, CACHE_ATTRIBUTE)
-    return groups

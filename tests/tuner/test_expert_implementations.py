@@ -16,6 +16,7 @@ from neuronmoe_plugins.tuner import experts as implementations
 from neuronmoe_plugins.tuner.experts import run_one_token
 from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
 from neuronmoe_plugins.tuner.experts.weights import ExpertStack, LayerExperts
+from neuronmoe_plugins.tuner.routing import ForwardPass
 from tuner.expert_layers import HIDDEN, INTERMEDIATE, assert_same, hidden_states, make_layer, run
 from tuner.tiny import FAMILIES, randomised, tiny_model
 
@@ -86,7 +87,7 @@ def test_choices_that_are_not_used(implementation: str) -> None:
     options = {"old_num_experts": 2, "group_nums": 3}
     layer, states = make_layer(4, topk=3, **options), hidden_states(8, 5)
     assert_same(run(layer, states, implementation), run(layer, states, "loop"))
-    layer.context.start(None, {}, recording=True)
+    layer.context.start(ForwardPass(recording=True))
     layer(states)
     assert (layer.context.stop()[1].selected_experts == 4).any(), "some choices are unused"
 
@@ -184,7 +185,7 @@ def test_one_token_in_inference(options: dict[str, Any], dtype: torch.dtype) -> 
         outputs = []
         for name in ("sorted", "loop"):
             layer.experts_implementation["default"] = name
-            layer.context.start(None, {}, recording=False)
+            layer.context.start(ForwardPass())
             with torch.no_grad():
                 outputs.append(layer(states))
         # In bfloat16 every partial sum is rounded.

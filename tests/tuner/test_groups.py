@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import DynamicCache, StaticCache
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.checkpoint import to_file
+from neuronmoe_plugins.tuner.routing import ForwardPass
+from tuner.language_groups import decided_groups, fix_groups, grouped_model, mixture_layers, prompts
 from tuner.tiny import GROUPS, logits, moe_config, randomised, tiny_model
-
-
-def grouped_model(**options: object) -> PeftModel:
-    torch.manual_seed(5)
-    return randomised(get_peft_model(tiny_model(), moe_config(**GROUPS | options)))
-
-
-def mixture_layers(model: torch.nn.Module) -> list[MoeLayer]:
-    return [module for module in model.modules() if isinstance(module, MoeLayer)]
 
 
 def force_group(model: torch.nn.Module, group: int) -> None:
@@ -31,12 +21,6 @@ def force_group(model: torch.nn.Module, group: int) -> None:
     for layer in mixture_layers(model):
         known = min(group, layer.plans["default"].num_groups - 1)
         fix_groups(layer, lambda states, known=known: torch.full((len(states),), known))
-
-
-def fix_groups(layer: MoeLayer, groups: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let `groups`, from hidden states to (batch,), decide instead of the classifier."""
-    count = layer.plans["default"].num_groups
-    layer._group_logits = lambda states, _name: torch.nn.functional.one_hot(groups(states), count).float()
 
 
 def dense_layer(layer: MoeLayer, hidden_states: torch.Tensor, mask: torch.Tensor, topk: int) -> torch.Tensor:
@@ -69,7 +53,7 @@ def test_output_is_that_of_the_definition(topk: int, layer_index: int) -> None:
     layer = mixture_layers(grouped_model(topk=topk))[layer_index]
     hidden_states = torch.randn(24, 7, 16, generator=torch.Generator().manual_seed(3))
     mask = (torch.arange(7) < torch.randint(1, 8, (24, 1), generator=torch.Generator().manual_seed(4))).long()
-    layer.context.start(mask, {}, recording=False)
+    layer.context.start(ForwardPass(attention_mask=mask))
     with torch.no_grad():
         output = layer(hidden_states)
         groups = layer.context.current.groups[layer.layer_index, "default"]
@@ -97,75 +81,12 @@ def test_padding_takes_no_part(batch: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(logits(model, alone)[0], together[row, :length], atol=1e-5, rtol=0)
 
 
-def prompts(count: int = 16) -> torch.Tensor:
-    return torch.randint(3, 61, (count, 6), generator=torch.Generator().manual_seed(8))
-
-
-def decided_groups(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """(mixture layers, batch)."""
-    with torch.no_grad():
-        cache = model(input_ids=input_ids, use_cache=True).past_key_values
-    return torch.stack([cache.moe_groups[layer.layer_index, "default"] for layer in mixture_layers(model)])
-
-
 def test_the_groups_differ_and_would_change_while_generating() -> None:
     """Otherwise the tests below could not fail."""
     model, input_ids = grouped_model(), prompts()
     groups = decided_groups(model, input_ids)
     assert all(len(set(row.tolist())) > 1 for row in groups)
     assert not torch.equal(decided_groups(model, input_ids[:, -1:]), groups)
-
-
-@pytest.mark.parametrize("cache", ["new", "given", "static"])
-def test_decoding_keeps_the_groups_of_the_prefill(cache: str) -> None:
-    model, input_ids = grouped_model(), prompts()
-    past = {"new": None, "given": DynamicCache(), "static": StaticCache(model.config, max_cache_len=12)}[cache]
-    with torch.no_grad():
-        outputs = model(input_ids=input_ids, past_key_values=past, use_cache=True)
-        groups = dict(outputs.past_key_values.moe_groups)
-        step = model(input_ids=outputs.logits[:, -1:].argmax(-1), past_key_values=outputs.past_key_values)
-    assert all(step.past_key_values.moe_groups[key] is decided for key, decided in groups.items())
-    # The same tokens at once, in the groups of the prompt alone.
-    tokens = torch.cat([input_ids, outputs.logits[:, -1:].argmax(-1)], dim=1)
-    for layer in mixture_layers(model):
-        fix_groups(layer, lambda _states, decided=groups[layer.layer_index, "default"]: decided)
-    with torch.no_grad():
-        whole = model(input_ids=tokens).logits[:, -1]
-    torch.testing.assert_close(step.logits[:, -1], whole, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
-def test_generate(options: dict[str, object]) -> None:
-    model, input_ids = grouped_model(), prompts(4)
-    torch.manual_seed(0)
-    whole = model.generate(input_ids=input_ids, max_new_tokens=5, pad_token_id=0, **{"do_sample": False} | options)
-    assert whole.shape == (4 * options.get("num_return_sequences", 1), 11)
-    if not options:
-        for row in range(4):
-            one = model.generate(input_ids=input_ids[row : row + 1], max_new_tokens=5, pad_token_id=0, do_sample=False)
-            assert torch.equal(one[0], whole[row])
-
-
-def test_a_copied_cache_keeps_its_groups_and_an_emptied_one_does_not() -> None:
-    model, input_ids = grouped_model(), prompts()
-    with torch.no_grad():
-        past = model(input_ids=input_ids, use_cache=True).past_key_values
-        copied = copy.deepcopy(past)
-        expected = model(input_ids=input_ids[:, :1], past_key_values=past).logits
-        assert torch.equal(model(input_ids=input_ids[:, :1], past_key_values=copied).logits, expected)
-        static = StaticCache(model.config, max_cache_len=12)
-        model(input_ids=input_ids, past_key_values=static)
-        static.reset()
-        again = model(input_ids=input_ids.flip(0), past_key_values=static).logits
-        torch.testing.assert_close(again, model(input_ids=input_ids.flip(0)).logits, atol=1e-4, rtol=0)
-
-
-def test_a_cache_filled_without_the_adapter_is_refused() -> None:
-    model, input_ids = grouped_model(), prompts()
-    with torch.no_grad():
-        past = tiny_model()(input_ids=input_ids, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="KV cache was filled without this adapter"):
-            model(input_ids=input_ids[:, :1], past_key_values=past)
 
 
 def test_a_mask_that_does_not_tell_padding_is_refused(batch: dict[str, torch.Tensor]) -> None:

@@ -50,6 +50,21 @@ def test_evaluation_adds_nothing(batch: dict[str, torch.Tensor]) -> None:
     assert model.base_model.pop_metrics() == {}
 
 
+def test_a_tuple_of_outputs_has_the_whole_loss(batch: dict[str, torch.Tensor]) -> None:
+    model = moe_model(aux_loss_coef=0.3).train()
+    expected, outputs = model(**batch), model(**batch, return_dict=False)
+    assert isinstance(outputs, tuple)
+    assert torch.equal(outputs[0], expected.loss)
+    assert torch.equal(outputs[1], expected.logits)
+
+
+def test_an_adapter_per_sample_is_refused(batch: dict[str, torch.Tensor]) -> None:
+    model, names = moe_model(), ["default", "__base__"]
+    for call in (model, model.get_base_model(), model.generate):
+        with pytest.raises(ValueError, match=r"adapter_names gives each sample .*call set_adapter\(name\)"):
+            call(input_ids=batch["input_ids"], adapter_names=names)
+
+
 def test_losses_reach_the_model_under_peft_too(batch: dict[str, torch.Tensor]) -> None:
     """A PeftModel without a task type, and programs that unwrap it, call the base model directly."""
     model = moe_model(aux_loss_coef=0.3).train()

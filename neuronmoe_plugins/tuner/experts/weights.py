@@ -228,6 +228,11 @@ class LayerExperts:
         return 1 + sum(map(len, self.stacks))
 
     @property
+    def are_away(self) -> bool:
+        """Whether the weights of some of them, beside the base's, are on the meta device."""
+        return any(weight.is_meta for stack in self.stacks for weight in stack.weights.values())
+
+    @property
     def act_fn(self) -> Callable[[Any], Any]:
         """The activation function, which all experts share."""
         activation: Callable[[Any], Any] = getattr(self.base_layer, self.family.activation)
