@@ -145,6 +145,7 @@ class MoeDataArguments(DataArguments):
         super().__post_init__()
         # dataset_info.json, once it is read.
         self.entries: dict[str, Any] | None = None
+        self.of_moe = False
         self.old_languages: list[str] | None = words_of(self.original_languages)
         for language in self.old_languages or []:
             check_code("original_languages", language)
@@ -152,8 +153,8 @@ class MoeDataArguments(DataArguments):
             raise UserError("original_languages has no effect without generate_lang_mask: true")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the entries: the hash of a pickle names the host's cache of what these arguments made of the data."""
-        return vars(self) | {"entries": None}
+        """The same in every run: the hash of a pickle names the host's cache of what these arguments made of data."""
+        return vars(self) | {"entries": None, "of_moe": False}
 
 
 def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[str]:

@@ -14,6 +14,7 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeFinetuningArguments,
     given_moe_arguments,
 )
+from neuronmoe_plugins.integrations.llamafactory.data_sets import check_datasets, packing_note
 from neuronmoe_plugins.integrations.llamafactory.experts import OLD_EXPERTS
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given, is_moe, read_given
 from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
@@ -23,7 +24,7 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
     check_training,
 )
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
-from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_datasets, check_languages, check_saved_tags
+from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_languages, check_mixing, check_saved_tags
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
@@ -133,6 +134,9 @@ def _check_run(run: MoeRun) -> None:
             run.notes += notes
             run.warnings += warnings
         check_saved_tags(run.data_args)
+        check_mixing(run.data_args, run.finetuning_args, run.given)
+        packed = packing_note(run.finetuning_args.stage, run.data_args)
+        run.notes += [packed] if packed else []
     _check_experts(run)
     # Classifiers read the mean of a sequence's real tokens, which the mask of `neat_packing` does not tell.
     if run.trains and run.data_args.neat_packing and run.config.group_nums:

@@ -52,6 +52,7 @@ class MoeRun:
         except ValueError as error:
             raise UserError(one_line(error)) from error
         run.finetuning_args.run = run
+        run.data_args.of_moe = True
         return run
 
     def all_arguments(self, classes: list[Any]) -> tuple[Any, ...]:

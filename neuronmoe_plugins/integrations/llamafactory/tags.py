@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafactory.extras.constants import FILEEXT2TYPE
-
-from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
+from neuronmoe_plugins.integrations.llamafactory.data_sets import all_datasets, info_file, is_tokenized, read_entries
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.languages import TAGS, check_tag, twin
 from neuronmoe_plugins.reading import read_json_object
 
-# Keys of an entry whose data is not in a file of the folder.
-ELSEWHERE = {"hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"}
 GROUP_TAG = re.compile(r"g(\d+)", re.ASCII)
 # In the folder, beside the host's files: model input -> data set -> number of its tokens.
 TAGS_FILE = "neuronmoe_tags.json"
@@ -63,7 +60,7 @@ class TokenTag:
             try:
                 numbers[name] = self.read(tag, data_args)
             except UserError as error:
-                raise UserError(f"{_info_file(data_args)}: {name}: {error}") from None
+                raise UserError(f"{info_file(data_args)}: {name}: {error}") from None
         return numbers
 
     def tags_of(self, names: list[str], data_args: MoeDataArguments) -> dict[str, object]:
@@ -81,28 +78,10 @@ class TokenTag:
         untagged = [name for name, tag in tags.items() if tag is None]
         if untagged:
             raise UserError(
-                f'{_info_file(data_args)}: {self.argument} needs a "{self.key}" ({self.form}) in every data set, but '
+                f'{info_file(data_args)}: {self.argument} needs a "{self.key}" ({self.form}) in every data set, but '
                 f"{', '.join(untagged)} has none"
             )
         return tags
-
-
-def read_entries(data_args: MoeDataArguments) -> dict[str, Any] | None:
-    """dataset_info.json, read once: name of a data set -> its entry; None where it is not a file on this machine.
-
-    Raises:
-        UserError: if there is no such file, or it cannot be read.
-    """
-    folder: Any = data_args.dataset_dir
-    if not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:"):
-        return None
-    if data_args.entries is None:
-        file = _info_file(data_args)
-        missing = f"{file} does not exist; dataset_dir must be the folder that has it"
-        data_args.entries = read_json_object(
-            file, "it must map the name of each data set to its entry", missing=missing
-        )
-    return data_args.entries
 
 
 def asked_tags(data_args: Any) -> list[TokenTag]:
@@ -162,10 +141,6 @@ GROUP = TokenTag("group_tags", "sequential_add_mask", "group_tag", '"g0", "g1" o
 TOKEN_TAGS = (LANGUAGE, GROUP)
 
 
-def _info_file(data_args: MoeDataArguments) -> Path:
-    return Path(str(data_args.dataset_dir)) / "dataset_info.json"
-
-
 def join_with_tags(call: Call) -> None:
     """Stand in for `DatasetAttr.join(attr)`."""
     call.host()
@@ -173,13 +148,6 @@ def join_with_tags(call: Call) -> None:
     for tag in TOKEN_TAGS:
         if tag.key in entry:
             setattr(call.instance, tag.key, entry[tag.key])
-
-
-def is_tokenized(data_args: Any) -> bool:
-    """Whether the host would load its data from `tokenized_path` instead of tokenising it."""
-    from llamafactory.extras.misc import has_tokenized_data
-
-    return data_args.tokenized_path is not None and has_tokenized_data(data_args.tokenized_path)
 
 
 def save_tags(data_args: MoeDataArguments) -> None:
@@ -210,14 +178,9 @@ def check_saved_tags(data_args: MoeDataArguments) -> None:
             )
 
 
-def _datasets(data_args: MoeDataArguments) -> list[str]:
-    """Names of the training and evaluation data sets, each once."""
-    return list(dict.fromkeys([*(data_args.dataset or []), *(data_args.eval_dataset or [])]))
-
-
 def _numbers(data_args: MoeDataArguments) -> dict[str, dict[str, int]]:
     """Model input of each tag asked for -> number of each data set."""
-    return {tag.name: tag.of_datasets(_datasets(data_args), data_args) for tag in asked_tags(data_args)}
+    return {tag.name: tag.of_datasets(all_datasets(data_args), data_args) for tag in asked_tags(data_args)}
 
 
 def check_languages(
@@ -232,7 +195,7 @@ def check_languages(
         UserError: naming the data set or the argument.
     """
     training = data_args.dataset or []
-    names = _datasets(data_args)
+    names = all_datasets(data_args)
     is_old = LANGUAGE.of_datasets(names, data_args)
     if finetuning_args.lpr_loss_coef and not any(is_old[name] for name in training):
         raise UserError(
@@ -254,32 +217,36 @@ def check_languages(
     return [f"Data sets by language: {'; '.join(groups)}"], warnings
 
 
-def check_datasets(data_args: MoeDataArguments) -> None:
-    """Refuse data sets that the host would not find after it has loaded others.
+def check_mixing(data_args: MoeDataArguments, finetuning_args: MoeFinetuningArguments, given: dict[str, Any]) -> None:
+    """Refuse to train on one tag's tokens after the other's, which gives each batch to one side of the losses.
 
-    Data that is tokenised already is not read again, and what is not on this machine cannot be looked for.
+    Args:
+        data_args: Data arguments.
+        finetuning_args: Fine-tuning arguments.
+        given: The arguments that the user gave.
 
     Raises:
-        UserError: naming the file, and the data set.
+        UserError: naming the argument that keeps data sets of several tags apart.
     """
-    entries = None if is_tokenized(data_args) else read_entries(data_args)
-    if entries is None:
+    names = data_args.dataset or []
+    apart = [tag for tag in asked_tags(data_args) if len(set(tag.of_datasets(names, data_args).values())) > 1]
+    if not apart:
         return
-    file = _info_file(data_args)
-    for name in _datasets(data_args):
-        if name not in entries:
-            raise UserError(f"{file} has no data set {name!r}{did_you_mean(name, entries)}")
-        where, entry = f"{file}: {name}", entries[name]
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} must be an object with a file_name; got {entry!r}")
-        if ELSEWHERE & entry.keys():
-            continue
-        if not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{where} has no file_name")
-        path = file.parent / entry["file_name"]
-        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-        if not files:
-            raise UserError(f"{where}: there is no file {path}")
-        wrong = [one.name for one in files if one.suffix[1:] not in FILEEXT2TYPE]
-        if wrong:
-            raise UserError(f"{where}: {wrong[0]} is none of {', '.join(FILEEXT2TYPE)} files")
+    unread = [name for name, share in zip(names, data_args.interleave_probs or [], strict=False) if not share > 0]
+    if unread:
+        raise UserError(f"interleave_probs gives {unread[0]} no share: it would not be read; remove it from dataset")
+    in_order = "disable_shuffling: true" if finetuning_args.disable_shuffling else None
+    if given.get("train_sampling_strategy") == "sequential":
+        in_order = "train_sampling_strategy: sequential"
+    if data_args.streaming and is_tokenized(data_args):
+        raise UserError(
+            "streaming: true reads tokenized_path in the order in which it was written, one data set after the other: "
+            "remove streaming"
+        )
+    in_order = "streaming: true" if data_args.streaming else in_order
+    if in_order and data_args.mix_strategy == "concat":
+        raise UserError(
+            f"{in_order} reads {', '.join(names)} one after the other, so that a batch has tokens of one "
+            f'"{apart[0].key}" alone: set mix_strategy: interleave_over (or interleave_under), and interleave_probs '
+            "for their shares"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from datasets import IterableDataset
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.data_sets import is_tokenized, nothing_left
 from neuronmoe_plugins.integrations.llamafactory.tags import (
     TOKEN_TAGS,
     TokenTag,
     asked_tags,
     check_saved_tags,
-    is_tokenized,
     save_tags,
 )
 from neuronmoe_plugins.integrations.stand_ins import Call
@@ -74,11 +75,12 @@ def load_with_tags(call: Call) -> Any:
     bound = call.arguments
     attributes, data_args = bound["dataset_attr"], bound["data_args"]
     numbers = {tag.column: tag.read(getattr(attributes, tag.key, None), data_args) for tag in asked_tags(data_args)}
-    streams_file = data_args.streaming and attributes.load_from == "file"
-    # The host splits a file into as many parts as there are workers: into none.
-    if numbers and streams_file and not bound["training_args"].dataloader_num_workers:
-        raise UserError(f"streaming: {attributes} gives no text without workers: set dataloader_num_workers: 1")
-    dataset = call.host()
+    changed = {}
+    if getattr(data_args, "of_moe", False) and not bound["training_args"].dataloader_num_workers:
+        # The host splits a file that it streams into as many parts as there are workers: into none.
+        changed["training_args"] = copy(bound["training_args"])
+        changed["training_args"].dataloader_num_workers = 1
+    dataset = call.host(**changed)
     if numbers and isinstance(dataset, IterableDataset):
         return dataset.map(partial(_numbers_of_example, numbers=numbers))
     for column, number in numbers.items():
@@ -117,7 +119,13 @@ def get_dataset(call: Call) -> Any:
     data_args, training_args = call.arguments["data_args"], call.arguments["training_args"]
     reloads = is_tokenized(data_args)
     check_saved_tags(data_args)
-    datasets = call.host()
+    try:
+        datasets = call.host()
+    except (StopIteration, RuntimeError) as error:
+        refused = nothing_left(error, data_args) if getattr(data_args, "of_moe", False) else None
+        if refused is None:
+            raise
+        raise refused from error
     if data_args.tokenized_path is not None and not reloads and training_args.should_save:
         save_tags(data_args)
     if reloads:

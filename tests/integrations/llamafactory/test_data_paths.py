@@ -14,7 +14,7 @@ from neuronmoe_plugins.tuner.inputs import count_items
 
 TEXTS = {"dataset": "en_odd,el_odd"}
 CHAT = {"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat", "per_device_train_batch_size": 2}
-STREAMED = {"streaming": True, "dataloader_num_workers": 1}
+STREAMED = {"streaming": True, "dataloader_num_workers": 1, "mix_strategy": "interleave_over"}
 PATHS: dict[str, dict[str, Any]] = {
     "packed": {},
     "unpacked": {"packing": False},
@@ -24,7 +24,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "workers": {"preprocessing_num_workers": 2, "overwrite_cache": True},
     "hub": {"dataset": "en_hub,el_odd"},
     "streamed": STREAMED,
-    "streamed, interleaved, unpacked": STREAMED | {"mix_strategy": "interleave_over", "packing": False},
+    "streamed, unpacked, without workers": STREAMED | {"dataloader_num_workers": 0, "packing": False},
     "streamed from the hub": STREAMED | {"dataset": "en_hub,el_hub", "mix_strategy": "interleave_under"},
     "conversations": CHAT,
     "packed conversations": CHAT | {"packing": True},

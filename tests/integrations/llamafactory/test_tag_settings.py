@@ -93,9 +93,76 @@ def test_lost_columns_are_noticed(moe_args: dict[str, Any], tmp_path: Path, role
         load(parse(args | {"tokenized_path": str(tmp_path / "without")}))
 
 
-def test_stream_without_workers(moe_args: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"streaming: en_odd\.jsonl gives no text .*set dataloader_num_workers: 1"):
-        load(parse(moe_args | TEXTS | {"streaming": True}))
+ONE_AFTER_THE_OTHER = "reads en_coded, el_coded one after the other, .*: set mix_strategy: interleave_over"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"streaming": True}, f"streaming: true {ONE_AFTER_THE_OTHER}"),
+        ({"disable_shuffling": True}, f"disable_shuffling: true {ONE_AFTER_THE_OTHER}"),
+        ({"train_sampling_strategy": "sequential"}, f"train_sampling_strategy: sequential {ONE_AFTER_THE_OTHER}"),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "0,1"}, "interleave_probs gives en_coded no share"),
+    ],
+    ids=["stream", "not shuffled", "sampled in order", "no share"],
+)
+def test_languages_one_after_the_other(moe_args: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    if "train_sampling_strategy" in settings and not is_argument("train_sampling_strategy"):
+        pytest.skip("transformers has no such argument yet")
+    with pytest.raises(UserError, match=message):
+        parse(moe_args | TEXTS | settings)
+    apart = {} if "interleave_probs" in settings else {"mix_strategy": "interleave_under"}
+    one_language = {"generate_lang_mask": False, "original_languages": None} if apart == {} else {}
+    parse(moe_args | TEXTS | settings | apart | one_language)
+
+
+def is_argument(name: str) -> bool:
+    from transformers import TrainingArguments
+
+    return name in TrainingArguments.__dataclass_fields__
+
+
+def test_a_stream_of_what_is_tokenised(moe_args: dict[str, Any], tmp_path: Path) -> None:
+    args = moe_args | TEXTS | {"tokenized_path": str(tmp_path / "tokens")}
+    load(parse(args))
+    with pytest.raises(UserError, match=r"streaming: true reads tokenized_path in the order .*: remove streaming"):
+        parse(args | {"streaming": True, "mix_strategy": "interleave_over"})
+
+
+@pytest.mark.parametrize("settings", [{}, TEXTS | {"mix_strategy": "interleave_over"}], ids=["plain", "tagged"])
+def test_stream_without_workers(moe_args: dict[str, Any], settings: dict[str, Any]) -> None:
+    dataset = load(parse(moe_args | settings | {"streaming": True}))["train_dataset"]
+    assert len(next(iter(dataset))["input_ids"]) == moe_args["cutoff_len"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"streaming": True, "val_size": 300}, "dataset: el_even: there is no text beyond val_size: 300"),
+        ({"cutoff_len": 100_000}, "dataset: el_even: there are fewer tokens than the 100000 of cutoff_len"),
+    ],
+    ids=["all for validation", "no block"],
+)
+def test_nothing_to_train_on(moe_args: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}$"):
+        load(parse(moe_args | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, "packing: false"),
+        ({"packing": False}, None),
+        (CHAT | {"packing": True}, "neat_packing: true"),
+        (CHAT, None),
+        (CHAT | {"neat_packing": True}, None),
+    ],
+)
+def test_the_log_says_that_texts_see_each_other(
+    moe_args: dict[str, Any], settings: dict[str, Any], advice: str | None
+) -> None:
+    notes = [note for note in parse(moe_args | settings)[3].run.notes if "packing" in note]
+    assert [note.endswith(f"set {advice} to keep them apart") for note in notes] == [True] * (advice is not None)
 
 
 def test_data_sets_that_no_file_describes(moe_args: dict[str, Any]) -> None:
