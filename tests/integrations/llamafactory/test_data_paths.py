@@ -83,15 +83,18 @@ def test_tags_in_evaluation(run_args: dict[str, Any], tmp_path: Path, path: dict
     assert {0, 1} <= {number for batch in evaluated for number in batch["group_tags"].flatten().tolist()}
 
 
-@pytest.mark.parametrize("path", [{}, CHAT | {"neat_packing": True}], ids=["texts", "packed conversations"])
-@pytest.mark.parametrize("reload", [{}, STREAMED], ids=["", "streamed"])
+@pytest.mark.parametrize(
+    ("path", "reload"),
+    [({}, {}), (CHAT | {"neat_packing": True}, {}), ({"dataset": "en_odd,en_even"}, STREAMED)],
+    ids=["texts", "packed conversations", "streamed"],
+)
 def test_tokenized_data_keeps_its_tags(
     run_args: dict[str, Any], tmp_path: Path, path: dict[str, Any], reload: dict[str, Any], tokenizer: Any
 ) -> None:
     evaluation = {"eval_dataset": path.get("dataset", "el_odd"), "eval_strategy": "steps", "eval_steps": 4}
     args = run_args | evaluation | path | {"tokenized_path": str(tmp_path / "tokens")}
     saved = received_batches(args, tmp_path / "saved")
-    for name in ("en_odd", "el_odd", "en_chat", "el_chat"):  # so that nothing can be tokenised anew
+    for name in ("en_odd", "en_even", "el_odd", "en_chat", "el_chat"):  # so that nothing can be tokenised anew
         (Path(args["dataset_dir"]) / f"{name}.jsonl").unlink()
     reloaded = received_batches(args, tmp_path / "reloaded", **reload)
     for batches, again in zip(saved, reloaded, strict=True):
