@@ -45,6 +45,7 @@ def analyze(options: AnalyzeOptions) -> None:
 
     Several processes share the work: torchrun --nproc-per-node N -m neuronmoe_plugins analyze ...
     """
+    from neuronmoe_plugins.neurons.analysis import tokenizer_fits
     from neuronmoe_plugins.neurons.analyze import analyze as analyze_neurons
     from neuronmoe_plugins.neurons.processes import Processes
 
@@ -53,8 +54,9 @@ def analyze(options: AnalyzeOptions) -> None:
     if is_first:
         for warning in analysis.warnings():
             typer.echo(f"Warning: {warning}", err=True)
+        fits = tokenizer_fits(analysis.summary)
         for language, count in analysis.neurons_per_language().items():
-            typer.echo(f"{language}: {count} neurons")
+            typer.echo(f"{language}: {count} neurons; {fits[language].words_and_bytes()}")
         typer.echo(f"Wrote {options.output}")
 
 
@@ -66,7 +68,7 @@ def specialise(
     """Find what each expert of an extended model specialises in: language-specific neurons, and routing."""
     from rich.console import Console
 
-    from neuronmoe_plugins.neurons.analysis import shared_sentence_warnings
+    from neuronmoe_plugins.neurons.analysis import corpus_warnings
     from neuronmoe_plugins.specialisation import specialise as measure_experts
     from neuronmoe_plugins.specialisation.display import print_specialisation
 
@@ -74,7 +76,7 @@ def specialise(
         raise UserError(f"unknown --compare {compare!r}; there is: base")
     console = Console()
     specialisation = measure_experts(options, progress=True)
-    for warning in shared_sentence_warnings(specialisation.settings["shared_sentences"]["pairs"]):
+    for warning in corpus_warnings(specialisation.settings):
         typer.echo(f"Warning: {warning}", err=True)
     print_specialisation(console, specialisation)
     if compare is not None:

@@ -23,12 +23,15 @@ def data(
     from rich.console import Console
 
     from neuronmoe_plugins.data.prepare import prepare_data
+    from neuronmoe_plugins.data.tokenizer import tokenizer_fits
     from neuronmoe_plugins.tables import as_rich
 
     prepared = prepare_data(spec, output, workers, force)
     for warning in prepared.warnings():
         typer.echo(f"Warning: {warning}", err=True)
     Console().print(as_rich(_data_table(prepared.manifest["datasets"]), no_wrap=range(3, 7)))
+    for name, fit in tokenizer_fits(prepared.manifest).items():
+        typer.echo(f"{name}: {fit.words_and_bytes()}")
     typer.echo(f"Wrote {output}" if prepared.is_new else f"{output} is up to date")
 
 

@@ -21,6 +21,7 @@ from neuronmoe_plugins.data.scanning import ScanSettings
 from neuronmoe_plugins.data.shards import find_files
 from neuronmoe_plugins.data.sources import HUB_FIELD, FileSource, HubRows, HubSource, Source
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
+from neuronmoe_plugins.data.tokenizer import CountingTokenizer
 from neuronmoe_plugins.data.workers import Workers
 from neuronmoe_plugins.data.workspace import Workspace, load_array
 from neuronmoe_plugins.data.writing import assemble_lines, assemble_parquet, describe_output, write_jobs, write_shard
@@ -61,14 +62,14 @@ class Context:
         files: Name of a data set -> its local files.
         workspace: Where everything is kept.
         workers: Share the work.
-        tokenizer: File of the tokenizer, if tokens are counted.
+        tokenizer: The tokenizer, if tokens are counted.
     """
 
     spec: DataSpec
     files: Mapping[str, list[Path]]
     workspace: Workspace
     workers: Workers
-    tokenizer: Path | None
+    tokenizer: CountingTokenizer | None
 
 
 def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
@@ -166,7 +167,7 @@ def _examine_settings(dataset: DatasetSpec, context: Context) -> ExamineSettings
         texts=texts,
         language=dataset.language,
         language_probability=dataset.filters.language,
-        tokenizer=None if context.tokenizer is None else str(context.tokenizer),
+        tokenizer=None if context.tokenizer is None else str(context.tokenizer.path),
         near_duplicates=context.spec.near_duplicates,
     )
 
@@ -243,7 +244,10 @@ def _write(
     context.workers.wait_for(partial(assemble, jobs, folder / file_name), f"{dataset.name}: joining")
     totals = {name: sum(job.counts()[name] for job in jobs) for name in ("documents", "characters", "bytes")}
     output = describe_output(folder / file_name) if totals["documents"] else []
-    write_json(folder / "done.json", _entry(dataset, source, choice, totals, file_name, output))
+    entry = _entry(dataset, source, choice, totals, file_name, output)
+    if context.tokenizer is not None and jobs:
+        entry["tokenizer"] = context.tokenizer.fit(dataset.name, jobs)
+    write_json(folder / "done.json", entry)
     for job in jobs:
         job.lines.unlink()
 

@@ -25,6 +25,7 @@ from neuronmoe_plugins.data.dataset import (
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec, load_spec
+from neuronmoe_plugins.data.tokenizer import CountingTokenizer, tokenizer_fits
 from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace, map_array
 from neuronmoe_plugins.errors import UserError
@@ -47,7 +48,9 @@ class Prepared:
     def warnings(self) -> list[str]:
         """One line for everything that was passed over without being asked for."""
         entries = [*self.manifest["datasets"], *self.manifest["without_documents"]]
-        return [line for entry in entries for line in _warnings(entry)]
+        tokenizer = f"tokenizer {self.manifest['tokenizer']}"
+        missed = (fit.warning(tokenizer, name) for name, fit in tokenizer_fits(self.manifest).items())
+        return [*(line for entry in entries for line in _warnings(entry)), *filter(None, missed)]
 
 
 def prepare_data(
@@ -82,7 +85,7 @@ def prepare_data(
     console = console or Console(stderr=True)
     pool = Workers(workers or default_workers(), console)
     with workspace.locked(), _explained(workspace, console), pool.running():
-        tokenizer = None if spec.tokenizer is None else _save_tokenizer(spec.tokenizer, workspace)
+        tokenizer = None if spec.tokenizer is None else CountingTokenizer.load(spec.tokenizer, workspace)
         context = Context(spec, files, workspace, pool, tokenizer)
         needs = _needs(context)
         fingerprint = digest(list(needs.values()))
@@ -132,7 +135,7 @@ def _needs(context: Context) -> dict[str, Any]:
         "seed": spec.seed,
         "normalise": spec.normalise,
         "near_duplicates": spec.near_duplicates,
-        "tokenizer": None if context.tokenizer is None else sha256_of([context.tokenizer]),
+        "tokenizer": None if context.tokenizer is None else sha256_of([context.tokenizer.path]),
         "format": spec.format,
         "versions": _versions(spec),
     }
@@ -159,18 +162,6 @@ def _published(folders: Mapping[str, Path], output: Path) -> list[Path]:
     """What an earlier call of this run had moved to its place before it was stopped."""
     done = [Finished.load(folder) for folder in folders.values() if (folder / "done.json").exists()]
     return [output / dataset.entry["file_name"] for dataset in done if not dataset.path.exists()]
-
-
-def _save_tokenizer(name: str, workspace: Workspace) -> Path:
-    """Save a model's tokenizer for the workers, which so need not load all of transformers."""
-    from neuronmoe_plugins.neurons.loading import load_tokenizer
-
-    backend = getattr(load_tokenizer(name), "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"tokenizer {name} has no fast version, which counting tokens needs; name a model with one")
-    path = workspace.folder("tokenizer", name) / "tokenizer.json"
-    backend.save(str(path))
-    return path
 
 
 @contextmanager

@@ -113,6 +113,22 @@ def assemble_parquet(jobs: Sequence[WriteJob], folder: Path) -> None:
         pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), folder / f"{number:05}.parquet")
 
 
+def sample_texts(jobs: Sequence[WriteJob], most: int) -> list[str]:
+    """About so many of the texts in the shards' files, spread over all of them, or all there are."""
+    texts: list[str] = []
+    chosen = jobs[:: -(-len(jobs) // most)]
+    for job in chosen:
+        with job.lines.open("rb") as lines:
+            size = job.lines.stat().st_size
+            for place in range(0, size, max(1, size * len(chosen) // most)):
+                if place > lines.tell():
+                    lines.seek(place)
+                    lines.readline()  # the rest of a line
+                if line := lines.readline():
+                    texts.append(json.loads(line)["text"])
+    return texts
+
+
 def describe_output(path: Path) -> list[dict[str, Any]]:
     """Name, bytes and SHA-256 of the file, or of each in the folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore, ModuleKey, Store
+from neuronmoe_plugins.neurons.chat import Span
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import PaddingSide, TokenizedSentences
@@ -32,7 +33,7 @@ class Observer(Protocol):
         """What the last batch gave, float32 (batch, units)."""
 
     def start_batch(self, attention_mask: Tensor) -> None:
-        """Take the mask (batch, tokens) of the batch that comes next."""
+        """Take the mask (batch, tokens) of what counts in the batch that comes next."""
 
     def finish_batch(self) -> None:
         """Check that everything was seen."""
@@ -64,10 +65,10 @@ def pool_activations(
         UserError: if the device's memory or the disk is too small.
     """
     limit = memory_limit(options.memory_limit, model.device, processes)
-    token_ids, side = sentences.token_ids, sentences.padding_side
+    token_ids, side, own = sentences.token_ids, sentences.padding_side, sentences.own
     store = processes.first_first(lambda: open_store(folder, units, len(token_ids), limit, processes))
     with out_of_memory_is_an_error(options):
-        observe_sentences(model, token_ids, observing, store, options.batch_size, side, processes, progress)
+        observe_sentences(model, token_ids, observing, store, options.batch_size, side, processes, progress, own)
     processes.wait_for_all()
     return store
 
@@ -114,6 +115,7 @@ def observe_sentences(
     padding_side: PaddingSide = "right",
     processes: Processes | None = None,
     progress: bool = False,
+    own: Sequence[Span] | None = None,
 ) -> None:
     """Run every sentence that `store` does not have yet, and store what an observer pools.
 
@@ -128,6 +130,7 @@ def observe_sentences(
         padding_side: Where shorter sentences are padded; masked, it does not change the result.
         processes: This process and its siblings, which run the same call.
         progress: Show a progress bar on standard error.
+        own: First token of each sentence that is pooled, and the one behind the last; all of them unless given.
     """
     processes = processes or Processes()
     batches = batches_by_length(token_ids, batch_size)
@@ -148,7 +151,8 @@ def observe_sentences(
             for number in track(todo, "Collecting activations", console=console, disable=not progress):
                 sentences = batches[number]
                 batch = padded([token_ids[row] for row in sentences], padding_side, device)
-                observer.start_batch(batch["attention_mask"])
+                spans = None if own is None else [own[row] for row in sentences]
+                observer.start_batch(counted(batch, spans))
                 run(**batch, use_cache=use_cache)
                 observer.finish_batch()
                 store.add(number, sentences, observer.pooled)
@@ -171,6 +175,15 @@ def padded(sentences: Sequence[Sequence[int]], side: PaddingSide, device: torch.
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     batch = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def counted(batch: Mapping[str, Tensor], own: Sequence[Span] | None) -> Tensor:
+    """Mask, int64 (batch, longest), of the real tokens of a padded batch, or of those within the spans."""
+    mask, positions = batch["attention_mask"], batch["position_ids"]
+    if own is None:
+        return mask
+    first, behind = torch.tensor(own, device=mask.device).unsqueeze(-1).unbind(dim=1)
+    return mask * (positions >= first) * (positions < behind)
 
 
 def working_device(model: PreTrainedModel) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -21,6 +21,7 @@ from neuronmoe_plugins.neurons.arrays import ModuleKey, ScoreArray
 from neuronmoe_plugins.neurons.metrics import Neuron
 from neuronmoe_plugins.neurons.options import component_of
 from neuronmoe_plugins.reading import read_json_object
+from neuronmoe_plugins.tokenizer_fit import TokenizerFit
 
 NeuronIdentity = Literal["module", "unit"]
 """What tells a layer's neurons apart: module and unit index, or, as in the published code, the unit index alone."""
@@ -70,7 +71,7 @@ class Analysis:
         other_base = base is not None and Path(base).name != Path(model).name
         return [
             *([f"the adapter says that it is for {base}, not for {model}"] if other_base else []),
-            *shared_sentence_warnings(self.summary["shared_sentences"]["pairs"]),
+            *corpus_warnings(self.summary),
         ]
 
     @classmethod
@@ -92,13 +93,26 @@ class Analysis:
         return cls(neurons, record)
 
 
-def shared_sentence_warnings(pairs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each pair of languages that have sampled sentences in common."""
-    return [
+def corpus_warnings(record: Mapping[str, Any]) -> list[str]:
+    """A line for each pair of languages that have sampled sentences in common, and for each that the tokenizer misses.
+
+    Args:
+        record: Has `model`, `corpora` and `shared_sentences`.
+    """
+    shared = [
         f"{pair['count']} sampled sentences are the same in {' and '.join(pair['languages'])}, as "
         f"{pair['examples'][0][:60]!r}"
-        for pair in pairs
+        for pair in record["shared_sentences"]["pairs"]
     ]
+    model = f"--model {record['model']}"
+    missed = [fit.warning(model, language) for language, fit in tokenizer_fits(record).items()]
+    return shared + [line for line in missed if line is not None]
+
+
+def tokenizer_fits(record: Mapping[str, Any]) -> dict[str, TokenizerFit]:
+    """Language -> how the tokenizer fits its corpus, of those of which the record of an analysis says it."""
+    told = {corpus["language"]: corpus.get("tokenizer") for corpus in record.get("corpora") or ()}
+    return {language: TokenizerFit.load(fit) for language, fit in told.items() if fit}
 
 
 def _units(record: dict[str, Any], neuron: Neuron) -> int:

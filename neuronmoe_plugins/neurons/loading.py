@@ -137,7 +137,7 @@ def default_device(local_rank: int = 0) -> str:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of each sentence, cut to `max_tokens` (the BOS counts, where the tokenizer adds one).
 
@@ -145,8 +145,7 @@ def tokenize(
         the token ids, and which sentences were cut.
 
     Raises:
-        UserError: for a sentence without any token, or a tokenizer that cannot tell sentences apart: transformers makes
-            an empty one for a folder that has none.
+        UserError: for a tokenizer that cannot tell sentences apart.
     """
     full = tokenizer(list(texts), verbose=False)["input_ids"]
     cut = [list(ids[:max_tokens]) for ids in full]
@@ -155,9 +154,6 @@ def tokenize(
             f"{tokenizer.name_or_path}: its tokenizer gives all sentences the same tokens, {cut[0]}; put the model's "
             "tokenizer files there, or pass more --max-tokens"
         )
-    for name, ids in zip(names, cut, strict=True):
-        if not ids:
-            raise UserError(f"{name}: the model's tokenizer gives no token for this sentence; remove it")
     return cut, [len(ids) > max_tokens for ids in full]
 
 

@@ -115,6 +115,9 @@ class AnalyzeOptions(MeasuringOptions):
         shown="lape 0.01",
         check=_must(lambda value: 0 < value <= 1, "a share is above 0 and at most 1"),
     )
+    chat_template: bool = option(
+        "Sentences are a user's message in the model's chat template; their own tokens count.", False
+    )
     components: Sequence[str] | None = option(
         "Which projections: attention,mlp.", None, shown="both", split=True, check=one_of(*COMPONENTS)
     )
@@ -157,6 +160,7 @@ class AnalyzeOptions(MeasuringOptions):
             "min_score": metric.min_score if self.min_score is None else self.min_score,
             "share": metric.share if self.share is None else self.share,
             "max_tokens": self.max_tokens,
+            "chat_template": self.chat_template,
             "batch_size": self.batch_size,
             "metric": self.metric,
             "observes": metric.observes,

@@ -24,9 +24,11 @@ from neuronmoe_plugins.corpora.samples import POSITIVE
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest, read_json, write_json
 from neuronmoe_plugins.neurons.arrays import IntArray
+from neuronmoe_plugins.neurons.chat import Span, tokenize_in_chat
 from neuronmoe_plugins.neurons.loading import load_tokenizer, tokenize
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.tokenizer_fit import TokenizerFit
 
 PaddingSide = Literal["left", "right"]
 
@@ -41,6 +43,7 @@ class TokenizedSentences:
         names: Where each sentence is from, for messages.
         token_ids: Token ids of each sentence.
         padding_side: Where the tokenizer pads.
+        own: First token of each sentence that counts, and the one behind the last; None if all count.
     """
 
     languages: Sequence[str]
@@ -48,10 +51,12 @@ class TokenizedSentences:
     names: Sequence[str]
     token_ids: Sequence[Sequence[int]]
     padding_side: PaddingSide
+    own: Sequence[Span] | None = None
 
     def tokens(self) -> IntArray:
-        """Tokens of every sentence, int64 (sentences,)."""
-        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+        """Tokens of every sentence that count, int64 (sentences,)."""
+        spans = self.own or [(0, len(ids)) for ids in self.token_ids]
+        return np.array([stop - start for start, stop in spans], dtype=np.int64)
 
     def positives(self) -> NDArray[np.bool_]:
         """Which sentences are a language's own, bool (languages, sentences)."""
@@ -73,7 +78,7 @@ class TokenizedSentences:
 
     def identity(self) -> dict[str, Any]:
         """What the activations depend on, JSON values."""
-        return {"sentences": digest(self.token_ids), "padding_side": self.padding_side}
+        return {"sentences": digest([self.token_ids, self.own]), "padding_side": self.padding_side}
 
     def save(self, path: Path) -> None:
         """Write them as JSON."""
@@ -103,20 +108,31 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
         )
     # Only now: bad input is answered before the tokenizer's libraries have been imported.
     tokenizer = load_tokenizer(options.model)
-    token_ids, cut = tokenize(tokenizer, samples.texts, samples.names, options.max_tokens)
+    fits = [TokenizerFit.of(tokenizer, [sentence.text for sentence in corpus.sentences]) for corpus in corpora]
+    for corpus, fit in zip(corpora, fits, strict=True):
+        fit.require(f"--model {options.model}", corpus.language)
+    own = None
+    if options.chat_template:
+        token_ids, own, cut = tokenize_in_chat(tokenizer, samples.texts, options.max_tokens)
+    else:
+        token_ids, cut = tokenize(tokenizer, samples.texts, options.max_tokens)
     sentences = TokenizedSentences(
         languages=samples.languages,
         membership=samples.membership.tolist(),
         names=samples.names,
         token_ids=token_ids,
         padding_side="left" if tokenizer.padding_side == "left" else "right",
+        own=own,
     )
+    for name, count in zip(samples.names, sentences.tokens(), strict=True):
+        if not count:
+            raise UserError(f"{name}: the model's tokenizer gives no token for this sentence; remove it")
     # On which the sampled sentences depend.
     from_hub = any(isinstance(spec.source, HubDataset) for spec in options.corpora)
     libraries = [*(["sentencex"] if options.split_sentences else []), *(["datasets"] if from_hub else [])]
-    truncated = ((samples.membership == POSITIVE) & np.array(cut)).sum(axis=1)
+    truncated = ((samples.membership == POSITIVE) & np.array(cut)).sum(axis=1).tolist()
     return sentences, {
-        "corpora": [_describe(corpus, int(count)) for corpus, count in zip(corpora, truncated, strict=True)],
+        "corpora": [_describe(*each) for each in zip(corpora, truncated, fits, strict=True)],
         "shared_sentences": asdict(shared_sentences(corpora)),
         "reading_versions": {name: version(name) for name in libraries},
     }
@@ -131,7 +147,7 @@ def _read(options: AnalyzeOptions) -> tuple[Sequence[Corpus], SampleSet]:
     return corpora, SampleSet.from_corpora(corpora)
 
 
-def _describe(corpus: Corpus, truncated: int) -> dict[str, Any]:
+def _describe(corpus: Corpus, truncated: int, fit: TokenizerFit) -> dict[str, Any]:
     return {
         "language": corpus.language,
         "path": corpus.path,
@@ -141,4 +157,5 @@ def _describe(corpus: Corpus, truncated: int) -> dict[str, Any]:
         "sampled": len(corpus.sentences),
         "duplicates": corpus.duplicates,
         "truncated": truncated,
+        "tokenizer": fit.record(),
     }

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuronmoe_plugins.figures import draw_layer_lines, new_figure
+from neuronmoe_plugins.neurons.analysis import tokenizer_fits
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.report.run import Run
 from neuronmoe_plugins.tables import Table, count
+from neuronmoe_plugins.tokenizer_fit import HEADER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +46,8 @@ SETTINGS = {
     "batch_size": "batch size",
     "seed": "seed",
 }
+ADDED = {"chat_template": "in the model's chat template", "share": "share of all neurons from which it chooses"}
+"""Settings that older analyses do not have."""
 CORPUS_COUNTS = {
     "available": "sentences", "sampled": "sampled", "truncated": "truncated", "duplicates": "duplicates",
 }  # fmt: skip
@@ -165,7 +169,8 @@ def _draw_similarity(similarity: NDArray[np.float64], languages: Sequence[str]) 
 def provenance_section(run: Run) -> Section:
     """Settings, corpora and versions."""
     notes = run.lacks(*SETTINGS, "corpora", "versions")
-    settings = [[title, _text(run.summary[key])] for key, title in SETTINGS.items() if key in run.summary]
+    shown = SETTINGS | ADDED
+    settings = [[title, _text(run.summary[key])] for key, title in shown.items() if key in run.summary]
     versions = [[name, str(version)] for name, version in run.summary.get("versions", {}).items()]
     tables = [Table("Settings", ["setting", "value"], settings, words=range(2))]
     if versions:
@@ -181,6 +186,9 @@ def provenance_section(run: Run) -> Section:
     if corpora:
         header = ["language", "file", "SHA-256", *CORPUS_COUNTS.values()]
         tables.append(Table("Corpora", header, corpora, words=range(3)))
+    if fits := tokenizer_fits(run.summary):
+        rows = [[language, *fit.cells()] for language, fit in fits.items()]
+        tables.append(Table("Tokens of the corpora", ["language", *HEADER], rows))
     return Section("The run", notes=notes, tables=tables)
 
 

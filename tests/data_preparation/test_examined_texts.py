@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
-from neuronmoe_plugins.data import choosing
+from made_tokenizers import word_tokenizer
+from neuronmoe_plugins.data import choosing, read_manifest
 from neuronmoe_plugins.data.documents import Keys
 from neuronmoe_plugins.errors import UserError
 
@@ -63,6 +64,39 @@ def test_tokens_are_counted_for_other_amounts_too(tiny_model_dir: Path, tmp_path
     assert entry_of(prepared)["tokens"] == entry_of(prepared)["bytes"]
 
 
+def test_how_the_tokenizer_fits_is_in_the_manifest(tiny_model_dir: Path, tmp_path: Path) -> None:
+    texts = documents(600)
+    write_jsonl(tmp_path / "el.jsonl", texts)
+    spec = write_spec(tmp_path / "spec.yaml", [{"documents": 600}], tokenizer=str(tiny_model_dir))
+    prepared = prepare(spec, tmp_path / "out")
+    fit = entry_of(prepared)["tokenizer"]
+    # A sample of 500, cut to 1,000 characters.
+    assert (fit["texts"], fit["tokens_per_byte"], fit["unknown"], fit["lost"]) == (500, 1, 0, 0)
+    words = sum(len(text.split()) for text in texts)
+    assert fit["tokens_per_word"] == pytest.approx(sum(len(text.encode()) for text in texts) / words, rel=0.02)
+    assert prepared.warnings() == []
+    assert read_manifest(tmp_path / "out").datasets[0].documents == 600
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("unknown", [1, 3])
+def test_words_that_the_tokenizer_does_not_know(unknown: int, form: str, tmp_path: Path) -> None:
+    """One word in twenty is a warning; three are too many, and nothing is published."""
+    words = [f"λέξη{number}" for number in range(20)]
+    write_jsonl(tmp_path / "el.jsonl", [f"{' '.join(words)} {number}" for number in range(40)])
+    word_tokenizer([*words[unknown:], *map(str, range(40))]).save_pretrained(tmp_path / "tokenizer")
+    top = {"tokenizer": str(tmp_path / "tokenizer"), "format": form}
+    spec = write_spec(tmp_path / "spec.yaml", [{"documents": 40}], **top)
+    start = f"tokenizer {tmp_path / 'tokenizer'}: its tokenizer does not know all of el_train: "
+    if unknown == 1:
+        (warning,) = prepare(spec, tmp_path / "out").warnings()
+        assert warning.startswith(f"{start}4.8% of the tokens are unknown, and ")
+        return
+    with pytest.raises(UserError, match=rf"{start}14\.3% .*; take a model whose tokenizer has this script"):
+        prepare(spec, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data.partial"]
+
+
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "el.jsonl", documents(5))
     spec = write_spec(tmp_path / "spec.yaml", [{"documents": 2}], tokenizer=str(tmp_path / "none"))
@@ -114,6 +148,7 @@ def test_limits_of_documents(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "out") == ["α" * 5, "α" * 9]
     expected = {"blank": 1, "shorter than min_characters": 1, "longer than max_characters": 1}
     assert entry_of(prepared)["passed_over"] == expected
+    assert "tokenizer" not in entry_of(prepared)
 
 
 GREEK = "Το ποτάμι κυλάει αργά μέσα από την πόλη, και το βράδυ οι άνθρωποι περπατούν στην όχθη του, αριθμός {}."

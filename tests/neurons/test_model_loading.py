@@ -67,12 +67,12 @@ def test_folder_without_a_tokenizer(copy: Path) -> None:
     for path in copy.glob("*token*"):
         path.unlink()
     with pytest.raises(UserError, match=r"its tokenizer gives all sentences the same tokens|cannot be loaded"):
-        tokenize(load_tokenizer(str(copy)), ["One sentence.", "And another."], ["a:1", "a:2"], 20)
+        tokenize(load_tokenizer(str(copy)), ["One sentence.", "And another."], 20)
 
 
 def test_sentences_cut_to_nothing_but_the_first_token(tiny_model_dir: Path) -> None:
     with pytest.raises(UserError, match=r"all sentences the same tokens, \[1\]; .* pass more --max-tokens"):
-        tokenize(load_tokenizer(str(tiny_model_dir)), ["One sentence.", "And another."], ["a:1", "a:2"], 1)
+        tokenize(load_tokenizer(str(tiny_model_dir)), ["One sentence.", "And another."], 1)
 
 
 @pytest.mark.parametrize(

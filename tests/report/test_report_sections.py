@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -26,6 +27,7 @@ from neuronmoe_plugins.report.neuron_sections import (
 )
 from neuronmoe_plugins.report.parts import Section
 from neuronmoe_plugins.report.run import Run
+from neuronmoe_plugins.tokenizer_fit import TokenizerFit
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,25 @@ def test_what_an_older_analysis_lacks_is_named(
     section = make_section(make_run(**{key: LEFT_OUT}))
     assert section.picture is None
     assert section.notes == [f"This analysis was written without “{key}”; run “neuronmoe analyze” again to see this."]
+
+
+def test_tokens_of_each_language_are_shown_where_they_were_counted(make_run: Callable[..., Run]) -> None:
+    old = make_run()
+    assert [table.caption for table in provenance_section(old).tables] == ["Settings", "Versions", "Corpora"]
+    fits = [
+        TokenizerFit(texts=500, characters=40_000, lost=0, words=10_000, bytes=50_000, tokens=13_000, unknown=0),
+        TokenizerFit(texts=500, characters=40_000, lost=800, words=None, bytes=90_000, tokens=60_000, unknown=600),
+    ]
+    corpora = [corpus | {"tokenizer": fit.record()} for corpus, fit in zip(old.summary["corpora"], fits, strict=False)]
+    section = provenance_section(replace(old, summary=old.summary | {"corpora": corpora}))
+    assert section.notes == []
+    table = section.tables[-1]
+    assert table.caption == "Tokens of the corpora"
+    assert list(table.header)[1:4] == ["tokens per word", "tokens per byte", "bytes per token"]
+    assert table.rows == [
+        ["en", "1.30", "0.26", "3.85", "0.0%", "0.0%"],
+        ["el", "-", "0.67", "1.50", "1.0%", "2.0%"],
+    ]
 
 
 def test_overlap_is_of_modules_and_units(make_run: Callable[..., Run]) -> None:

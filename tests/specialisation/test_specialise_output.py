@@ -79,6 +79,7 @@ def test_settings_say_how_to_repeat_it(
     assert {name: settings[name] for name in expected} == expected
     assert [corpus["path"] for corpus in settings["corpora"]] == list(map(str, corpora.values()))
     assert [corpus["sampled"] for corpus in settings["corpora"]] == [24] * 3
+    assert [corpus["tokenizer"]["tokens_per_byte"] for corpus in settings["corpora"]] == [1] * 3
 
 
 def change_record(**changes: Any) -> Callable[[Path], Any]:
