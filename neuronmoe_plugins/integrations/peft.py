@@ -35,17 +35,18 @@ def register(_peft_model: ModuleType) -> None:
 def extend_save_and_load(module: ModuleType) -> None:
     """Post-import hook of `peft.utils.save_and_load`: read and write `moe` adapters by their layout on disk.
 
-    Later versions of PEFT ask the tuner, :class:`~neuronmoe_plugins.tuner.checkpoint.AdapterFiles`.
+    Later versions of PEFT ask the tuner, :class:`~neuronmoe_plugins.tuner.checkpoint.AdapterFiles`, but look themselves
+    for what is saved beside the mixtures.
 
     Modules that have imported the functions before this package was, keep them under names of their own.
     """
-    if asks_tuners(module):
-        return
     importers = [sys.modules[name] for name in ("peft", "peft.utils", "peft.peft_model") if name in sys.modules]
     stand_ins = {
         "get_peft_model_state_dict": ("state_dict", _get_state_dict),
         "set_peft_model_state_dict": ("peft_model_state_dict", _set_state_dict),
     }
+    if asks_tuners(module):
+        stand_ins = {"set_peft_model_state_dict": ("peft_model_state_dict", _set_named)}
     originals = {name: getattr(module, name) for name in stand_ins}
     wrap(
         module, {f"{name}(model, {tensors}, adapter_name)": stand_in for name, (tensors, stand_in) in stand_ins.items()}
@@ -92,6 +93,22 @@ def _get_state_dict(call: Call) -> Any:
 
     state_dict = model.state_dict() if state_dict is None else state_dict
     return to_file(call.host(state_dict=without_other_adapters(state_dict, model, adapter_name)))
+
+
+def _set_named(call: Call) -> Any:
+    """Stand in for `set_peft_model_state_dict(...)` of later versions, which miss a saved module with a KeyError."""
+    model, tensors = call.arguments["model"], call.arguments["peft_model_state_dict"]
+    adapter_name = call.arguments.get("adapter_name", "default")
+    if model.peft_config[adapter_name].peft_type != "MOE":
+        return call.host()
+    from neuronmoe_plugins.tuner.checkpoint import from_file, in_model_names
+
+    named = in_model_names(tensors, model)
+    try:
+        return call.host(peft_model_state_dict=named)
+    except KeyError:
+        from_file(named, model, adapter_name)
+        raise
 
 
 def _set_state_dict(call: Call) -> Any:

@@ -2,6 +2,7 @@
 
 In the file a layer has, for each weight of the MLP, all its experts in `moe_{weight}` (num_experts - 1, ...), and
 `moe_router.weight` (num_experts, hidden). In memory an extended adapter keeps its frozen rows apart, in `moe_old_*`.
+What it saves beside the mixtures has the names of the base model's own tensors in the file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from neuronmoe_plugins.tuner.fingerprint import check_base
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
+from neuronmoe_plugins.tuner.saved_modules import tensors_in_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +84,16 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
         logger.warning("the adapter %s is in the published NeuronMoE format: it is loaded as it is", adapter_name)
         state_dict = tensors_from_published(state_dict)
     layers = {_without_prefix(name): layer for name, layer in mixture_layers(model, adapter_name)}
-    prefix = PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in model.state_dict()) else ""
+    prefix = _prefix_of(model)
     given = {_without_prefix(key): tensor for key, tensor in state_dict.items()}
+    saved, names = _saved_modules(given, model, adapter_name)
     config = cast(dict[str, MoeConfig], model.peft_config)[adapter_name]
     expected: StateDict = {}
     for name, layer in layers.items():
         expected |= {f"{name}.{key}": value for key, value in parameters_in_file(layer, adapter_name).items()}
     given = _with_new_classifiers(given, expected, config)
     given = _with_new_experts(given, expected, layers, adapter_name)
-    _check_complete(given, expected, model, adapter_name, check_shapes)
+    _check_complete(given, expected | saved, model, adapter_name, check_shapes)
     if config.made_on:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         check_base(base, config.made_on, adapter_name, config.base_model_name_or_path)
@@ -98,6 +101,9 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
     keeps_dtype = not config.inference_mode and config.adapter_dtype is None
     loaded: StateDict = {}
     for key, tensor in given.items():
+        if key in saved:
+            loaded[f"{prefix}{names[key]}"] = _aligned(tensor.to(saved[key].dtype))
+            continue
         if key not in expected:
             loaded[f"{prefix}{key}"] = tensor
             continue
@@ -105,6 +111,20 @@ def from_file(state_dict: StateDict, model: nn.Module, adapter_name: str, check_
         for part, rows in _in_memory(layers[layer_name], adapter_name, weight_name, tensor, keeps_dtype):
             loaded[f"{prefix}{layer_name}{part}{weight_name}"] = rows
     return loaded
+
+
+def _saved_modules(given: StateDict, model: nn.Module, adapter_name: str) -> tuple[StateDict, dict[str, str]]:
+    """What the adapter saves beside its mixtures, by the name in its file: the model's tensors, and the names to load.
+
+    Later versions of PEFT have put the model's names into `given` by now; it gets the file's back.
+    """
+    saved, names = {}, {}
+    for key, (own, tensor) in tensors_in_file(model, adapter_name).items():
+        in_file, in_model = _without_prefix(key), _without_prefix(own)
+        saved[in_file], names[in_file] = tensor, in_model if in_model in given else in_file
+        if in_model in given:
+            given[in_file] = given.pop(in_model)
+    return saved, names
 
 
 def to_file(state_dict: StateDict) -> StateDict:
@@ -249,6 +269,16 @@ def _num_kept(plan: LayerPlan, weight_name: str) -> int:
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in memory of its own, where it starts as every parameter does."""
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 and tensor.is_contiguous() else tensor.clone()
+
+
+def in_model_names(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """A file's tensors with PEFT's prefix of the names, or without it, as the model has it."""
+    prefix = _prefix_of(model)
+    return {f"{prefix}{_without_prefix(key)}": tensor for key, tensor in state_dict.items()}
+
+
+def _prefix_of(model: nn.Module) -> str:
+    return PEFT_PREFIX if any(key.startswith(PEFT_PREFIX) for key in model.state_dict()) else ""
 
 
 def _without_prefix(key: str) -> str:

@@ -15,6 +15,7 @@ from neuronmoe_plugins.autoload import require
 from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.plans import LayerPlan, are_counts, make_plans, per_layer, transformed_layers
 from neuronmoe_plugins.tuner.reference_format import accepts_published
+from neuronmoe_plugins.tuner.saved_modules import TokenIndices, check_fields
 
 LOSS_COEFFICIENTS = ("aux_loss_coef", "lpr_loss_coef", "classify_loss_coef", "sequential_add_loss_coef")
 
@@ -97,7 +98,14 @@ class MoeConfig(PeftConfig):
         "Coefficient of the loss that draws tokens to given experts (the model input `target_experts`, or "
         "those of the token's group in `group_tags`).",
     )
-
+    modules_to_save: list[str] | None = _option(
+        None,
+        "Names of modules beside the mixtures, such as lm_head, that are copied, trained whole and saved with the "
+        "adapter; `train_only_router` keeps them frozen.",
+    )
+    trainable_token_indices: TokenIndices | None = _option(
+        None, "Tokens whose rows of the embedding are trained and saved; a dictionary names other modules with rows."
+    )
     experts_implementation: str = _option(
         "auto",
         "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
@@ -129,6 +137,7 @@ class MoeConfig(PeftConfig):
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative; got {value}")
         check_implementation("experts_implementation", self.experts_implementation)
+        self.modules_to_save = check_fields(self.modules_to_save, self.trainable_token_indices)
         self._check_dependencies()
 
     def _check_dependencies(self) -> None:

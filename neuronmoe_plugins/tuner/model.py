@@ -21,6 +21,7 @@ from neuronmoe_plugins.tuner.fingerprint import fingerprint
 from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
 from neuronmoe_plugins.tuner.objective import ADAPTER_NAMES_REFUSED, Objective
+from neuronmoe_plugins.tuner.saved_modules import check_modules, keep_frozen, unwrap
 
 
 class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
@@ -57,7 +58,14 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         plans = config.layer_plans(len(mlps))
         config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
         self._targets = {mlps[layer].name: (layer, mlps[layer].family, plan) for layer, plan in plans.items()}
+        check_modules(peft_config, model, self._targets)
         self.objective = Objective.attach(model)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter, of which `train_only_router` also freezes what is saved beside the mixtures."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = cast(MoeConfig, self.peft_config[adapter_name])
+        keep_frozen(model, [adapter_name] if config.train_only_router else [])
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
         return key in self._targets
@@ -115,7 +123,8 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
                 module.experts_implementation = dict.fromkeys(module.experts_implementation, name)
 
     def unload(self) -> nn.Module:
-        """Remove the mixtures and return the base model."""
+        """Remove all that adapters added and return the base model, as it was before."""
+        unwrap(self.model)
         model = super().unload()
         self.objective.detach(model)
         return model

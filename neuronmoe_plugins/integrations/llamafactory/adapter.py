@@ -14,12 +14,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
-from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
+from neuronmoe_plugins.integrations.llamafactory.memory import is_added, num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
+from neuronmoe_plugins.tuner.saved_modules import tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
@@ -55,13 +56,18 @@ def init_moe_adapter(
     if model_args.adapter_name_or_path:
         path, location = model_args.adapter_name_or_path[-1], adapter_location(model_args)
         mixture: torch.nn.Module
-        if drops_classifiers(finetuning_args):
-            # The file has the language-group classifiers still, which the configuration no longer has.
+        new = new_saved_modules(finetuning_args)
+        if new or drops_classifiers(finetuning_args):
+            # The file has the language-group classifiers still, which the configuration no longer has, or it lacks
+            # modules that are new.
             config.inference_mode = not is_trainable
             mixture = get_peft_model(model, config)
             weights = load_peft_weights(path, device="cpu", **location)
-            kept = {name: weight for name, weight in weights.items() if CLASSIFIER not in name}
-            set_peft_model_state_dict(mixture, kept)
+            if drops_classifiers(finetuning_args):
+                weights = {name: weight for name, weight in weights.items() if CLASSIFIER not in name}
+            start = tensors_in_file(mixture, "default", new)
+            weights |= {name: weight.detach() for name, (_, weight) in start.items()}
+            set_peft_model_state_dict(mixture, weights)
         else:
             location["offload_folder"] = model_args.offload_folder
             mixture = PeftModel.from_pretrained(model, path, config=config, is_trainable=is_trainable, **location)
@@ -104,9 +110,11 @@ def make_config(
             training[name] = getattr(finetuning_args, name)
     try:
         if saved is None:
+            training["modules_to_save"] = finetuning_args.additional_target
             return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)
         config = copy.deepcopy(saved)
         apply_experts(config, finetuning_args, str(path), num_layers)
+        config.modules_to_save = _modules_to_save(config, finetuning_args, str(path))
         for name, value in training.items():
             setattr(config, name, value)
         config.__post_init__()
@@ -117,11 +125,37 @@ def make_config(
         raise UserError(f"finetuning_type: moe: {error}") from error
 
 
+def _modules_to_save(config: MoeConfig, finetuning_args: MoeFinetuningArguments, path: str) -> list[str] | None:
+    """The modules that an adapter has saved, and those of `additional_target`, which start as the base model's."""
+    asked, present = finetuning_args.additional_target, config.modules_to_save or []
+    if not asked:
+        return config.modules_to_save
+    if finetuning_args.train_only_router:
+        raise UserError(
+            "additional_target has no effect with train_only_router, which keeps what the adapter has saved beside its "
+            "experts as it is: remove the key"
+        )
+    unnamed = [name for name in present if name not in asked]
+    if unnamed:
+        raise UserError(
+            f"additional_target is {','.join(asked)}, but the adapter in {path} has saved {','.join(unnamed)}, too: "
+            "remove the key, an adapter brings its own modules, or name all of them"
+        )
+    return list(asked)
+
+
+def new_saved_modules(finetuning_args: MoeFinetuningArguments) -> list[str]:
+    """The modules of `additional_target` that the adapter of `adapter_name_or_path` has not saved."""
+    run = finetuning_args.run
+    present = (run.saved.modules_to_save if run is not None and run.saved is not None else None) or []
+    return [name for name in finetuning_args.additional_target or [] if name not in present]
+
+
 def describe_mixture(model: torch.nn.Module) -> str:
     """One line for the log: mixture layers, experts, and parameters added and trainable."""
     plans = {m.layer_index: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MoeLayer)}
     experts = ", ".join(f"{index}: {plan.num_experts}" for index, plan in sorted(plans.items()))
-    added = [parameter for name, parameter in model.named_parameters() if ".moe_" in name]
+    added = [parameter for name, parameter in model.named_parameters() if is_added(name)]
     trainable = num_elements(parameter for parameter in added if parameter.requires_grad)
     return (
         f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "

@@ -8,6 +8,7 @@ from typing import Any
 
 from neuronmoe_plugins.autoload import HOOKS, outcomes, require
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import fsdp_settings
 from neuronmoe_plugins.integrations.llamafactory.arguments import (
     MoeDataArguments,
@@ -26,6 +27,7 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_languages, check_mixing, check_saved_tags
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.saved_modules import check_modules
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
 NEEDED = ("peft.", "llamafactory.hparams.", "llamafactory.data.", "llamafactory.model.")
@@ -181,8 +183,19 @@ def _check_experts(run: MoeRun) -> None:
     if not run.trains:
         _check_old_experts(run)
     base = empty_base_model(run.model_args, run.base_config)
+    if base is not None and run.finetuning_args.additional_target:
+        _check_additional_target(run, base)
     if base is not None and run.saved is not None:
         run.warnings += check_adapter_fits(run.model_args, run.base_config, base, copy.deepcopy(run.saved))
+
+
+def _check_additional_target(run: MoeRun, base: Any) -> None:
+    """It names modules that the base model has, and no mixtures."""
+    mlps = find_feed_forwards(base)
+    try:
+        check_modules(run.config, base, [mlps[layer].name for layer in run.plans])
+    except ValueError as error:
+        raise UserError(str(error).replace("modules_to_save", "additional_target")) from None
 
 
 def _check_old_experts(run: MoeRun) -> None:

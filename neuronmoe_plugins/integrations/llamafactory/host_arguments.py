@@ -20,8 +20,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 WORKS = _names("""
-    stage finetuning_type pure_bf16 disable_shuffling early_stopping_steps plot_loss use_swanlab swanlab_project
-    swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir swanlab_lark_webhook_url
+    stage finetuning_type additional_target pure_bf16 disable_shuffling early_stopping_steps plot_loss use_swanlab
+    swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir
+    swanlab_lark_webhook_url
     swanlab_lark_secret
 """)
 WORKS_IN_SFT = _names("""
@@ -30,7 +31,7 @@ WORKS_IN_SFT = _names("""
 """)
 # Of other methods and stages, and of optimizers and back ends that are refused.
 WITHOUT_EFFECT = _names("""
-    additional_target lora_alpha lora_dropout lora_rank lora_target loraplus_lr_ratio loraplus_lr_embedding use_rslora
+    lora_alpha lora_dropout lora_rank lora_target loraplus_lr_ratio loraplus_lr_embedding use_rslora
     use_dora pissa_init pissa_iter pissa_convert create_new_adapter module_dropout oft_rank oft_block_size oft_target
     freeze_trainable_layers freeze_trainable_modules freeze_extra_modules freeze_vision_tower
     freeze_multi_modal_projector freeze_language_model pref_beta pref_ftx pref_bco_weight pref_loss
@@ -134,7 +135,7 @@ HINTS = {"moe_aux_loss_coef": " (did you mean aux_loss_coef?)"}
 GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 TRAINING_ONLY = (
     *LOSS_COEFFICIENTS,
-    *("aux_loss_per_sequence", "lpr_double_softmax", "train_only_router"),
+    *("aux_loss_per_sequence", "lpr_double_softmax", "train_only_router", "additional_target"),
     *("generate_lang_mask", "original_languages", "sequential_add_mask"),
 )
 DEPENDENT = {"aux_loss_per_sequence": "aux_loss_coef", "lpr_double_softmax": "lpr_loss_coef"}

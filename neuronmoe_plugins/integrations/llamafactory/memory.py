@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MIXTURE = ".moe_"
+MIXTURE, SAVED = ".moe_", ".modules_to_save."
 FLOAT32_BYTES = 4
 # At the peak of the loss's backward: its gradient, the log-probabilities and the gradient of the logits, in float32.
 LOSS_BYTES_PER_LOGIT = 12
@@ -93,7 +93,7 @@ class MemoryEstimate:
 
     Attributes:
         base_weights: Parameters and buffers of the base model.
-        mixture_weights: Experts, routers and classifiers.
+        mixture_weights: Experts, routers and classifiers, and copies of modules that are saved with them.
         master_weights: DeepSpeed's float32 copies of what is trained.
         gradients: Of all trainable parameters.
         buckets: DDP's copies of them.
@@ -141,8 +141,8 @@ def estimate_memory(model: nn.Module, setup: Setup) -> MemoryEstimate:
         setup: How it will be trained.
     """
     parameters = dict(model.named_parameters())
-    mixture = [parameter for name, parameter in parameters.items() if MIXTURE in name]
-    base = [parameter for name, parameter in parameters.items() if MIXTURE not in name]
+    mixture = [parameter for name, parameter in parameters.items() if is_added(name)]
+    base = [parameter for name, parameter in parameters.items() if not is_added(name)]
     trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     weights, gradients, states = (
         setup.num_processes if shares else 1
@@ -162,6 +162,11 @@ def estimate_memory(model: nn.Module, setup: Setup) -> MemoryEstimate:
         offloaded=("master_weights", "gradients", "optimizer") if setup.offloads_optimizer else (),
         keeps_gradients=setup.keeps_gradients,
     )
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of this name is the adapter's."""
+    return MIXTURE in name or SAVED in name
 
 
 def num_elements(parameters: Iterable[nn.Parameter]) -> int:

@@ -18,10 +18,12 @@ from transformers import TrainerCallback
 
 from neuronmoe_plugins.integrations.llamafactory.memory import (
     MIXTURE,
+    SAVED,
     MemoryEstimate,
     Setup,
     dtype_of,
     estimate_memory,
+    is_added,
     num_elements,
     setup_of,
 )
@@ -71,13 +73,19 @@ def layer_table(model: torch.nn.Module) -> Table:
         table.add_row(str(layer.layer_index), str(plan.num_experts), str(topk), f"{own:,}", f"{trained:,}")
         experts, added, trainable = experts + plan.num_experts, added + own, trainable + trained
     table.add_row(f"all {len(layers)}", str(experts), "", f"{added:,}", f"{trainable:,}")
+    saved: dict[str, list[torch.nn.Parameter]] = {}
+    for key, parameter in model.named_parameters():
+        if SAVED in key:
+            saved.setdefault(key.split(SAVED)[0].rpartition(".")[2], []).append(parameter)
+    for name, parameters in saved.items():
+        table.add_row(name, "", "", f"{num_elements(parameters):,}", f"{num_elements(_trained(parameters)):,}")
     return table
 
 
 def memory_table(model: torch.nn.Module, estimate: MemoryEstimate, setup: Setup, optim: str) -> Table:
     """A row for each part of the estimate that is not 0, and their sums."""
     mixture, base = (
-        [p for name, p in model.named_parameters() if (MIXTURE in name) == wanted] for wanted in (True, False)
+        [p for name, p in model.named_parameters() if is_added(name) == wanted] for wanted in (True, False)
     )
     rows = {
         "base_weights": ("base model", _dtypes(base, setup)),

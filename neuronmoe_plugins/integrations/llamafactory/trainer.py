@@ -29,6 +29,7 @@ from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     read_marker,
     rotate,
 )
+from neuronmoe_plugins.integrations.llamafactory.end_tokens import warn_of_end_tokens
 from neuronmoe_plugins.integrations.llamafactory.run_log import LOSSES, RoutingLog, log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 from neuronmoe_plugins.integrations.stand_ins import Call
@@ -53,6 +54,9 @@ def init_trainer(call: Call) -> None:
         trainer.moe_routing_log = RoutingLog(trainer)
         trainer.add_callback(trainer.moe_routing_log)
         log_start_table(trainer)
+        arguments = trainer.finetuning_args
+        if arguments.stage == "sft":
+            warn_of_end_tokens(trainer.model, trainer.processing_class, arguments.run.data_args.template)
 
 
 def log(call: Call) -> None:

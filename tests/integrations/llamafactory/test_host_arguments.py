@@ -22,7 +22,14 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "a switch of LoRA": ({"pissa_init": True}, f"^{UNUSED}pissa_init; remove it$"),
     "OFT": ({"oft_rank": 4}, f"{UNUSED}oft_rank"),
     "freeze": ({"freeze_trainable_layers": 2}, f"{UNUSED}freeze_trainable_layers"),
-    "modules beside an adapter": ({"additional_target": "lm_head"}, f"{UNUSED}additional_target"),
+    "a misspelt module": (
+        {"additional_target": "lm_haed"},
+        "^additional_target names lm_haed, which LlamaForCausalLM does not have$",
+    ),
+    "a module of a mixture": (
+        {"additional_target": "up_proj"},
+        r"^additional_target names up_proj, but model\.layers\.\d\.mlp becomes a mixture, .*: remove it$",
+    ),
     "preferences": ({"pref_beta": 0.1}, f"{UNUSED}pref_beta"),
     "the balance loss of other models": (
         {"moe_aux_loss_coef": 0.1},
