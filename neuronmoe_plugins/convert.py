@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, write_json
+from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.files import new_directory, writable_folder, write_json
 from neuronmoe_plugins.reading import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,14 +29,13 @@ def convert(source: Path, output: Path) -> str:
     Raises:
         UserError: if the folder holds no `moe` adapter, the output exists, or tensors are missing.
     """
-    from safetensors.torch import save_file
-
-    from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published, tensors_to_published
-
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: choose another folder, or remove it")
+    writable_folder("OUT", output)
     config = _read_config(source / CONFIG)
     tensors, metadata = _read_tensors(source / WEIGHTS)
+    from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published, tensors_to_published
+
     to_published = not is_published(tensors)
     layers = sorted({int(match[1]) for name in tensors if (match := re.search(r"\.(\d+)\.\w+\.moe_", name))})
     if not layers:
@@ -46,8 +45,14 @@ def convert(source: Path, output: Path) -> str:
     if SOURCE in metadata:
         converted = _restore(config, converted, json.loads(metadata[SOURCE]), layers, to_published)
     metadata = {"format": "pt", SOURCE: json.dumps(config)}
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     with new_directory(output) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata=metadata)
+        try:
+            save_file(tensors, folder / WEIGHTS, metadata=metadata)
+        except SafetensorError as error:  # also of a full disk
+            raise UserError(f"{output} cannot be written: {one_line(error)}") from error
         write_json(folder / CONFIG, converted)
     return "published" if to_published else "neuronmoe-plugins"
 
@@ -80,10 +85,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise UserError(f"{path} is missing; adapters in adapter_model.bin (pickle) are not read")
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

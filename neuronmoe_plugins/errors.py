@@ -19,6 +19,12 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or ("" if isinstance(error, str) else type(error).__name__)
 
 
+def disk_error(error: OSError) -> str:
+    """What an operating system's error says in one line: the file, where it names one, and what is wrong with it."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{error.strerror or one_line(error)}"
+
+
 def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The name most like `word`, whatever their case, or None if none is like it."""
     by_form = {name.lower().replace("-", "_"): name for name in names}

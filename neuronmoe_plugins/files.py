@@ -6,12 +6,44 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, disk_error
+
+
+def writable_folder(flag: str, path: Path) -> None:
+    """Find out before any work whether a folder can be made, or written to; nothing is left there.
+
+    Args:
+        flag: What names it on the command line.
+        path: Where it will be.
+
+    Raises:
+        UserError: if it is a file, or cannot be written.
+    """
+    _require_writable(flag, path, path, "folder")
+
+
+def writable_file(flag: str, path: Path) -> None:
+    """The same for a file; raises `UserError` if it is a folder, too."""
+    _require_writable(flag, path, path.parent, "file")
+
+
+def _require_writable(flag: str, path: Path, folder: Path, kind: str) -> None:
+    try:
+        found = ("folder" if path.is_dir() else "file") if path.exists() else kind
+        if found != kind:
+            raise UserError(f"{flag} {path} is a {found}; name a {kind}")
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be written: {folder}: {error.strerror}") from error
 
 
 @contextmanager
@@ -19,11 +51,14 @@ def new_directory(path: Path) -> Iterator[Path]:
     """Fill a temporary neighbour of `path`, which takes its place when the block succeeds; an older one is replaced."""
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.replace(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -147,7 +182,7 @@ def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
             f"another {kind} is writing to --output {output}; wait for it or name another folder"
         ) from error
     except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+        raise UserError(f"--output {output} cannot be written: {disk_error(error)}") from error
     try:
         yield
     finally:

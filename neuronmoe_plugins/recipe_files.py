@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.files import writable_folder, write_text
 from neuronmoe_plugins.machines import Deepspeed, Device, find_machine
-from neuronmoe_plugins.options import option
-from neuronmoe_plugins.reading import read_json_object
+from neuronmoe_plugins.models import cached_config, require_model
+from neuronmoe_plugins.options import check_options, option
+from neuronmoe_plugins.reading import is_count, read_json_object
 from neuronmoe_plugins.recipes import Recipe
 
 
@@ -26,7 +27,7 @@ class RecipeRequest:
 
     allocation: Path = option("The allocation.yaml of `neuronmoe allocate`.")
     model: str = option("Folder or hub name of the base model.")
-    output: Path = option("Folder for stage1.yaml and stage2.yaml and the trained adapters.")
+    output: Path = option("Folder for stage1.yaml and stage2.yaml and the trained adapters.", check=writable_folder)
     target_datasets: tuple[str, ...] | None = option(
         "Data set(s) to learn, as in dataset_info.json: a[,b].", None, flag="target_dataset", split=True
     )
@@ -40,6 +41,7 @@ class RecipeRequest:
     force: bool = option("Replace files that differ.", False)
 
     def __post_init__(self) -> None:
+        check_options(self)
         named = {
             "--target-dataset": self.target_datasets,
             "--replay-dataset": self.replay_datasets,
@@ -98,12 +100,16 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
 
 
 def _make_recipe(request: RecipeRequest) -> Recipe:
-    datasets = _Datasets.of(request)
     allocation = Allocation.load(request.allocation)
-    _check_layers(request, allocation)
+    if max(allocation.num_experts) < 2:
+        raise UserError(f"{request.allocation}: num_experts is 1 in every layer, so there is nothing to train")
+    require_model("--model", request.model, is_needed=False)
+    datasets = _Datasets.of(request)
+    languages = _check_languages(datasets, allocation)
     output = request.output.resolve()
     if "," in str(output):
         raise UserError(f"--output {output}: LLaMA-Factory splits adapter paths at commas; choose a path without one")
+    _check_layers(request, allocation)
     return Recipe(
         model=str(Path(request.model).resolve()) if Path(request.model).is_dir() else request.model,
         num_experts=allocation.num_experts,
@@ -111,7 +117,7 @@ def _make_recipe(request: RecipeRequest) -> Recipe:
         replay_datasets=list(datasets.replays),
         dataset_dir=str(datasets.folder.resolve()),
         output_dir=str(output),
-        original_languages=_check_languages(datasets, allocation),
+        original_languages=languages,
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
         machine=find_machine(request.device, request.deepspeed),
         target_tokens=datasets.tokens,
@@ -120,18 +126,28 @@ def _make_recipe(request: RecipeRequest) -> Recipe:
 
 def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:
     """Compare with a model on disk; LLaMA-Factory's start compares in any case."""
-    if max(allocation.num_experts) < 2:
-        raise UserError(f"{request.allocation}: num_experts is 1 in every layer, so there is nothing to train")
-    if not (Path(request.model) / "config.json").is_file():
+    path = cached_config(request.model)
+    if path is None:
         return
-    from transformers import AutoConfig
-
-    num_layers = AutoConfig.from_pretrained(request.model).get_text_config().num_hidden_layers
+    config = read_json_object(path, "it must be the configuration of a model")
+    num_layers = (config.get("text_config") or config).get("num_hidden_layers")
+    if not is_count(num_layers):
+        num_layers = _layers_by_transformers(path)
     if num_layers != len(allocation.num_experts):
         raise UserError(
             f"{request.allocation}: num_experts has {len(allocation.num_experts)} entries, but {request.model} has "
             f"{num_layers} layers; allocate from an analysis of this model"
         )
+
+
+def _layers_by_transformers(path: Path) -> int:
+    """The layers of a model whose configuration calls them otherwise, or names none; imports what takes long."""
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(path.parent).get_text_config().num_hidden_layers)
+    except Exception as error:  # of any model's own checks
+        raise UserError(f"{path} is not the configuration of a language model: {one_line(error)}") from error
 
 
 def _check_languages(datasets: _Datasets, allocation: Allocation) -> list[str]:

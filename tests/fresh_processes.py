@@ -39,6 +39,7 @@ MOST = {
     "tests/neurons/test_analyze_data.py": 1,
     "tests/specialisation/test_specialise_command.py": 1,
     "tests/test_autoload.py": 8,
+    "tests/test_bad_paths.py": 1,
     "tests/test_cli.py": 2,
     "tests/test_doctor.py": 3,
     "tests/test_face.py": 1,

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, disk_error
 from neuronmoe_plugins.plugins import plugin_manager, usable
 
 
@@ -31,12 +31,12 @@ app = make_app()
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on standard error and exit code 2."""
+    """Run the command line; bad input, or a disk that is full or read-only, ends in one line and exit code 2."""
     for plugin in plugin_manager().installed:
         if plugin.problem is not None:
             typer.echo(f"Warning: {plugin.problem}", err=True)
     try:
         app()
-    except UserError as error:
-        typer.echo(f"neuronmoe: error: {error}", err=True)
+    except (UserError, OSError) as error:
+        typer.echo(f"neuronmoe: error: {disk_error(error) if isinstance(error, OSError) else error}", err=True)
         sys.exit(2)

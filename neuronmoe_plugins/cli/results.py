@@ -40,8 +40,10 @@ def compare(
     from neuronmoe_plugins.comparison import compare as compare_results
     from neuronmoe_plugins.comparison.display import as_record, print_comparison
     from neuronmoe_plugins.comparison.display import markdown as as_markdown
-    from neuronmoe_plugins.files import write_json
+    from neuronmoe_plugins.files import writable_file, write_json
 
+    if json is not None:
+        writable_file("--json", json)
     comparison = compare_results(results, name or (), Bootstrap(resamples, seed, confidence))
     if json is not None:
         write_json(json, as_record(comparison))
@@ -145,7 +147,9 @@ def demo(
     from rich.console import Console
 
     from neuronmoe_plugins.demo import require_demo_packages
+    from neuronmoe_plugins.files import writable_folder
 
+    writable_folder("--output", output)
     require_demo_packages()
     from neuronmoe_plugins.demo.pipeline import DemoSettings, run_demo
 

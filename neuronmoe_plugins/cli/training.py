@@ -10,6 +10,7 @@ import typer
 from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import writable_file
 from neuronmoe_plugins.recipe_files import RecipeRequest
 
 
@@ -74,8 +75,11 @@ def _check_outputs(output: Path, figure: Path | None) -> None:
     """Refuse to write over what `allocate` did not write, and to give a picture another kind's name."""
     from neuronmoe_plugins.allocation.allocation import Allocation
 
-    if figure is not None and figure.suffix.lower() != ".png":
-        raise UserError(f"--figure {figure}: the figure is a PNG; give it a name that ends in .png")
+    writable_file("--output", output)
+    if figure is not None:
+        writable_file("--figure", figure)
+        if figure.suffix.lower() != ".png":
+            raise UserError(f"--figure {figure}: the figure is a PNG; give it a name that ends in .png")
     if output.exists():
         try:
             Allocation.load(output)

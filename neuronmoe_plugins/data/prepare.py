@@ -28,8 +28,9 @@ from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec, load_spec
 from neuronmoe_plugins.data.tokenizer import CountingTokenizer, tokenizer_fits
 from neuronmoe_plugins.data.workers import Workers, default_workers
 from neuronmoe_plugins.data.workspace import Workspace, map_array
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import digest, sha256_of
+from neuronmoe_plugins.errors import UserError, disk_error
+from neuronmoe_plugins.files import digest, sha256_of, writable_folder
+from neuronmoe_plugins.models import TOKENIZER, require_model
 from neuronmoe_plugins.tables import print_text
 
 
@@ -77,7 +78,9 @@ def prepare_data(
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; it must be at least 1")
     spec = load_spec(spec_path)
+    writable_folder("--output", output)
     workspace, place = Workspace(output), Output(output)
+    tokenizer_name = _find_tokenizer(spec, spec_path.parent)
     files = {dataset.name: files_of(dataset, spec_path.parent) for dataset in spec.datasets}
     for dataset in spec.datasets:
         _require_other_files(dataset, files[dataset.name], place, spec)
@@ -85,7 +88,7 @@ def prepare_data(
     console = console or Console(stderr=True)
     pool = Workers(workers or default_workers(), console)
     with workspace.locked(), _explained(workspace, console), pool.running():
-        tokenizer = None if spec.tokenizer is None else CountingTokenizer.load(spec.tokenizer, workspace)
+        tokenizer = None if tokenizer_name is None else CountingTokenizer.load(tokenizer_name, workspace)
         context = Context(spec, files, workspace, pool, tokenizer)
         needs = _needs(context)
         fingerprint = digest(list(needs.values()))
@@ -164,15 +167,24 @@ def _published(folders: Mapping[str, Path], output: Path) -> list[Path]:
     return [output / dataset.entry["file_name"] for dataset in done if not dataset.path.exists()]
 
 
+def _find_tokenizer(spec: DataSpec, base: Path) -> str | None:
+    """The name of the tokenizer: a folder is relative to the spec's, or else to the current one."""
+    if spec.tokenizer is None:
+        return None
+    beside = base / spec.tokenizer
+    name = str(beside) if beside.exists() else spec.tokenizer
+    require_model("tokenizer:", name, TOKENIZER)
+    return name
+
+
 @contextmanager
 def _explained(workspace: Workspace, console: Console) -> Iterator[None]:
     """Say in one line what stopped the work, and that the same command goes on."""
     try:
         yield
     except OSError as error:
-        what = f"{error.filename}: " if error.filename else ""
         raise UserError(
-            f"{what}{error.strerror or error}; when this is mended, the same command goes on from {workspace.path}"
+            f"{disk_error(error)}; when this is mended, the same command goes on from {workspace.path}"
         ) from error
     except KeyboardInterrupt:
         print_text(console, f"Interrupted: the same command goes on from {workspace.path}")

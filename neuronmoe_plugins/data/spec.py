@@ -11,7 +11,7 @@ from typing import Any
 
 from neuronmoe_plugins.corpora.sources import HUB, HUB_DATASET, HubDataset
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.languages import NAME
+from neuronmoe_plugins.languages import CODE
 from neuronmoe_plugins.reading import Fields, choice, filled_text, fraction, matching, read_yaml, whole
 
 ROLES = ("held-out", "analysis", "replay", "target")
@@ -201,7 +201,7 @@ def _dataset(entry: object, where: str) -> DatasetSpec:
     values = Fields(entry, f"{where} ({name})" if isinstance(name, str) else where, DATASET)
     return DatasetSpec(
         name=values.required("name", matching(FILE_NAME, "a file's name (letters, digits, - _ .)")),
-        language=values.required("language", matching(NAME, "a language code such as el")),
+        language=values.required("language", matching(CODE, "a language code such as el")),
         role=values.required("role", choice(ROLES)),
         source=_source(values),
         amount=_amount(values),

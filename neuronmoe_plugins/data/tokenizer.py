@@ -10,6 +10,7 @@ from typing import Any
 from neuronmoe_plugins.data.workspace import Workspace
 from neuronmoe_plugins.data.writing import WriteJob, sample_texts
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import write_text
 from neuronmoe_plugins.tokenizer_fit import MOST_TEXTS, TokenizerFit
 
 
@@ -32,12 +33,12 @@ class CountingTokenizer:
         """Load it and save its file; raises `UserError` if it cannot be had or has no fast version."""
         from neuronmoe_plugins.neurons.loading import load_tokenizer
 
-        loaded = load_tokenizer(name)
+        loaded = load_tokenizer(name, "tokenizer:")
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None:
             raise UserError(f"tokenizer {name} has no fast version, which counting tokens needs; name a model with one")
         path = workspace.folder("tokenizer", name) / "tokenizer.json"
-        backend.save(str(path))
+        write_text(path, backend.to_str())  # unlike its own `save`, whole, and with errors of the disk
         return cls(name, path, loaded)
 
     def fit(self, dataset: str, jobs: Sequence[WriteJob]) -> dict[str, Any]:

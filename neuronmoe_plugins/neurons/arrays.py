@@ -66,7 +66,7 @@ def _reserve(path: Path, size: int) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise UserError(
-            f"{path.parent} cannot hold a file of {size / 1e9:.1f} GB ({error.strerror}); make room, or analyse fewer "
+            f"{path.parent} cannot hold a file of {size:,} bytes ({error.strerror}); make room, or analyse fewer "
             "sentences"
         ) from error
 

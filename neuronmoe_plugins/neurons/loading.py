@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; raises `UserError` if it cannot be had."""
+def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; raises `UserError`, which begins with what named the model, if it cannot be had."""
     from transformers import AutoTokenizer
 
-    with _loading("model", name):
+    with _loading(flag, name):
         return AutoTokenizer.from_pretrained(name)
 
 
@@ -42,9 +42,9 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 
     placement = {"device_map": "auto"} if device == "auto" else {}
     loader: Any = AutoModelForCausalLM  # whose annotation does not know the second result
-    with _loading("model", name):
+    with _loading("--model", name):
         model, loaded = loader.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True, **placement)
-    _require_whole("model", name, loaded["missing_keys"])
+    _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:
         model = _with_adapter(model, adapter)
     if not placement and not getattr(model, "is_quantized", False):
@@ -61,32 +61,32 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
     from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
-    with _loading("adapter", adapter), refused_on_other_base():
+    with _loading("--adapter", adapter), refused_on_other_base():
         adapted = PeftModel.from_pretrained(model, adapter)
         # Those of a published one by the names that they get when they are loaded.
         in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
     needed = get_peft_model_state_dict(adapted).keys()
-    _require_whole("adapter", adapter, sorted(needed - in_file))
+    _require_whole("--adapter", adapter, sorted(needed - in_file))
     if unused := sorted(in_file - needed):
         raise UserError(f"--adapter {adapter} is of another model, which has a place for {unused[0]}")
     return adapted
 
 
-def _require_whole(option: str, name: str, missing: Sequence[str]) -> None:
+def _require_whole(flag: str, name: str, missing: Sequence[str]) -> None:
     """Raise `UserError` for weights that would be random; those of the head have no effect on a neuron."""
     names = sorted(key for key in missing if "lm_head" not in key)
     if names:
-        raise UserError(f"--{option} {name} lacks {len(names)} weights of its model, among them {names[0]}")
+        raise UserError(f"{flag} {name} lacks {len(names)} weights of its model, among them {names[0]}")
 
 
 @contextmanager
-def _loading(option: str, name: str) -> Iterator[None]:
+def _loading(flag: str, name: str) -> Iterator[None]:
     """Raise `UserError` for whatever the libraries make of a damaged file, which has no common type."""
     try:
         yield
     except Exception as error:
         message = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"--{option} {name} cannot be loaded: {message}") from error
+        raise UserError(f"{flag} {name} cannot be loaded: {message}") from error
 
 
 def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
@@ -98,13 +98,13 @@ def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    with _loading("model", model):
+    with _loading("--model", model):
         commit = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
     sources: dict[str, Any] = {"model": [model, _local_files(model), commit], "adapter": adapter}
     if adapter:
         cached = None
         if not Path(adapter).is_dir():
-            with _loading("adapter", adapter):
+            with _loading("--adapter", adapter):
                 cached = cached_file(adapter, "adapter_config.json")
         # The hub's cache has a folder per commit.
         sources["adapter"] = [adapter, _local_files(adapter), cached and Path(cached).parent.name]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import writable_folder
 from neuronmoe_plugins.options import OptionCheck, at_least_one, check_options, one_of, option, typed
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class AnalyzeOptions(MeasuringOptions):
     """
 
     model: str = option("Folder or hub name of a causal language model.")
-    output: Path = option("Folder for neurons.parquet, summary.json and neurons.png.")
+    output: Path = option("Folder for neurons.parquet, summary.json and neurons.png.", check=writable_folder)
     corpora: Sequence[CorpusSpec] = option(
         "LANGUAGE=SOURCE, once per language: a .txt, .jsonl (also .gz) or .parquet file, a folder of such, or "
         "hub:OWNER/NAME[:CONFIG][@SPLIT[[:ROWS]]].",
@@ -140,8 +141,6 @@ class AnalyzeOptions(MeasuringOptions):
             if self.concepts is not None and getattr(self, name) not in ((), None, False):
                 flag = "--corpus" if name == "corpora" else typed(name)
                 raise UserError(f"{flag} has no effect with --concepts, whose sentences are used as they are")
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"--output {self.output} is a file; name a folder")
 
     def resolved(self, metric: NeuronMetric) -> dict[str, Any]:
         """The options on which the neurons depend, with the metric's defaults; JSON values.
@@ -180,7 +179,7 @@ class SpecialiseOptions(MeasuringOptions):
 
     model: str = option("Folder or hub name of the base model.")
     adapter: str = option("Folder or hub name of its moe adapter.")
-    output: Path = option("Folder for specialisation.parquet, .json and the pictures.")
+    output: Path = option("Folder for specialisation.parquet, .json and the pictures.", check=writable_folder)
     corpora: Sequence[CorpusSpec] = option(
         "LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.", (), flag="corpus"
     )

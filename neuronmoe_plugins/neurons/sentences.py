@@ -23,6 +23,7 @@ from neuronmoe_plugins.corpora import (
 from neuronmoe_plugins.corpora.samples import POSITIVE
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest, read_json, write_json
+from neuronmoe_plugins.models import ADAPTER, require_model
 from neuronmoe_plugins.neurons.arrays import IntArray
 from neuronmoe_plugins.neurons.chat import Span, tokenize_in_chat
 from neuronmoe_plugins.neurons.loading import load_tokenizer, tokenize
@@ -97,8 +98,11 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
         the sentences, and the part of the summary that describes them.
 
     Raises:
-        UserError: for a corpus that cannot be used, or a metric that cannot compare the samples.
+        UserError: for a model that is not there, a corpus that cannot be used, or samples that a metric cannot compare.
     """
+    require_model("--model", options.model)
+    if options.adapter is not None:
+        require_model("--adapter", options.adapter, ADAPTER)
     corpora, samples = _read(options)
     require_distinct_corpora(corpora)
     if samples.labels() is None and not metric.one_against_rest:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
-from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.files import writable_file, write_text
 from neuronmoe_plugins.plugins import registered
 from neuronmoe_plugins.report.allocation_section import experts_section, main_allocation
 from neuronmoe_plugins.report.analysis_sections import (
@@ -53,8 +53,9 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
         UserError: there is no complete analysis, an allocation or specialisation does not fit it, a plugin cannot be
             loaded, or the output cannot be written.
     """
-    run = read_run(folder)
     page = output or folder / "report.html"
+    writable_file("--output", page)
+    run = read_run(folder)
     with house_style():
         made = {name: make_section(run) for name, make_section in registered("report section").items()}
         sections = {name: section for name, section in made.items() if section is not None}

@@ -131,7 +131,7 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> 
     for arguments, message in {
         (tmp_path / "none.yaml", "--output", tmp_path / "out"): "none.yaml cannot be read: No such file",
         (corpus, "--output", tmp_path / "out", "--workers", 0): "--workers is 0; it must be at least 1",
-        (corpus, "--output", corpus): f"--output {corpus} cannot be written: ",
+        (corpus, "--output", corpus): f"--output {corpus} is a file; name a folder",
     }.items():
         done = run(*arguments)
         assert done.returncode == 2

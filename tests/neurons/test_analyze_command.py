@@ -141,12 +141,12 @@ def test_other_batch_size_gives_the_same_neurons(
         (["--metric", "lape", "--components", "mlp"], "--components has no effect with --metric lape"),
         (["--share", "0.05"], "--share has no effect with --metric ap; leave it out"),
         (["--metric", "lape", "--share", "5"], r"--share is 5\.0; a share is above 0 and at most 1"),
-        (["--adapter", "no-adapter"], "--adapter no-adapter cannot be loaded"),
+        (["--adapter", "no-adapter"], "--adapter no-adapter does not exist"),
         (["--metric", "magic"], "unknown metric 'magic'; there are: ap, lape"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--corpus", "hu=missing.txt"], r"hu=missing\.txt cannot be read"),
         (["--corpus", "en=other.txt"], "names en twice"),
-        (["--model", "no/such-model"], "--model no/such-model cannot be loaded"),
+        (["--model", "no/such-model"], "--model no/such-model does not exist"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_lost(

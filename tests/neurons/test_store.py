@@ -67,7 +67,7 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(arrays.os, "posix_fallocate", no_room)
-    with pytest.raises(UserError, match=r"cannot hold a file of 0\.0 GB \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot hold a file of [\d,]+ bytes \(No space left on device\)"):
         FileStore(tmp_path, UNITS, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
 
