@@ -157,7 +157,6 @@ def draw_expert_shares(
     panels: Mapping[str, NDArray[np.float64]],
     title: str,
     layers: Sequence[int],
-    experts: Sequence[str],
     write: Callable[[float], str] | None,
     columns: int,
 ) -> Figure:
@@ -167,28 +166,28 @@ def draw_expert_shares(
         panels: Heading -> float64 (layers, experts) in per cent; NaN leaves a cell empty.
         title: Above all panels.
         layers: Indices of the decoder layers, one per row; the first is on top.
-        experts: Their names, one per column.
         write: The text of a cell's value; None draws smaller cells without text, and names only some of the experts.
         columns: How many panels stand side by side.
     """
     from matplotlib.colors import Normalize
 
+    experts = next(iter(panels.values())).shape[1]
     rows, headings = ceil(len(panels) / columns), max(len(heading.split("\n")) for heading in panels)
-    width = max(0.5 * len(experts), 1.4) if write else min(0.46 * len(experts), 6.0)
+    width = max(0.5 * experts, 1.4) if write else min(0.46 * experts, 6.0)
     figure = new_figure(max(columns * width + 1.6, NARROWEST), rows * (0.27 * len(layers) + 0.6 + 0.2 * headings) + 0.7)
     figure.suptitle(title)
     places = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for unused in places.flat[len(panels) :]:
         unused.set_visible(False)
     scale = Normalize(0, max(float(np.nanmax(values, initial=0)) for values in panels.values()) or 1.0)
-    shown = range(0, len(experts), 1 if write else ceil(len(experts) / MOST_NAMED))
+    shown = range(0, experts, 1 if write else ceil(experts / MOST_NAMED))
     for axes, (heading, values) in zip(places.flat, panels.items(), strict=False):
         texts = [["" if np.isnan(value) else write(float(value)) for value in row] for row in values] if write else None
         mesh = draw_cells(axes, values, scale, texts)
         axes.set_title(heading, fontsize=10, pad=4)
-        axes.set_xticks([place + 0.5 for place in shown], [experts[place] for place in shown])
-        axes.set_xlabel("expert")
+        axes.set_xticks([place + 0.5 for place in shown], list(map(str, shown)))
         axes.tick_params(labelsize=8)
+    figure.supxlabel("expert (0: the original MLP)", fontsize=10)
     for axes in places[:, 0]:
         axes.set_ylabel("decoder layer")
     # The y axis is shared: turned once, it is turned for all.

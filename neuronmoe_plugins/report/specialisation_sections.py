@@ -33,7 +33,7 @@ def specialisation_section(run: Run) -> Section:
     picture = Picture(
         draw_specialisation(specialisation),
         "A cell is the share of an expert’s neurons that are specific to the language; layers that are no mixture are "
-        "left out, and an expert that too few sentences reach is hatched.",
+        "left out, and an expert that too few sentences reach is hatched. Expert 0 is the original MLP.",
         f"Heatmaps of the share of language-specific neurons by layer and expert, one per language: "
         f"{'; '.join(_strongest(specialisation))}.",
     )
@@ -56,7 +56,7 @@ def routing_section(run: Run) -> Section | None:
     picture = Picture(
         draw_language_routing(specialisation),
         "A cell is the share of the language’s tokens that chose the expert; with a top-k above 1 a token chooses "
-        "several, so that a row adds up to more than 100 %.",
+        "several, so that a row adds up to more than 100 %; where it chooses all experts of a layer, each has 100 %.",
         f"Heatmaps of the share of tokens by layer and expert, one per language: "
         f"{'; '.join(_base_shares(specialisation))}.",
     )
@@ -71,12 +71,7 @@ def _strongest(specialisation: Specialisation) -> Iterable[str]:
             yield f"{language} was measured nowhere"
             continue
         high, row = max(measured, key=lambda pair: pair[1].ratio or 0)
-        yield f"{language} has most in {_place(row)} ({count(high)} of {count(row.neurons)})"
-
-
-def _place(row: ExpertScores) -> str:
-    """As in the paper's Table 4."""
-    return f"L{row.layer} {row.expert}"
+        yield f"{language} has most in {row.place} ({count(high)} of {count(row.neurons)})"
 
 
 def _origin_notes(run: Run, measured: Measured) -> list[str]:
@@ -103,7 +98,7 @@ def _base_rate_notes(specialisation: Specialisation) -> list[str]:
     if specialisation.settings["missing"] != "drop":
         return []
     places = [
-        f"{_place(row)} ({row.language})"
+        f"{row.place} ({row.language})"
         for row in specialisation.experts
         if row.high_ap is not None and row.sentences >= threshold * (row.sentences + row.other_sentences)
     ]
@@ -123,7 +118,7 @@ def _expert_table(specialisation: Specialisation) -> Table:
     rows = []
     for own in experts_by_place(specialisation):
         cells = [cell for scores in own for cell in _cells(scores)]
-        rows.append([_place(own[0]), count(own[0].neurons), *cells, *(count(scores.sentences) for scores in own)])
+        rows.append([own[0].place, count(own[0].neurons), *cells, *(count(scores.sentences) for scores in own)])
     pairs = [title for language in languages for title in (f"{language} high-AP", f"{language} ratio (%)")]
     header = ["layer-expert", "neurons", *pairs, *(f"{language} sentences" for language in languages)]
     threshold = specialisation.settings["threshold"]
@@ -141,7 +136,7 @@ def _base_shares(specialisation: Specialisation) -> Iterable[str]:
     for language in specialisation.languages:
         own = [row for row in specialisation.routing if row.language == language]
         share = sum(row.expert_tokens[0] for row in own) / max(1, sum(row.tokens for row in own))
-        yield f"{100 * share:.0f} % of {language}’s tokens chose the base"
+        yield f"{100 * share:.0f} % of {language}’s tokens chose expert 0"
 
 
 def _routing_table(specialisation: Specialisation) -> Table:
@@ -149,13 +144,13 @@ def _routing_table(specialisation: Specialisation) -> Table:
     from neuronmoe_plugins.specialisation.display import token_shares
 
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
-    names = ["base", *(f"expert_{expert}" for expert in range(num_experts - 1))]
-    header = ["layer", "language", "most used pairs", "tokens", *names, "entropy"]
+    header = ["layer", "language", "most used pairs", "tokens", *(f"expert {each}" for each in range(num_experts))]
+    header.append("entropy")
     rows = [
         [
             str(row.layer),
             row.language,
-            _most_used_pairs(row, names),
+            _most_used_pairs(row),
             count(row.tokens),
             *token_shares(row, num_experts, " "),
             f"{row.entropy:.3f} of {log(len(row.expert_tokens)):.3f}",
@@ -168,13 +163,10 @@ def _routing_table(specialisation: Specialisation) -> Table:
     return Table(caption, header, rows, words=range(3))
 
 
-def _most_used_pairs(row: LanguageRouting, names: Sequence[str]) -> str:
+def _most_used_pairs(row: LanguageRouting) -> str:
     """The pairs that most tokens chose, with their share."""
     used = sorted((pair for pair in row.pairs.items() if pair[1]), key=lambda pair: -pair[1])[:PAIRS_SHOWN]
-    parts = []
-    for key, tokens in used:
-        one, other = (names[int(index)] for index in key.split(","))
-        parts.append(f"{one} + {other} {100 * tokens / row.tokens:.0f} %")
+    parts = [f"{key.replace(',', ' + ')}: {100 * tokens / row.tokens:.0f} %" for key, tokens in used]
     return ", ".join(parts) or "–"
 
 

@@ -20,11 +20,12 @@ NOT_MEASURED = "not measured"
 DRIFT_PARTS = ("base", "extended", "kept")
 NEURONS_FIGURE = "specialisation.png"
 ROUTING_FIGURE = "routing.png"
+EXPERT_0 = "expert 0 is the original MLP"
 UNREACHED = "not measured: too few sentences have a token there"
 HATCHING: dict[str, Any] = {"facecolor": "#f0f3f6", "edgecolor": MUTED, "hatch": "////", "linewidth": 0}
 
 # Layer and expert -> value; None: not measured.
-Cells = Mapping[tuple[int, str], float | None]
+Cells = Mapping[tuple[int, int], float | None]
 
 
 def print_specialisation(console: Console, specialisation: Specialisation) -> None:
@@ -41,7 +42,7 @@ def print_drift(console: Console, rows: Sequence[LayerDrift]) -> None:
 
 def experts_by_place(specialisation: Specialisation) -> list[list[ExpertScores]]:
     """For each layer and expert, in their order, its scores for each language."""
-    places: dict[tuple[int, str], dict[str, ExpertScores]] = {}
+    places: dict[tuple[int, int], dict[str, ExpertScores]] = {}
     for row in specialisation.experts:
         places.setdefault((row.layer, row.expert), {})[row.language] = row
     return [[own[language] for language in specialisation.languages] for own in places.values()]
@@ -53,14 +54,15 @@ def expert_table(specialisation: Specialisation) -> Table:
     experts = experts_by_place(specialisation)
     rows = [
         [
-            f"L{own[0].layer} {own[0].expert}",
+            own[0].place,
             f"{own[0].neurons:,}",
             *(cell for scores in own for cell in _cells(scores)),
         ]
         for own in experts
     ]
     last = [row for row in range(len(rows) - 1) if experts[row][0].layer != experts[row + 1][0].layer]
-    caption = f"Neurons with an average precision of {specialisation.settings['threshold']:g} or more"
+    threshold = specialisation.settings["threshold"]
+    caption = f"Neurons with an average precision of {threshold:g} or more; {EXPERT_0}"
     return Table(caption, ["layer-expert", "neurons", *pairs], rows, rules=last)
 
 
@@ -73,12 +75,12 @@ def _cells(scores: ExpertScores) -> tuple[str, str]:
 def routing_table(specialisation: Specialisation) -> Table:
     """One row per layer and language: the share of its tokens that chose each expert, and the router's entropy."""
     num_experts = max(len(row.expert_tokens) for row in specialisation.routing)
-    names = ["base", *(f"expert\n{expert}" for expert in range(num_experts - 1))]
+    names = [f"expert\n{expert}" for expert in range(num_experts)]
     rows = [
         [str(row.layer), row.language, f"{row.tokens:,}", *token_shares(row, num_experts, "\n"), f"{row.entropy:.3f}"]
         for row in specialisation.routing
     ]
-    caption = "Tokens that chose an expert (%), and mean router weight there"
+    caption = f"Tokens that chose an expert (%), and mean router weight there; {EXPERT_0}"
     return Table(caption, ["layer", "language", "tokens", *names, "entropy"], rows, words=(1,))
 
 
@@ -123,12 +125,10 @@ def draw_specialisation(specialisation: Specialisation) -> Figure:
 
 def draw_language_routing(specialisation: Specialisation) -> Figure:
     """Layer by expert, a panel per language: the share of its tokens that chose the expert, perhaps beside others."""
-    from neuronmoe_plugins.specialisation.mixtures import expert_name
-
-    shares: dict[str, dict[tuple[int, str], float | None]] = {language: {} for language in specialisation.languages}
+    shares: dict[str, dict[tuple[int, int], float | None]] = {language: {} for language in specialisation.languages}
     for row in specialisation.routing:
         for expert, tokens in enumerate(row.expert_tokens):
-            shares[row.language][row.layer, expert_name(expert)] = 100 * tokens / row.tokens
+            shares[row.language][row.layer, expert] = 100 * tokens / row.tokens
     return _draw(shares, "Tokens that chose an expert", digits=0)
 
 
@@ -136,20 +136,17 @@ def _draw(panels: Mapping[str, Cells], title: str, digits: int) -> Figure:
     """A panel per language; a cell without an expert stays empty, one that was not measured is hatched."""
     from matplotlib.patches import Patch, Rectangle
 
-    from neuronmoe_plugins.specialisation.mixtures import expert_name
-
     places = [place for panel in panels.values() for place in panel]
     layers = sorted({layer for layer, _ in places})
-    experts = [expert_name(expert) for expert in range(len({expert for _, expert in places}))]
+    experts = range(1 + max(expert for _, expert in places))
     values = {
-        language: np.array([[panel.get((layer, name)) for name in experts] for layer in layers], dtype=np.float64)
+        language: np.array([[panel.get((layer, expert)) for expert in experts] for layer in layers], dtype=np.float64)
         for language, panel in panels.items()
     }
-    names = [name.removeprefix("expert_") for name in experts]
     columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
-    figure = draw_expert_shares(values, title, layers, names, lambda value: _written(value, digits), columns)
+    figure = draw_expert_shares(values, title, layers, lambda value: _written(value, digits), columns)
     unmeasured = [
-        (axes, experts.index(expert), layers.index(layer))
+        (axes, expert, layers.index(layer))
         for axes, panel in zip(figure.axes, panels.values(), strict=False)
         for (layer, expert), value in panel.items()
         if value is None

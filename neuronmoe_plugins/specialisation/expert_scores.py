@@ -25,11 +25,11 @@ from neuronmoe_plugins.neurons.scoring import read_finite
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.specialisation.mixtures import (
     ROUTING,
-    expert_name,
     find_mixtures,
     language_routing,
     observing,
     places,
+    projection_of,
 )
 from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, ScoreWriter, Specialisation
 
@@ -118,13 +118,13 @@ def _score_one(
     writer: ScoreWriter,
 ) -> list[ExpertScores]:
     """Count one expert's neurons for every language."""
-    labels, num_languages, name = samples.labels, samples.num_languages, expert_name(expert)
+    labels, num_languages = samples.labels, samples.num_languages
     languages = measured_languages(seen, labels, num_languages, options.missing, options.min_sentences)
     neurons, high = 0, np.zeros(num_languages, dtype=np.int64)
     for projection in projections:
-        pooled = read_finite(store, (layer, f"{name} {projection}"), sentences.names, seen)
+        pooled = read_finite(store, projection_of(layer, expert, projection), sentences.names, seen)
         scores = score_expert(pooled, seen, labels, languages, options.missing)
-        writer.add(layer, name, projection, scores)
+        writer.add(layer, expert, projection, scores)
         neurons += pooled.shape[1]
         for language, values in scores.items():
             high[language] += int((values >= options.threshold).sum())
@@ -132,7 +132,7 @@ def _score_one(
     return [
         ExpertScores(
             layer,
-            name,
+            expert,
             language,
             neurons,
             int(high[index]) if index in languages else None,

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 ROUTING = "routing"
 
 
-def expert_name(expert: int) -> str:
-    """`base` for the original MLP, `expert_0` for the first new one, as in the paper's Table 4."""
-    return "base" if expert == 0 else f"expert_{expert - 1}"
+def projection_of(layer: int, expert: int, projection: str) -> ModuleKey:
+    """Under which key an expert's projection is observed; expert 0 is the original MLP."""
+    return layer, f"expert {expert} {projection}"
 
 
 def find_mixtures(model: PreTrainedModel) -> dict[int, MoeLayer]:
@@ -47,7 +47,7 @@ def places(mixtures: Mapping[int, MoeLayer]) -> dict[ModuleKey, int]:
         num_experts = len(mixture.expert_projections())
         for expert in range(num_experts):
             for name in mixture.family.projections:
-                found[layer, f"{expert_name(expert)} {name}"] = _units(mixture, name)
+                found[projection_of(layer, expert, name)] = _units(mixture, name)
         found[layer, ROUTING] = routing_size(num_experts)
     return found
 
@@ -110,7 +110,7 @@ class ExpertObserver:
             for name in mixture.family.projections:
                 sums = _sum_per_sentence(outputs[name], sentences[own], len(self._mask))
                 # NaN, 0 / 0, where a sentence has no token.
-                self.pooled[layer, f"{expert_name(expert)} {name}"] = sums / counts
+                self.pooled[projection_of(layer, expert, name)] = sums / counts
         values = _routing_values(router_logits, weights, selected_experts, chosen)
         self.pooled[layer, ROUTING] = _sum_per_sentence(values, sentences, len(self._mask))
 

@@ -17,13 +17,13 @@ from neuronmoe_plugins.neurons.arrays import ScoreArray
 SCORES = "specialisation.parquet"
 # Written last: it names the table that belongs to it.
 RECORD = "specialisation.json"
-FORMAT = 1
+FORMAT = 2
 # Of `--compare base`: the model without and with its adapter, and what changed.
 BASE, EXTENDED, DRIFT = "base_analysis", "extended_analysis", "drift.json"
 SCHEMA = pa.schema(
     [
         ("layer", pa.int32()),
-        ("expert", pa.string()),
+        ("expert", pa.int32()),
         ("projection", pa.string()),
         ("unit", pa.int32()),
         ("language", pa.string()),
@@ -38,7 +38,7 @@ class ExpertScores:
 
     Attributes:
         layer: Index of the decoder layer.
-        expert: `base`, `expert_0` and so on.
+        expert: Its index; 0 is the original MLP.
         language: Whose neurons are counted.
         neurons: Outputs of the expert's projections; for Llama-3.2-3B 8192 + 8192 + 3072.
         high_ap: How many of them have an average precision of at least the threshold; None if not measured.
@@ -47,12 +47,17 @@ class ExpertScores:
     """
 
     layer: int
-    expert: str
+    expert: int
     language: str
     neurons: int
     high_ap: int | None
     sentences: int
     other_sentences: int
+
+    @property
+    def place(self) -> str:
+        """The layer and the expert, as tables have them."""
+        return f"L{self.layer} expert {self.expert}"
 
     @property
     def ratio(self) -> float | None:
@@ -68,7 +73,7 @@ class LanguageRouting:
         layer: Index of the decoder layer.
         language: Whose tokens.
         tokens: How many.
-        expert_tokens: How many of them chose each expert, the base first; top-k choices per token.
+        expert_tokens: How many of them chose each expert, by its index; top-k choices per token.
         mean_weights: Mean router weight of an expert over the tokens that chose it; None where none did.
         entropy: Of the router's probabilities over all experts, mean over the tokens, in nats.
         pairs: How often two experts were chosen together, by their indices `i,j`, i < j.
@@ -140,14 +145,17 @@ class Specialisation:
         path = folder / RECORD
         try:
             record = read_json(path)
+            version = record["format"]
             loaded = cls(
                 record["settings"],
                 [ExpertScores(**row) for row in record["experts"]],
                 [LanguageRouting(**row) for row in record["routing"]],
             )
-            fits = record["format"] == FORMAT and record["sha256"] == sha256_of([folder / SCORES])
+            fits = record["sha256"] == sha256_of([folder / SCORES])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no result of `neuronmoe specialise`: {error}") from error
+        if version != FORMAT:
+            raise UserError(f"{path} is in format {version}, not {FORMAT}; run `neuronmoe specialise` again")
         if not fits:
             raise UserError(f"{path} does not belong to {folder / SCORES}; run `neuronmoe specialise` again")
         return loaded
@@ -171,7 +179,7 @@ class ScoreWriter:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def add(self, layer: int, expert: str, projection: str, scores: Mapping[int, ScoreArray]) -> None:
+    def add(self, layer: int, expert: int, projection: str, scores: Mapping[int, ScoreArray]) -> None:
         """Write the scores of one projection: language index -> float64 (units,), measured ones only."""
         for language, values in scores.items():
             units = len(values)

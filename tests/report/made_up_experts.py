@@ -17,13 +17,13 @@ from neuronmoe_plugins.specialisation.specialisation import SCHEMA, SCORES
 
 TABLE_10 = TABLES["table10_greek_high_ap"]
 NEURONS: int = TABLE_10["units_per_layer_and_expert"]
-# (layer, expert) -> high-AP neurons for Greek, in the paper's order.
-GREEK = {(layer, expert.replace("exp_", "expert_")): high for layer, expert, high in TABLE_10["rows"]}
+# (layer, expert) -> high-AP neurons for Greek; expert 0 is the base, the paper's exp_0 is expert 1.
+GREEK = {(layer, 0 if name == "base" else int(name[4:]) + 1): high for layer, name, high in TABLE_10["rows"]}
 TOKENS = 12_000
 
 
 def paper_experts(
-    languages: Sequence[str] = ("en", "el"), english: Mapping[tuple[int, str], int] | None = None, **settings: Any
+    languages: Sequence[str] = ("en", "el"), english: Mapping[tuple[int, int], int] | None = None, **settings: Any
 ) -> Specialisation:
     """The mixtures of the paper's Table 10: Greek as counted there, other languages a little of it.
 

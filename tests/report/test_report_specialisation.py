@@ -53,7 +53,7 @@ def cells(section: Section, panel: int) -> Any:
 def test_the_table_is_the_papers_table_10(folder: Path) -> None:
     (table,) = section_of(folder, paper_experts()).tables
     assert table.header[:6] == ["layer-expert", "neurons", "en high-AP", "en ratio (%)", "el high-AP", "el ratio (%)"]
-    assert [row[0] for row in table.rows] == [f"L{layer} {expert}" for layer, expert in GREEK]
+    assert [row[0] for row in table.rows] == [f"L{layer} expert {expert}" for layer, expert in GREEK]
     assert [int(row[4]) for row in table.rows] == list(GREEK.values())
     # As the paper prints them, in its Table 4.
     assert [row[5] for row in table.rows[:6]] == ["0.00", "0.00", "0.14", "0.00", "0.31", "0.10"]
@@ -66,24 +66,23 @@ def test_the_heatmap_is_of_the_same_shares(folder: Path) -> None:
     shares, layers = cells(section, 1), sorted({layer for layer, _ in GREEK})
     assert shares.shape == (len(layers), 6)
     for (layer, expert), high in GREEK.items():
-        column = 0 if expert == "base" else int(expert.removeprefix("expert_")) + 1
-        assert shares[layers.index(layer), column] == pytest.approx(100 * high / NEURONS, rel=1e-6)
+        assert shares[layers.index(layer), expert] == pytest.approx(100 * high / NEURONS, rel=1e-6)
     assert shares.count() == len(GREEK), "a layer has no more cells than experts"
     ticks = [label.get_text() for label in section.picture.figure.axes[0].get_yticklabels()]
     assert ticks == list(map(str, layers))
     assert all(axes.yaxis_inverted() for axes in section.picture.figure.axes[:2]), "the first layer is on top"
-    assert "el has most in L27 expert_2 (405 of 19,456)" in section.picture.alt
+    assert "el has most in L27 expert 3 (405 of 19,456)" in section.picture.alt
     assert legend_of(section) == []
 
 
 def test_what_was_not_measured_is_told_from_zero_and_from_no_expert(folder: Path) -> None:
-    section = section_of(folder, paper_experts(english={(26, "expert_2"): 2}))
+    section = section_of(folder, paper_experts(english={(26, 3): 2}))
     assert section.picture is not None
     for axes in section.picture.figure.axes[:2]:
         (hatched,) = [patch for patch in axes.patches if patch.get_hatch()]
-        assert (int(hatched.get_x()), int(hatched.get_y())) == (3, 7), "column expert_2, the eighth mixture"
+        assert (int(hatched.get_x()), int(hatched.get_y())) == (3, 7), "expert 3, the eighth mixture"
     assert legend_of(section) == ["not measured: too few sentences have a token there"]
-    (row,) = [row for row in section.tables[0].rows if row[0] == "L26 expert_2"]
+    (row,) = [row for row in section.tables[0].rows if row[0] == "L26 expert 3"]
     assert row[2:] == ["not measured", "–", "not measured", "–", "2", "500"]
 
 
@@ -98,8 +97,8 @@ def test_an_expert_nowhere_measured(folder: Path) -> None:
 def test_experts_that_one_language_has_for_itself_are_named(
     folder: Path, missing: str, seen: int, warned: bool
 ) -> None:
-    section = section_of(folder, paper_experts(english={(26, "expert_2"): seen}, missing=missing))
-    assert any("ranks them by chance passes, too: L26 expert_2 (el)." in note for note in section.notes) == warned
+    section = section_of(folder, paper_experts(english={(26, 3): seen}, missing=missing))
+    assert any("ranks them by chance passes, too: L26 expert 3 (el)." in note for note in section.notes) == warned
 
 
 def test_tables_of_more_languages_keep_their_order(folder: Path) -> None:
@@ -118,9 +117,7 @@ def test_routing_is_shown_as_shares_weights_and_pairs(folder: Path) -> None:
     row = next(row for row in specialisation.routing if (row.layer, row.language) == (26, "el"))
     shown = next(own for own in table.rows if own[:2] == ["26", "el"])
     pair, most = max(row.pairs.items(), key=lambda own: own[1])
-    names = ["base", "expert_0", "expert_1", "expert_2"]
-    one, other = (names[int(index)] for index in pair.split(","))
-    assert shown[2].startswith(f"{one} + {other} {100 * most / row.tokens:.0f} %, ")
+    assert shown[2].startswith(f"{pair[0]} + {pair[2]}: {100 * most / row.tokens:.0f} %, ")
     assert shown[3:5] == ["12,000", f"{100 * row.expert_tokens[0] / 12_000:.1f} (0.67)"]
     assert shown[-3:] == ["", "", "1.109 of 1.386"], "four experts"
     shares = cells(section, 1)[7].compressed()
@@ -173,7 +170,7 @@ def test_the_page_has_both_figures(folder: Path) -> None:
         svg = next(section.iter("svg"))
         texts = ["".join(text.itertext()) for text in svg.iter("text")]
         assert any(title in text for text in texts)
-        assert {"decoder layer", "expert", "share (%)", "el<b>"} <= set(texts)
+        assert {"decoder layer", "expert (0: the original MLP)", "share (%)", "el<b>"} <= set(texts)
         assert len(svg.get("aria-label", "")) > 60
         assert (folder / "figures" / f"{name}.png").exists()
 

@@ -53,7 +53,7 @@ def tokens_of(model: Path | str, texts: Sequence[str]) -> list[list[int]]:
     return [list(ids) for ids in AutoTokenizer.from_pretrained(model)(list(texts))["input_ids"]]
 
 
-def scores_in(folder: Path) -> dict[tuple[int, str, str, int, str], float]:
+def scores_in(folder: Path) -> dict[tuple[int, int, str, int, str], float]:
     """(layer, expert, projection, unit, language) -> average precision, from the Parquet file."""
     rows = pq.read_table(folder / "specialisation.parquet").to_pylist()
     found = {tuple(row[name] for name in ("layer", "expert", "projection", "unit", "language")): row for row in rows}
@@ -61,7 +61,7 @@ def scores_in(folder: Path) -> dict[tuple[int, str, str, int, str], float]:
     return {key: row["average_precision"] for key, row in found.items()}
 
 
-def counts(specialisation: Specialisation) -> dict[tuple[int, str, str], tuple[int | None, int, int]]:
+def counts(specialisation: Specialisation) -> dict[tuple[int, int, str], tuple[int | None, int, int]]:
     """(layer, expert, language) -> high-AP neurons, sentences, other sentences."""
     return {
         (row.layer, row.expert, row.language): (row.high_ap, row.sentences, row.other_sentences)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronmoe_plugins import MoeConfig, SpecialiseOptions, specialise
 from neuronmoe_plugins.convert import convert
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures
+from neuronmoe_plugins.specialisation.mixtures import find_mixtures, projection_of
 from specialisation.by_definition import by_definition
 from specialisation.extending import (
     EXPERTS,
@@ -60,8 +60,7 @@ def test_adapter_of_the_published_code(tmp_path: Path) -> None:
     topk = int(model.peft_config["default"].topk)
     expected = by_definition(model, SENTENCES, topk)
     for (layer, expert, projection), means in expected.means.items():
-        name = "base" if expert == 0 else f"expert_{expert - 1}"
-        values = published[layer, f"{name} {projection}"]
+        values = published[projection_of(layer, expert, projection)]
         np.testing.assert_allclose(values[list(means)], list(means.values()), rtol=1e-4, atol=1e-5)
         if expert:
             file_name = f"base_model.model.model.layers.{layer}.mlp.moe_experts.{expert - 1}.{projection}.weight"
@@ -76,7 +75,6 @@ def test_families(family: str) -> None:
     model = get_peft_model(tiny_model(family), moe_config(num_experts=[3, 1, 2], topk=3)).eval()
     pooled = observed(model, SENTENCES, batch_size=4)
     assert {key for key in pooled if key[0] == 1} == set()
-    names = ["base", "expert_0", "expert_1"]
     for name, units in PROJECTIONS[family].items():
         linear = getattr(find_mixtures(model)[0].get_base_layer(), name)
         outputs: list[torch.Tensor] = []
@@ -86,8 +84,8 @@ def test_families(family: str) -> None:
                 model(input_ids=torch.tensor([ids]))
         hook.remove()
         means = np.array([output.reshape(-1, units).mean(dim=0).numpy() for output in outputs])
-        for expert in names:
-            np.testing.assert_allclose(pooled[0, f"{expert} {name}"], means, rtol=1e-5, atol=1e-5)
+        for expert in range(3):
+            np.testing.assert_allclose(pooled[projection_of(0, expert, name)], means, rtol=1e-5, atol=1e-5)
     assert pooled[0, "routing"][:, :3].tolist() == [[len(ids)] * 3 for ids in SENTENCES]
 
 
@@ -183,7 +181,7 @@ def test_kept_experts_come_before_new_ones(
     for row in found.of("el"):
         experts[row.layer].append(row.expert)
     assert [len(names) for names in experts.values()] == [5, 2, 4, 2]
-    assert experts[0] == ["base", "expert_0", "expert_1", "expert_2", "expert_3"]
+    assert experts[0] == [0, 1, 2, 3, 4]
     model = load_extended(tiny_model_dir, tmp_path / "adapter")
     old = find_mixtures(load_extended(tiny_model_dir, adapters[2]))[0]
     states = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))

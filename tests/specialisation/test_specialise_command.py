@@ -59,9 +59,9 @@ def test_prints_the_tables_of_the_paper(
     header = rows_of(experts)[0]
     assert header == ["", "", "en", "", "el", "", "tr", ""] or header[2::2] == ["en", "el", "tr"]
     printed = {row[0]: row[1:] for row in rows_of(experts) if row[0].startswith("L")}
-    assert list(printed)[:4] == ["L0 base", "L0 expert_0", "L0 expert_1", "L2 base"]
+    assert list(printed)[:4] == ["L0 expert 0", "L0 expert 1", "L0 expert 2", "L2 expert 0"]
     for row in found.of("el"):
-        cells = printed[f"L{row.layer} {row.expert}"]
+        cells = printed[f"L{row.layer} expert {row.expert}"]
         assert cells[0] == "128"
         assert cells[3:5] == [str(row.high_ap), f"{100 * row.high_ap / 128:.2f}"]
     lines = rows_of(routing)

@@ -13,11 +13,11 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
+from neuronmoe_plugins.specialisation.mixtures import projection_of
 from specialisation.by_definition import ByDefinition, by_definition
 from specialisation.extending import EXPERTS, load_extended, observed, scores_in, tokens_of
 
 UNITS = {"gate_proj": 48, "up_proj": 48, "down_proj": 32}
-NAMES = ["base", "expert_0", "expert_1", "expert_2"]
 LAYERS = {layer: number for layer, number in enumerate(EXPERTS) if number > 1}
 
 
@@ -68,7 +68,7 @@ def test_activations_are_means_over_the_tokens_that_chose_the_expert(
     for layer, number in LAYERS.items():
         for expert in range(number):
             for projection, units in UNITS.items():
-                values = found[layer, f"{NAMES[expert]} {projection}"]
+                values = found[projection_of(layer, expert, projection)]
                 means = expected.means[layer, expert, projection]
                 wanted = np.full((len(token_ids), units), np.nan)
                 for sentence, mean in means.items():
@@ -98,20 +98,19 @@ def test_neurons_are_those_of_scikit_learn(
     scores, pooled = scores_in(tmp_path / "out"), observed(extended, token_ids)
     wanted = dict.fromkeys(measured, 0)
     for (layer, expert, projection), means in expected.means.items():
-        name = NAMES[expert]
         sentences = sorted(means) if missing == "drop" else range(len(labels))
         slow = np.array([means.get(sentence, np.zeros(UNITS[projection])) for sentence in sentences])
         # What the paper's means have alike, as a <s> alone, differs in its last bits from batch to batch.
-        exact = np.nan_to_num(pooled[layer, f"{name} {projection}"][list(sentences)])
+        exact = np.nan_to_num(pooled[projection_of(layer, expert, projection)][list(sentences)])
         for language in ("en", "el", "tr"):
-            if (layer, name, language) not in measured:
+            if (layer, expert, language) not in measured:
                 continue
             own = [labels[sentence] == language for sentence in sentences]
-            got = [scores.pop((layer, name, projection, unit, language)) for unit in range(UNITS[projection])]
+            got = [scores.pop((layer, expert, projection, unit, language)) for unit in range(UNITS[projection])]
             by_sklearn = [average_precision_score(own, unit) for unit in exact.T[::6].astype(np.float64)]
             np.testing.assert_allclose(got[::6], by_sklearn, rtol=0, atol=1e-9)  # the rest would take seconds
             np.testing.assert_allclose(got, [plain_average_precision(own, unit) for unit in exact.T], rtol=0, atol=1e-9)
-            wanted[layer, name, language] += sum(plain_average_precision(own, unit) >= 0.8 for unit in slow.T)
+            wanted[layer, expert, language] += sum(plain_average_precision(own, unit) >= 0.8 for unit in slow.T)
     assert not scores
     assert measured == wanted
     assert sum(measured.values()) > 20
@@ -121,12 +120,10 @@ def test_rows_say_how_many_sentences_have_a_token_there(
     run: tuple[Specialisation, Path], expected: ByDefinition, labels: list[str]
 ) -> None:
     rows = run[0].experts
-    order = [
-        (layer, NAMES[i], language) for layer, n in LAYERS.items() for i in range(n) for language in ("en", "el", "tr")
-    ]
+    order = [(layer, i, language) for layer, n in LAYERS.items() for i in range(n) for language in ("en", "el", "tr")]
     assert [(row.layer, row.expert, row.language) for row in rows] == order
     for row in rows:
-        seen = expected.means[row.layer, NAMES.index(row.expert), "up_proj"]
+        seen = expected.means[row.layer, row.expert, "up_proj"]
         own = sum(labels[sentence] == row.language for sentence in seen)
         assert (row.neurons, row.sentences, row.other_sentences) == (128, own, len(seen) - own)
         assert row.ratio == (None if row.high_ap is None else row.high_ap / 128)

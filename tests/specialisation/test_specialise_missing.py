@@ -109,13 +109,13 @@ def test_an_expert_that_nobody_chose_is_not_measured(
 ) -> None:
     given = replace(options, adapter=str(unused_expert), output=tmp_path / "out", missing=missing, min_sentences=1)
     found = specialise(given)
-    rows = [row for row in found.experts if row.expert == "expert_0"]
+    rows = [row for row in found.experts if row.expert == 1]
     assert {(row.layer, row.high_ap, row.ratio, row.sentences, row.other_sentences) for row in rows} == {
         (2, None, None, 0, 0)
     }
     assert {row.expert_tokens[1] for row in found.routing} == {0}
     assert {row.mean_weights[1] for row in found.routing} == {None}
-    assert {key[1] for key in scores_in(tmp_path / "out")} == {"base", "expert_1"}
+    assert {key[1] for key in scores_in(tmp_path / "out")} == {0, 2}
 
 
 def test_min_sentences_is_counted_at_the_expert(

@@ -43,18 +43,18 @@ def found(planted: SpecialiseOptions) -> Specialisation:
 def test_exactly_the_planted_neurons_are_found(planted: SpecialiseOptions, found: Specialisation) -> None:
     scores = scores_in(planted.output)
     high = {key: score for key, score in scores.items() if score >= 0.9}
-    assert high == {(0, "expert_0", *place): 1.0 for place in PLANTED}
+    assert high == {(0, 1, *place): 1.0 for place in PLANTED}
     # All others give 0 for every sentence.
     assert {score for key, score in scores.items() if key not in high and (*key[2:4],) not in places()} == {0.5}
     counts = {(row.layer, row.expert, row.language): row.high_ap for row in found.experts}
     assert counts == {
-        (0, "base", "en"): 0, (0, "base", "el"): 0,
-        (0, "expert_0", "en"): 1, (0, "expert_0", "el"): 3,
-        (0, "expert_1", "en"): None, (0, "expert_1", "el"): None,
-        (1, "base", "en"): 0, (1, "base", "el"): 0,
-        (1, "expert_0", "en"): None, (1, "expert_0", "el"): None,
+        (0, 0, "en"): 0, (0, 0, "el"): 0,
+        (0, 1, "en"): 1, (0, 1, "el"): 3,
+        (0, 2, "en"): None, (0, 2, "el"): None,
+        (1, 0, "en"): 0, (1, 0, "el"): 0,
+        (1, 1, "en"): None, (1, 1, "el"): None,
     }  # fmt: skip
-    assert next(row.ratio for row in found.of("el") if row.expert == "expert_0") == 3 / (12 + 12 + 16)
+    assert next(row.ratio for row in found.of("el") if row.expert == 1) == 3 / (12 + 12 + 16)
 
 
 def places() -> set[tuple[str, int]]:
@@ -95,13 +95,13 @@ def test_activations_are_those_planned(planted: SpecialiseOptions) -> None:
 
 def test_threshold_itself_is_high(planted: SpecialiseOptions, tmp_path: Path, without_pictures: None) -> None:
     found = specialise(replace(planted, output=tmp_path / "out", threshold=1.0))
-    assert [row.high_ap for row in found.experts if (row.layer, row.expert) == (0, "expert_0")] == [1, 3]
+    assert [row.high_ap for row in found.experts if (row.layer, row.expert) == (0, 1)] == [1, 3]
 
 
 def test_zero_measures_what_only_one_language_uses(planted: SpecialiseOptions, tmp_path: Path) -> None:
     found = specialise(replace(planted, output=tmp_path / "out", missing="zero"))
     counts = {(row.layer, row.expert, row.language): row.high_ap for row in found.experts}
-    assert counts[0, "expert_1", "en"] == 0
-    assert counts[0, "expert_1", "el"] is None
-    assert counts[0, "expert_0", "el"] == 3
-    assert (counts[1, "expert_0", "en"], counts[1, "expert_0", "el"]) == (None, None)
+    assert counts[0, 2, "en"] == 0
+    assert counts[0, 2, "el"] is None
+    assert counts[0, 1, "el"] == 3
+    assert (counts[1, 1, "en"], counts[1, 1, "el"]) == (None, None)

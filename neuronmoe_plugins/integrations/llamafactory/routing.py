@@ -211,9 +211,8 @@ def draw_routing(counts: RoutingCounts, title: str) -> Figure:
         title: Above all panels.
     """
     panels, num_experts = _panels(counts), counts.choices.shape[-1]
-    names = list(map(str, range(num_experts)))
     write = "{:.0f}".format if num_experts <= MOST_NUMBERED else None
-    return draw_expert_shares(panels, title, counts.layers, names, write, len(panels))
+    return draw_expert_shares(panels, title, counts.layers, write, len(panels))
 
 
 def _panels(counts: RoutingCounts) -> dict[str, FloatArray]:
