@@ -114,7 +114,8 @@ def test_bfloat16(options: SpecialiseOptions, result: Any, tmp_path: Path, witho
         assert row.entropy == pytest.approx(precise.entropy, abs=0.02)
     # Activations are rounded, their means are not.
     token_ids = tokens_of(options.model, ["abc", "αβγδ abc abc"])
-    values = observed(load_extended(options.model, options.adapter, "bfloat16"), token_ids)[0, "base gate_proj"]
+    pooled = observed(load_extended(options.model, options.adapter, "bfloat16"), token_ids)
+    values = pooled[projection_of(0, 0, "gate_proj")]
     assert values.dtype == np.float32
     assert not np.array_equal(torch.tensor(values).bfloat16().float().numpy(), values)
 

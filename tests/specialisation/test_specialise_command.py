@@ -167,7 +167,7 @@ BAD: dict[str, tuple[Callable[[list[str], Path], list[str]], str]] = {
     "no model": (also("--model=no/such-model"), "--model no/such-model does not exist"),
     "a wider model's": (of_a_wider_model, "cannot be loaded: the file of the"),
     "a deeper model's": (of_a_deeper_model, "cannot be loaded: the file of the"),
-    "NaN in an expert": (with_nan("moe_up_proj"), "layer 3 expert_1 up_proj, unit 0: the activation for "),
+    "NaN in an expert": (with_nan("moe_up_proj"), "layer 3 expert 2 up_proj, unit 0: the activation for "),
     "NaN in a router": (with_nan("moe_router"), "layer 3: the router gives "),
     "a file": (lambda command, folder: [*command, f"--output={model_of(command)}/config.json"], "is a file"),
 }

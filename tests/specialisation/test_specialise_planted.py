@@ -12,6 +12,7 @@ import pytest
 
 from neuronmoe_plugins.corpora import parse_corpus_specs
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
+from neuronmoe_plugins.specialisation.mixtures import projection_of
 from specialisation.extending import load_extended, observed, scores_in, tokens_of
 from specialisation.planting import MARGIN, SIGNAL, save_planted_adapter, save_planted_model
 
@@ -87,10 +88,10 @@ def test_activations_are_those_planned(planted: SpecialiseOptions) -> None:
         ("up_proj", 7, -SIGNAL),
         ("down_proj", 9, activated),
     ):
-        values = pooled[0, f"expert_0 {projection}"][:, unit]
+        values = pooled[projection_of(0, 1, projection)][:, unit]
         np.testing.assert_allclose(values, [0.0] * 12 + [share * value] * 12, rtol=1e-6)
-    assert np.isnan(pooled[0, "expert_1 up_proj"][12:]).all()
-    assert not pooled[0, "expert_1 up_proj"][:12].any()
+    assert np.isnan(pooled[projection_of(0, 2, "up_proj")][12:]).all()
+    assert not pooled[projection_of(0, 2, "up_proj")][:12].any()
 
 
 def test_threshold_itself_is_high(planted: SpecialiseOptions, tmp_path: Path, without_pictures: None) -> None:
