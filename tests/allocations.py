@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def make_allocation(num_experts: Sequence[int], layer_scores: Sequence[float] = 
     )
 
 
-def save_allocation(path: Path, num_experts: Sequence[int], layer_scores: Sequence[float] = ()) -> None:
+def save_allocation(path: Path, num_experts: Sequence[int], layer_scores: Sequence[float] = (), **changes: Any) -> None:
     """Write it as allocation.yaml."""
-    make_allocation(num_experts, layer_scores).save(path)
+    replace(make_allocation(num_experts, layer_scores), **changes).save(path)
 
 
 def save_analysis(

@@ -1,8 +1,8 @@
-"""Experts per layer, beside those that LayerMoE would give (paper, Figure 1)."""
+"""Experts per layer, beside LayerMoE's where these are there or asked for (paper, Figure 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from neuronmoe_plugins.allocation.allocate import allocate
@@ -18,8 +18,7 @@ from neuronmoe_plugins.report.run import MAIN_ALLOCATION, Run
 from neuronmoe_plugins.tables import Table, count
 
 LAYER_SIMILARITY = "layer-similarity"
-# LayerMoE shares out 70 for the 28 layers of Llama-3.2-3B before it rounds up.
-BUDGET_PER_LAYER = 2.5
+ASKED = "--layermoe-budget"
 HOW_TO_ALLOCATE = (
     "There is no allocation yet: write one with “neuronmoe allocate {analysis} --source LANGUAGE --target LANGUAGE "
     "--output {output}”, then make this report again."
@@ -34,25 +33,25 @@ class Shown:
         allocations: Those of the run, and the computed one if there is one.
         main: Name of the one that the run is about.
         rival: Name of LayerMoE's; None if there is none.
-        notes: Why there is none, or why sizes are missing.
     """
 
     allocations: Mapping[str, Allocation]
     main: str
     rival: str | None
-    notes: Sequence[str]
 
 
 def experts_section(run: Run) -> Section:
-    """The allocation, LayerMoE's, and what both follow from."""
+    """The allocation, perhaps LayerMoE's, and what they follow from."""
     heading = "Experts per layer"
     main_name = main_allocation(run)
     if main_name is None:
+        if run.layermoe_budget is not None:
+            raise UserError(f"{ASKED}: {run.home} has no allocation to compare with; write one or leave the option out")
         note = HOW_TO_ALLOCATE.format(analysis=run.folder, output=run.home / MAIN_ALLOCATION)
         return Section(heading, notes=[note])
     shown = _with_layermoe(run, main_name)
     picture = _picture(shown, _line(run, shown.allocations[main_name]))
-    notes = [*_comparison(shown), *shown.notes, *_origin_notes(run, shown)]
+    notes = [*_comparison(shown), *map(_budget_note, shown.allocations.items()), *_origin_notes(run, shown)]
     return Section(heading, picture, notes, [_size_table(shown), _layer_table(shown)])
 
 
@@ -63,21 +62,21 @@ def main_allocation(run: Run) -> str | None:
 
 
 def _with_layermoe(run: Run, main: str) -> Shown:
-    """All allocations with LayerMoE's: one of the run, or computed for the languages of the main one."""
+    """All allocations, with LayerMoE's: one of the run or, if asked for, computed for the languages of the main one."""
     allocations = {name: _with_sizes(run, allocation) for name, allocation in run.allocations.items()}
-    for name, allocation in allocations.items():
-        if allocation.strategy == LAYER_SIMILARITY and name != main:
-            return Shown(allocations, main, name, [])
-    chosen, budget = allocations[main], round(BUDGET_PER_LAYER * run.num_layers)
-    if chosen.strategy == LAYER_SIMILARITY:
-        return Shown(allocations, main, None, [])
+    chosen, budget = allocations[main], run.layermoe_budget
+    theirs = [name for name, allocation in allocations.items() if allocation.strategy == LAYER_SIMILARITY]
+    if budget is None:
+        return Shown(allocations, main, next((name for name in theirs if name != main), None))
+    if theirs:
+        raise UserError(f"{ASKED}: {run.home / theirs[0]} is LayerMoE's already; move it away or leave the option out")
     request = AllocationRequest(run.folder, chosen.source, tuple(chosen.targets), LAYER_SIMILARITY, budget=budget)
     try:
         computed = allocate(request)
     except UserError as error:
-        return Shown(allocations, main, None, [f"LayerMoE's experts cannot be computed: {error}."])
+        raise UserError(f"{ASKED}: LayerMoE's experts cannot be computed: {error}") from error
     name = f"computed here, budget {budget}"
-    return Shown({**allocations, name: computed}, main, name, [])
+    return Shown({**allocations, name: computed}, main, name)
 
 
 def _with_sizes(run: Run, allocation: Allocation) -> Allocation:
@@ -130,6 +129,22 @@ def _comparison(shown: Shown) -> list[str]:
         if difference.absolute is not None and difference.per_cent is not None
     ]
     return [f"{shown.main} against LayerMoE: {', '.join(parts)}."] if parts else []
+
+
+def _budget_note(named: tuple[str, Allocation]) -> str:
+    """What decided how many experts there are in all."""
+    name, allocation = named
+    if allocation.requested_total_experts is not None:
+        reason = f"{allocation.requested_total_experts} experts in all were asked for (--total-experts)"
+    elif allocation.max_added_parameters is not None:
+        reason = f"as many experts as fit into {allocation.max_added_parameters:,} new parameters were asked for"
+        reason += " (--max-added-parameters)"
+    elif allocation.budget is not None:
+        reason = f"a budget of {allocation.budget} was given, which is shared out in parts that are rounded up"
+    else:
+        most = "any number" if allocation.max_experts is None else str(allocation.max_experts)
+        reason = f"no budget was given; {allocation.strategy} gives each layer {allocation.min_experts} to {most}"
+    return f"{name}, {allocation.total_experts} experts: {reason}."
 
 
 def _origin_notes(run: Run, shown: Shown) -> list[str]:

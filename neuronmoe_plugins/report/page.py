@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,13 +39,14 @@ SECTIONS: dict[str, MakeSection] = {
 }
 
 
-def write_report(folder: Path, output: Path | None = None) -> list[Path]:
+def write_report(folder: Path, output: Path | None = None, layermoe_budget: int | None = None) -> list[Path]:
     """Write `report.html` and, beside it, `figures/*.png` and `figures/*.svg`; each replaces an older one in one go.
 
     Args:
         folder: what `neuronmoe analyze` wrote, or the folder in which that is called `analysis`, with allocations as
             `*.yaml` and what `neuronmoe specialise` wrote as `specialisation`.
         output: the page; `folder`/report.html if not given.
+        layermoe_budget: also compute the experts of LayerMoE, from this budget, and compare with them.
 
     Returns:
         what was written, the page first.
@@ -55,7 +57,7 @@ def write_report(folder: Path, output: Path | None = None) -> list[Path]:
     """
     page = output or folder / "report.html"
     writable_file("--output", page)
-    run = read_run(folder)
+    run = replace(read_run(folder), layermoe_budget=layermoe_budget)
     with house_style():
         made = {name: make_section(run) for name, make_section in registered("report section").items()}
         sections = {name: section for name, section in made.items() if section is not None}

@@ -60,6 +60,7 @@ class Run:
         neurons: The language-specific neurons.
         allocations: By file name; `allocation.yaml` first.
         measured: What `neuronmoe specialise` wrote; None if it did not.
+        layermoe_budget: What LayerMoE is to share out, to be compared with; None if that was not asked for.
     """
 
     home: Path
@@ -68,6 +69,7 @@ class Run:
     neurons: Sequence[Neuron]
     allocations: Mapping[str, Allocation]
     measured: Measured | None = None
+    layermoe_budget: int | None = None
 
     @property
     def languages(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +23,7 @@ def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_analysis(folder / "analysis")
     save_paper_allocation(folder / "allocation.yaml")
     (folder / "stage1.yaml").write_text("ada_moe_num_experts_list: [6, 2]\n")
-    result = CliRunner().invoke(app, ["report", str(folder)])
+    result = CliRunner().invoke(app, ["report", str(folder), "--layermoe-budget", "70"])
     assert result.exit_code == 0, result.output
     assert result.output == f"Wrote {folder / 'report.html'} and 12 files in {folder / 'figures'}\n"
     return folder
@@ -39,7 +40,8 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Writes an analysis, with changes to its summary, and reads it with what allocations there are."""
 
     def make(**changes: Any) -> Run:
+        budget = changes.pop("layermoe_budget", None)
         write_analysis(tmp_path / "analysis", **changes)
-        return read_run(tmp_path)
+        return replace(read_run(tmp_path), layermoe_budget=budget)
 
     return make
