@@ -224,7 +224,6 @@ def write_analysis(folder: Path, analysis: Analysis) -> None:
     """Write the three files into an existing folder."""
     write_neurons(folder / NEURONS, analysis.neurons)
     record = analysis.summary
-    threshold = "" if record["min_score"] is None else f" above {record['min_score']:g}"
-    title = f"{Path(record['model']).name}: neurons{threshold} ({record['metric']})"
+    title = f"{Path(record['model']).name}: language-specific neurons in each decoder layer ({record['metric']})"
     save_layer_figure(folder / "neurons.png", record["layer_counts"], title)
     write_json(folder / "summary.json", {**record, "files": {NEURONS: sha256_of([folder / NEURONS])}})

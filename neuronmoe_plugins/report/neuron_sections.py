@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+NO_NEURONS = "No language has a neuron of its own, so there is nothing to show."
+
+
 def layers_section(run: Run) -> Section:
     """Neurons per layer and language."""
     heading = "Neurons per layer and language"
     if notes := run.lacks("layer_counts"):
         return Section(heading, notes=notes)
+    if not run.neurons:
+        return Section(heading, notes=[NO_NEURONS])
     counts: dict[str, list[int]] = run.summary["layer_counts"]
     peaks = [f"{language} peaks in layer {int(np.argmax(own))} with {max(own)}" for language, own in counts.items()]
     picture = Picture(
@@ -39,8 +44,10 @@ def layers_section(run: Run) -> Section:
 
 def overlap_section(run: Run) -> Section:
     """Neurons that two languages share, and how many are one language's own."""
-    languages = run.languages
+    heading, languages = "Overlap between languages", run.languages
     shared = shared_neurons(run.neurons, languages)
+    if not np.triu(shared, 1).any():
+        return Section(heading, notes=["No two of these languages share a neuron."], tables=[_language_table(run)])
     pairs = [
         f"{languages[row]} and {languages[column]} share {shared[row, column]}"
         for row in range(len(languages))
@@ -51,7 +58,7 @@ def overlap_section(run: Run) -> Section:
         "A cell counts the neurons that both of its languages have; the grey diagonal counts all of a language.",
         f"Heatmap of the neurons that pairs of {len(languages)} languages share: {'; '.join(pairs)}.",
     )
-    return Section("Overlap between languages", picture, tables=[_language_table(run)])
+    return Section(heading, picture, tables=[_language_table(run)])
 
 
 def _language_table(run: Run) -> Table:
@@ -107,7 +114,7 @@ def components_section(run: Run) -> Section:
     """Neurons per projection, layer and language."""
     heading = "Projections"
     if not run.neurons:
-        return Section(heading, notes=["No neuron passes the threshold, so there is nothing to show."])
+        return Section(heading, notes=[NO_NEURONS])
     modules = list(run.summary["units_per_module"])
     counts = module_counts(run, modules)
     per_module = counts.sum(axis=2)

@@ -206,10 +206,17 @@ def _describe_layer(counts: RoutingCounts, place: int, num_experts: int) -> dict
 def draw_routing(counts: RoutingCounts, title: str) -> Figure:
     """Shares of the choices, and of the first choices where tokens have several; those of old and new languages apart.
 
+    Where every token chooses all experts of a layer, its shares are alike by necessity, and only the first choices are
+    shown.
+
     Args:
         counts: Of at least one token. Languages are shown apart where tokens are tagged.
         title: Above all panels.
     """
+    alike = [str(layer) for layer, topk, experts in counts.shapes if 1 < experts <= topk]
+    if alike:
+        where = "every layer" if len(alike) == len(counts.shapes) else f"layers {', '.join(alike)}"
+        title += f"\nIn {where} each token chooses all experts: first choices alone"
     panels, num_experts = _panels(counts), counts.choices.shape[-1]
     write = "{:.0f}".format if num_experts <= MOST_NUMBERED else None
     return draw_expert_shares(panels, title, counts.layers, write, len(panels))
@@ -220,10 +227,11 @@ def _panels(counts: RoutingCounts) -> dict[str, FloatArray]:
     kinds = {"old": "old languages", "new": "new languages"} if counts.is_tagged else {"all": "all tokens"}
     existing = np.arange(counts.choices.shape[-1]) < np.array([[experts] for _, _, experts in counts.shapes])
     several = any(topk > 1 for _, topk, _ in counts.shapes)
+    some = np.array([[topk < experts] for _, topk, experts in counts.shapes])
     panels = {}
-    for what, of in (("all choices", counts.users), ("first choice", counts.firsts)):
+    for what, of, telling in (("all choices", counts.users, some), ("first choice", counts.firsts, np.ones_like(some))):
         for tokens, language in kinds.items():
-            if counts.num_tokens(tokens).any() and (several or what == "first choice"):
+            if counts.num_tokens(tokens).any() and telling.any() and (several or what == "first choice"):
                 heading = f"{language}\n{what}" if several else language
-                panels[heading] = np.where(existing, 100 * as_shares(of(tokens)), np.nan)
+                panels[heading] = np.where(existing & telling, 100 * as_shares(of(tokens)), np.nan)
     return panels
