@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import rich
 
-from neuronmoe_plugins.tables import Table, as_rich
+from neuronmoe_plugins.tables import Table, print_table
 from neuronmoe_plugins.tested_sets import HostSet, tested_sets
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = run_set(known[name], options.environments.resolve() / name, options.only.split(","))
         (options.results / f"{name}.json").write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n")
         results.append(result)
-    rich.print(as_rich(_table(results)))
+    print_table(rich.get_console(), _table(results))
     return int(any(result.outcome == "failed" for result in results))
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.figures import PALETTE, count_in_whole_numbers, house_style, new_figure, save_png
-from neuronmoe_plugins.tables import Table, as_rich, print_text
+from neuronmoe_plugins.tables import Table, print_table, print_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +22,12 @@ BAR_COLOURS = (PALETTE[0], "#b8c4cf")
 LINE_COLOUR = "#c1272d"
 
 
-def print_allocation(console: Console, allocation: Allocation, other: Allocation | None = None) -> None:
-    """Print the layers, the sizes, and the differences to another allocation if there is one."""
-    console.print(as_rich(allocation_table(allocation)))
+def print_allocation(console: Console, allocation: Allocation, other: Allocation | None, saved: Path) -> None:
+    """Print the layers, the sizes, and the differences to another allocation if there is one; `saved` has it all."""
+    print_table(console, allocation_table(allocation), str(saved))
     print_text(console, f"{expert_sentence(allocation)}; {parameter_sentence(allocation)}")
     if other is not None:
-        console.print(as_rich(comparison_table(allocation, other)))
+        print_table(console, comparison_table(allocation, other))
     if allocation.note:
         print_text(console, f"Note: {allocation.note}.")
 

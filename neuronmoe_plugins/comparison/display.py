@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, groupby
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
-from rich.segment import Segments
 
 from neuronmoe_plugins.comparison.layout import Cell, Comparison, Difference, Row, Untested, Verdict
 from neuronmoe_plugins.tables import Cell as TableCell
-from neuronmoe_plugins.tables import Line, Table, as_markdown, as_rich, print_text
+from neuronmoe_plugins.tables import Line, Table, as_markdown, print_table, print_text
 
 MISSING = "-"
 MARKS = {Verdict.BETTER: "▲", Verdict.WORSE: "▼", Verdict.DIFFERENT: "◆", Verdict.NOISE: "≈"}
@@ -23,40 +21,29 @@ STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.DIFFERENT: "bol
 )
 # Under so many items, the items at hand say too little about the spread of all that there could be.
 FEW_ITEMS = 30
-# Wider than any table: files and pipes have no width of their own.
-UNLIMITED = 100_000
-Part = TypeVar("Part")
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print the paper's table, that of other tasks, and the notes; on a narrow terminal, tables in several parts."""
-    for table in _tables(console, comparison):
-        whole = console.options.update(width=_width(console, table))
-        console.print(Segments(console.render(as_rich(table), whole)), soft_wrap=True, end="")
+    if comparison.paper_rows:
+        print_table(console, paper_table(comparison))
+    if comparison.other_rows:
+        print_table(console, others_table(comparison))
     for note in notes(comparison):
         print_text(console, note)
 
 
 def markdown(comparison: Comparison) -> str:
     """The paper's table, that of other tasks, and the notes."""
-    tables = [paper_table(comparison, comparison.paper_rows)] if comparison.paper_rows else []
+    tables = [paper_table(comparison)] if comparison.paper_rows else []
     if comparison.other_rows:
-        tables.append(others_table(comparison, range(len(comparison.models)), ("Task", "Metric")))
+        tables.append(others_table(comparison, ("Task", "Metric")))
     return "\n\n".join([*map(as_markdown, tables), *notes(comparison)])
 
 
-def _tables(console: Console, comparison: Comparison) -> Iterator[Table]:
-    if comparison.paper_rows:
-        columns = groupby(comparison.paper_rows, lambda row: row.measure.column and row.measure.column.benchmark)
-        benchmarks = [list(rows) for _, rows in columns]
-        yield from _fitting(console, benchmarks, lambda parts: paper_table(comparison, list(chain(*parts))))
-    if comparison.other_rows:
-        places = range(len(comparison.models))
-        yield from _fitting(console, places, lambda parts: others_table(comparison, parts))
-
-
-def paper_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
-    """One line per model, and a column for each of these benchmarks and languages (paper, Table 1), in per cent."""
+def paper_table(comparison: Comparison) -> Table:
+    """One line per model, and a column for each benchmark and language (paper, Table 1), in per cent."""
+    rows = comparison.paper_rows
     columns = [row.measure.column for row in rows]
     header = ["Model", "#Exp", *(f"{column.benchmark}\n{column.language}" for column in columns if column)]
     lines: list[list[TableCell]] = [
@@ -67,34 +54,19 @@ def paper_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
         ]
         for place, model in enumerate(comparison.models)
     ]
-    return Table("", header, lines, rules=range(len(lines)))
+    benchmarks = [len(list(own)) for _, own in groupby(columns, lambda column: column and column.benchmark)]
+    return Table("", header, lines, rules=range(len(lines)), groups=[2, *benchmarks], unbroken=[0])
 
 
-def others_table(comparison: Comparison, places: Sequence[int], titles: tuple[str, str] = ("task", "metric")) -> Table:
-    """One line per metric of every other task, and a column for each of the models at these places."""
-    header = [*titles, *(comparison.models[place].name for place in places)]
+def others_table(comparison: Comparison, titles: tuple[str, str] = ("task", "metric")) -> Table:
+    """One line per metric of every other task, and a column for each model."""
+    header = [*titles, *(model.name for model in comparison.models)]
     lines: list[list[TableCell]] = [
-        [row.measure.task, metric_text(row), *(cell_lines(row, row.cells[place]) for place in places)]
+        [row.measure.task, metric_text(row), *(cell_lines(row, cell) for cell in row.cells)]
         for row in comparison.other_rows
     ]
-    return Table("", header, lines, words=range(2), rules=range(len(lines)))
-
-
-def _fitting(console: Console, parts: Sequence[Part], build: Callable[[list[Part]], Table]) -> Iterator[Table]:
-    """As few tables as fit the terminal, of one part or more each."""
-    room = console.width if console.is_terminal else UNLIMITED
-    taken: list[Part] = []
-    for part in parts:
-        if taken and _width(console, build([*taken, part])) > room:
-            yield build(taken)
-            taken = []
-        taken.append(part)
-    yield build(taken)
-
-
-def _width(console: Console, table: Table) -> int:
-    """The characters that the table takes when nothing is cut or wrapped."""
-    return Measurement.get(console, console.options.update(width=UNLIMITED), as_rich(table)).maximum
+    groups = [2, *(1 for _ in comparison.models)]
+    return Table("", header, lines, words=range(2), rules=range(len(lines)), groups=groups, unbroken=range(2))
 
 
 def cell_lines(row: Row, cell: Cell | None) -> list[Line]:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.figures import house_style, new_figure, save_png
 from neuronmoe_plugins.files import read_json, write_json, write_text
-from neuronmoe_plugins.tables import Table, as_markdown, as_rich, print_text
+from neuronmoe_plugins.tables import Table, as_markdown, print_table, print_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def save_report(results: Results, output: Path, console: Console) -> None:
     write_text(output / "demo.md", f"{as_markdown(table)}\n\n{_facts(results)}\n")
     write_json(output / "demo.json", asdict(results))
     _save_figure(results, output / "demo.png")
-    console.print(as_rich(table))
+    print_table(console, table)
     print_text(console, _facts(results))
     print_text(console, f"Wrote {', '.join(str(output / name) for name in ('demo.md', 'demo.json', 'demo.png'))}")
     print_text(console, f"The neurons and the experts in pictures: {output / 'report.html'}")

@@ -10,8 +10,15 @@ import numpy as np
 from rich.console import Console
 
 from neuronmoe_plugins.figures import MUTED, draw_expert_shares, house_style, save_png
-from neuronmoe_plugins.specialisation.specialisation import ExpertScores, LanguageRouting, LayerDrift, Specialisation
-from neuronmoe_plugins.tables import Table, as_rich
+from neuronmoe_plugins.specialisation.specialisation import (
+    DRIFT,
+    RECORD,
+    ExpertScores,
+    LanguageRouting,
+    LayerDrift,
+    Specialisation,
+)
+from neuronmoe_plugins.tables import Table, print_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,16 +35,15 @@ HATCHING: dict[str, Any] = {"facecolor": "#f0f3f6", "edgecolor": MUTED, "hatch":
 Cells = Mapping[tuple[int, int], float | None]
 
 
-def print_specialisation(console: Console, specialisation: Specialisation) -> None:
-    """Print a table of the experts and one of the routing, with a pair of columns per language."""
-    console.print(as_rich(expert_table(specialisation), no_wrap=(0,)))
-    # Without padding, six experts fit into eighty characters.
-    console.print(as_rich(routing_table(specialisation), padding=0))
+def print_specialisation(console: Console, specialisation: Specialisation, folder: Path) -> None:
+    """Print a table of the experts and one of the routing; the folder has its record."""
+    for table in (expert_table(specialisation), routing_table(specialisation)):
+        print_table(console, table, whole=str(folder / RECORD))
 
 
-def print_drift(console: Console, rows: Sequence[LayerDrift]) -> None:
-    """Print how many neurons each layer had, has and kept."""
-    console.print(as_rich(drift_table(rows)))
+def print_drift(console: Console, rows: Sequence[LayerDrift], folder: Path) -> None:
+    """Print how many neurons each layer had, has and kept; the folder has them all."""
+    print_table(console, drift_table(rows), whole=str(folder / DRIFT))
 
 
 def experts_by_place(specialisation: Specialisation) -> list[list[ExpertScores]]:
@@ -63,7 +69,8 @@ def expert_table(specialisation: Specialisation) -> Table:
     last = [row for row in range(len(rows) - 1) if experts[row][0].layer != experts[row + 1][0].layer]
     threshold = specialisation.settings["threshold"]
     caption = f"Neurons with an average precision of {threshold:g} or more; {EXPERT_0}"
-    return Table(caption, ["layer-expert", "neurons", *pairs], rows, rules=last)
+    groups = [2, *(2 for _ in specialisation.languages)]
+    return Table(caption, ["layer-expert", "neurons", *pairs], rows, rules=last, groups=groups, unbroken=[0])
 
 
 def _cells(scores: ExpertScores) -> tuple[str, str]:
@@ -81,7 +88,8 @@ def routing_table(specialisation: Specialisation) -> Table:
         for row in specialisation.routing
     ]
     caption = f"Tokens that chose an expert (%), and mean router weight there; {EXPERT_0}"
-    return Table(caption, ["layer", "language", "tokens", *names, "entropy"], rows, words=(1,))
+    groups = [3, *(1 for _ in names), 1]
+    return Table(caption, ["layer", "language", "tokens", *names, "entropy"], rows, words=(1,), groups=groups)
 
 
 def token_shares(row: LanguageRouting, num_experts: int, separator: str) -> list[str]:
@@ -103,7 +111,8 @@ def drift_table(rows: Sequence[LayerDrift]) -> Table:
     totals = [str(sum(column)) for column in zip(*layers.values(), strict=True)]
     caption = "Language-specific neurons of the base and of the extended model"
     cells = [[str(layer), *map(str, own)] for layer, own in layers.items()]
-    return Table(caption, ["layer", *titles], cells, words=(), footer=["total", *totals])
+    groups = [1, *(len(DRIFT_PARTS) for _ in languages)]
+    return Table(caption, ["layer", *titles], cells, words=(), footer=["total", *totals], groups=groups)
 
 
 def save_figures(folder: Path, specialisation: Specialisation) -> None:
