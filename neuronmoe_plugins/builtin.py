@@ -34,12 +34,12 @@ def register_feed_forward_families(register: Register) -> None:
 
 @hookimpl
 def register_commands(register: Register) -> None:
-    """In the order of `neuronmoe --help`, which is that of a run."""
+    """In the order of `neuronmoe --help`, which is that of the work."""
     from neuronmoe_plugins.cli.neurons import analyze, specialise
     from neuronmoe_plugins.cli.results import compare, demo, doctor, paths, plugins, report
     from neuronmoe_plugins.cli.training import allocate, convert, data, recipe
 
-    commands = (data, analyze, allocate, specialise, report, recipe, convert, compare, doctor, plugins, paths, demo)
+    commands = (data, analyze, allocate, recipe, specialise, compare, report, convert, demo, paths, plugins, doctor)
     for command in commands:
         register(command.__name__, command)
 

@@ -30,6 +30,7 @@ class Option:
         shown: What is shown as its default, where the default is None.
         flag: How it is typed, without dashes, where that is not the field's name.
         metavar: Given, it is no option but an argument of that name.
+        value: What the help has in place of its value, where that is not its type.
         after: The field of a base class behind which it is shown; otherwise it comes behind the one declared before it.
         split: Whether the command line takes several texts as one, with commas between.
         check: What its value must be.
@@ -39,6 +40,7 @@ class Option:
     shown: str | None = None
     flag: str | None = None
     metavar: str | None = None
+    value: str | None = None
     after: str | None = None
     split: bool = False
     check: OptionCheck | None = None

@@ -29,10 +29,10 @@ class RecipeRequest:
     model: str = option("Folder or hub name of the base model.")
     output: Path = option("Folder for stage1.yaml and stage2.yaml and the trained adapters.", check=writable_folder)
     target_datasets: tuple[str, ...] | None = option(
-        "Data set(s) to learn, as in dataset_info.json: a[,b].", None, flag="target_dataset", split=True
+        "Data sets to learn, as in dataset_info.json.", None, flag="target_dataset", split=True, value="NAME[,NAME...]"
     )
     replay_datasets: tuple[str, ...] | None = option(
-        "Data set(s) of the languages to keep: a[,b].", None, flag="replay_dataset", split=True
+        "Data sets of the languages to keep.", None, flag="replay_dataset", split=True, value="NAME[,NAME...]"
     )
     dataset_dir: Path | None = option("Folder of dataset_info.json.", None)
     data: Path | None = option("Instead of these three: a folder of `neuronmoe data`, which has the roles.", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -32,7 +33,7 @@ class Shared:
 @dataclass(frozen=True)
 class Request(Shared):
     place: str = option("Where.", metavar="PLACE")
-    names: tuple[str, ...] = option("Who; may be repeated.", (), flag="name")
+    names: tuple[str, ...] = option("Who; may be repeated.", (), flag="name", value="WHO")
     parts: tuple[str, ...] | None = option("Which.", None, split=True, check=one_of("a", "b"))
     total: int = option("Made of two numbers.", 0, flag="first")
     colour: Colour | None = option("Painted.", None, after="size")
@@ -73,6 +74,7 @@ def test_values_reach_their_fields() -> None:
 
 def test_own_fields_come_before_inherited_ones_and_where_they_say() -> None:
     text = run("--help")[0]
+    assert re.search(r"--name +WHO ", text)
     flags = ["--output", "--name", "--parts", "--first", "--second", "--size", "--colour", "--figure", "--loud"]
     assert sorted(flags, key=text.index) == flags
     assert "(any)" in text

@@ -69,25 +69,33 @@ class AllocationRequest:
     """What `neuronmoe allocate` is told; None is what it was not told."""
 
     origin: Path = option("An analysis folder or a scores file.", metavar="DIR_OR_SCORES")
-    source: str | None = option("Language the model knows.", None)
-    targets: tuple[str, ...] = option("Language to learn; may be repeated.", (), flag="target")
+    source: str | None = option("The one that the model knows.", None, value="LANGUAGE")
+    targets: tuple[str, ...] = option("To learn; may be repeated.", (), flag="target", value="LANGUAGE")
     strategy: str = option(
         "neuron-diversity, source-only, layer-similarity, shape, uniform, or a plugin's.", "neuron-diversity"
     )
-    combine: Combine | None = option("union (the default), or mean: source + mean over the targets.", None)
+    combine: Combine | None = option(
+        "The languages' neurons together: union, or mean: source + mean over the targets.", None, shown="union"
+    )
     scale: Scale | None = option(
-        "linear (the default); sqrt and log keep one outlier layer from taking nearly all experts.", None
+        "What a score counts as; sqrt and log keep one outlier layer from taking nearly all experts.",
+        None,
+        shown="linear",
     )
-    rounding: Rounding | None = option("floor, the default, gives the paper's lists.", None)
-    min_experts: int | None = option("Least experts of a layer, the base MLP included: 1.", None)
+    rounding: Rounding | None = option("Of scores to experts; floor gives the paper's lists.", None, shown="floor")
+    min_experts: int | None = option("Least experts of a layer, the original MLP included.", None, shown="1")
     max_experts: int | None = option(
-        "Most experts of a layer: 6; no limit for layer-similarity.", None, check=_of_64_bits
+        "Most experts of a layer.", None, shown="6; layer-similarity none", check=_of_64_bits
     )
-    budget: int | None = option("For layer-similarity: what is shared out and rounded up.", None, check=_of_64_bits)
+    budget: int | None = option(
+        "For layer-similarity: experts to share out; each layer's part is rounded up.", None, check=_of_64_bits
+    )
     shape: Shape | None = option("For shape: which layers get more; even spreads them, random draws.", None)
     seed: int | None = option("For --shape random: the same seed draws the same layers.", None, check=_seed)
-    total_experts: int | None = option("Exactly so many in all, base MLPs included.", None, check=_of_64_bits)
-    max_added_parameters: int | None = option("As many experts as fit into these.", None, check=_of_64_bits)
+    total_experts: int | None = option("Exactly so many in all, original MLPs included.", None, check=_of_64_bits)
+    max_added_parameters: int | None = option(
+        "As many experts as fit into so many new parameters.", None, check=_of_64_bits
+    )
 
 
 # Those that every strategy heeds, or that are what it is asked for.

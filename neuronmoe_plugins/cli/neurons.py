@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from neuronmoe_plugins.cli.options import takes
+from neuronmoe_plugins.cli.output import is_quiet, note, warn
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.options import AnalyzeOptions, SpecialiseOptions
 
@@ -50,14 +51,13 @@ def analyze(options: AnalyzeOptions) -> None:
     from neuronmoe_plugins.neurons.processes import Processes
 
     is_first = Processes.from_environment().is_first
-    analysis = analyze_neurons(options, progress=is_first)
+    analysis = analyze_neurons(options, progress=is_first and not is_quiet())
     if is_first:
-        for warning in analysis.warnings():
-            typer.echo(f"Warning: {warning}", err=True)
+        warn(analysis.warnings())
         fits = tokenizer_fits(analysis.summary)
         for language, count in analysis.neurons_per_language().items():
             typer.echo(f"{language}: {count} neurons; {fits[language].words_and_bytes()}")
-        typer.echo(f"Wrote {options.output}")
+        note(f"Wrote {options.output}")
 
 
 @takes(SpecialiseOptions, corpora=chosen_corpora)
@@ -75,13 +75,12 @@ def specialise(
     if compare not in (None, "base"):
         raise UserError(f"unknown --compare {compare!r}; there is: base")
     console = Console()
-    specialisation = measure_experts(options, progress=True)
-    for warning in corpus_warnings(specialisation.settings):
-        typer.echo(f"Warning: {warning}", err=True)
-    print_specialisation(console, specialisation)
+    specialisation = measure_experts(options, progress=not is_quiet())
+    warn(corpus_warnings(specialisation.settings))
+    print_specialisation(console, specialisation, options.output)
     if compare is not None:
         from neuronmoe_plugins.specialisation.display import print_drift
         from neuronmoe_plugins.specialisation.specialise import measure_drift
 
-        print_drift(console, measure_drift(options.analysis(), progress=True))
-    typer.echo(f"Wrote {options.output}")
+        print_drift(console, measure_drift(options.analysis(), progress=not is_quiet()), options.output)
+    note(f"Wrote {options.output}")

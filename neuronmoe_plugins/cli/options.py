@@ -84,7 +84,7 @@ def _parameters(record: type, each: Field[Any], told: Option, make: Maker | None
     else:
         # A name of its own, and a switch, which otherwise would have a --no-... too, are written out.
         flags = [typed(told.flag or each.name)] if told.flag or kind is bool else []
-        info = typer.Option(*flags, help=told.help, show_default=told.shown or True)
+        info = typer.Option(*flags, metavar=told.value, help=told.help, show_default=told.shown or True)
     return [Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]), *others]
 
 

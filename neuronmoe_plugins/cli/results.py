@@ -8,28 +8,36 @@ from typing import Annotated, Any
 
 import typer
 
+from neuronmoe_plugins.cli.output import is_quiet, note
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with analysis/, or an analysis itself.")],
     output: Annotated[
         Path | None, typer.Option(help="The page to write; figures/ goes beside it.", show_default="RUN/report.html")
     ] = None,
+    layermoe_budget: Annotated[
+        int | None,
+        typer.Option(help="Compare with LayerMoE's experts, computed from this budget (published: 70 for 28 layers)."),
+    ] = None,
 ) -> None:
     """Draw an analysis and the allocations beside it into one self-contained page."""
     from neuronmoe_plugins.report.page import write_report
 
-    page, *figures = write_report(run, output)
-    typer.echo(f"Wrote {page} and {len(figures)} files in {figures[0].parent}")
+    page, *figures = write_report(run, output, layermoe_budget)
+    note(f"Wrote {page} and {len(figures)} files in {figures[0].parent}")
 
 
 def compare(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="lm-eval's results files, or folders with one each.")
+        list[Path], typer.Argument(metavar="RESULTS", help="lm-eval's results files, or folders with one each.")
     ],
-    name: Annotated[list[str] | None, typer.Option(help="What to call a model; once for each, in order.")] = None,
-    resamples: Annotated[int, typer.Option(help="Of the items, per test.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 42,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What to call a model; once for each, in order.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Resamples of the items, per test.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 42,
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals, between 0 and 1.")] = 0.95,
     json: Annotated[Path | None, typer.Option(help="Also write all numbers into this file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
@@ -67,7 +75,7 @@ def doctor(
 
     from neuronmoe_plugins.doctor import examine
 
-    with Console(stderr=True).status("importing the hosts in a fresh process"):
+    with Console(stderr=True, quiet=is_quiet()).status("importing the hosts in a fresh process"):
         diagnosis = examine()
     if json:
         typer.echo(dumps({"healthy": diagnosis.healthy, **asdict(diagnosis)}, indent=2))
@@ -79,7 +87,7 @@ def doctor(
 
 def _print_diagnosis(console: Any, diagnosis: Any) -> None:
     """A table of the hosts, then why, then what to do, each in lines that can be copied."""
-    from neuronmoe_plugins.tables import Cell, Line, Table, as_rich, print_text
+    from neuronmoe_plugins.tables import Cell, Line, Table, print_table, print_text
 
     words: dict[bool | None, Cell] = {True: "yes", False: [Line("no", "red")], None: "-"}
     rows: list[list[Cell]] = []
@@ -87,7 +95,7 @@ def _print_diagnosis(console: Any, diagnosis: Any) -> None:
         name = each.host if each.distribution == each.host else f"{each.host} ({each.distribution})"
         supported = "untested" if each.version and each.supported is None else words[each.supported]
         rows.append([name, each.version or "-", supported, words[each.hooked]])
-    console.print(as_rich(Table("", ["host", "version", "supported", "hooked"], rows, words=range(4))))
+    print_table(console, Table("", ["host", "version", "supported", "hooked"], rows, words=range(4)))
     for each in diagnosis.hosts:
         for reason in each.reasons:
             print_text(console, f"{each.host}: {reason}" + (f"; {each.advice}" if each.version is None else ""))
@@ -104,7 +112,7 @@ def plugins() -> None:
     from rich.console import Console
 
     from neuronmoe_plugins.plugins import describe_plugins
-    from neuronmoe_plugins.tables import Cell, Line, Table, as_rich
+    from neuronmoe_plugins.tables import Cell, Line, Table, print_table
 
     rows: list[list[Cell]] = []
     described = describe_plugins()
@@ -114,7 +122,7 @@ def plugins() -> None:
             says = [Line(str(plugin.problem), "red")]
         rows.append([plugin.name, plugin.package, says])
     header = ["plugin", "package", "registers"]
-    Console().print(as_rich(Table("", header, rows, words=range(3), rules=range(len(rows)))))
+    print_table(Console(), Table("", header, rows, words=range(3), rules=range(len(rows))))
     if any(plugin.problem is not None for plugin, _ in described):
         raise typer.Exit(1)
 
@@ -127,7 +135,7 @@ class Shared(str, Enum):
 
 
 def paths(
-    folder: Annotated[Shared | None, typer.Argument(metavar="[tasks|recipes]", help="Print this one alone.")] = None,
+    folder: Annotated[Shared | None, typer.Argument(metavar="FOLDER", help="Print this one alone.")] = None,
 ) -> None:
     """Print where the lm-eval tasks and the ready-made recipes lie, with DeepSpeed's and accelerate's files."""
     from neuronmoe_plugins.files import shared_folder

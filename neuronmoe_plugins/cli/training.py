@@ -9,6 +9,7 @@ import typer
 
 from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
+from neuronmoe_plugins.cli.output import is_quiet, note, warn
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import writable_file
 from neuronmoe_plugins.recipe_files import RecipeRequest
@@ -17,7 +18,9 @@ from neuronmoe_plugins.recipe_files import RecipeRequest
 def data(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Says which data sets, from where, and how much.")],
     output: Annotated[Path, typer.Option(help="Folder for the data sets, dataset_info.json and manifest.json.")],
-    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the work.", show_default="one per core")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace data sets of the same names.")] = False,
 ) -> None:
     """Draw training, replay, held-out and analysis texts from corpora of any size, none of them twice."""
@@ -25,15 +28,14 @@ def data(
 
     from neuronmoe_plugins.data.prepare import prepare_data
     from neuronmoe_plugins.data.tokenizer import tokenizer_fits
-    from neuronmoe_plugins.tables import as_rich
+    from neuronmoe_plugins.tables import print_table
 
-    prepared = prepare_data(spec, output, workers, force)
-    for warning in prepared.warnings():
-        typer.echo(f"Warning: {warning}", err=True)
-    Console().print(as_rich(_data_table(prepared.manifest["datasets"]), no_wrap=range(3, 7)))
+    prepared = prepare_data(spec, output, workers, force, progress=not is_quiet())
+    warn(prepared.warnings())
+    print_table(Console(), _data_table(prepared.manifest["datasets"]), str(output / "manifest.json"))
     for name, fit in tokenizer_fits(prepared.manifest).items():
         typer.echo(f"{name}: {fit.words_and_bytes()}")
-    typer.echo(f"Wrote {output}" if prepared.is_new else f"{output} is up to date")
+    note(f"Wrote {output}" if prepared.is_new else f"{output} is up to date")
 
 
 def _data_table(entries: list[dict[str, Any]]) -> Any:
@@ -44,7 +46,7 @@ def _data_table(entries: list[dict[str, Any]]) -> Any:
         [*(entry[name] for name in words), *("-" if entry[name] is None else f"{entry[name]:,}" for name in numbers)]
         for entry in entries
     ]
-    return Table("", ["data set", *words[1:], *numbers], rows, words=range(3))
+    return Table("", ["data set", *words[1:], *numbers], rows, words=range(3), groups=[3, 1, 1, 1, 1])
 
 
 @takes(AllocationRequest)
@@ -67,8 +69,8 @@ def allocate(
     allocation.save(output)
     if figure is not None:
         save_allocation_figure(figure, allocation, other)
-    print_allocation(Console(), allocation, other)
-    typer.echo(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
+    print_allocation(Console(), allocation, other, output)
+    note(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
 
 
 def _check_outputs(output: Path, figure: Path | None) -> None:
@@ -93,9 +95,9 @@ def recipe(request: RecipeRequest) -> None:
     from neuronmoe_plugins.recipe_files import write_recipe
 
     for path in write_recipe(request):
-        typer.echo(f"Wrote {path}")
-    typer.echo(request.recipe.length_note)
-    typer.echo(request.recipe.machine.note)
+        note(f"Wrote {path}")
+    note(request.recipe.length_note)
+    note(request.recipe.machine.note)
 
 
 def convert(
@@ -106,4 +108,4 @@ def convert(
     from neuronmoe_plugins.convert import convert as convert_adapter
 
     written = convert_adapter(source, output)
-    typer.echo(f"Wrote {output} in the {written} format")
+    note(f"Wrote {output} in the {written} format")

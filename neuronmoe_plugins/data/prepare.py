@@ -55,7 +55,12 @@ class Prepared:
 
 
 def prepare_data(
-    spec_path: Path, output: Path, workers: int | None = None, force: bool = False, console: Console | None = None
+    spec_path: Path,
+    output: Path,
+    workers: int | None = None,
+    force: bool = False,
+    console: Console | None = None,
+    progress: bool = True,
 ) -> Prepared:
     """Draw the data sets of a spec and write them, their entries in dataset_info.json, and a manifest.
 
@@ -68,6 +73,7 @@ def prepare_data(
         workers: Processes; as many as cores unless given.
         force: Replace files and entries of the same names.
         console: Where the progress is shown; standard error unless given.
+        progress: Whether it is.
 
     Returns:
         The manifest.
@@ -86,7 +92,7 @@ def prepare_data(
         _require_other_files(dataset, files[dataset.name], place, spec)
         require_libraries(dataset)
     console = console or Console(stderr=True)
-    pool = Workers(workers or default_workers(), console)
+    pool = Workers(workers or default_workers(), console, progress)
     with workspace.locked(), _explained(workspace, console), pool.running():
         tokenizer = None if tokenizer_name is None else CountingTokenizer.load(tokenizer_name, workspace)
         context = Context(spec, files, workspace, pool, tokenizer)

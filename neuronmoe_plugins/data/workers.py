@@ -16,17 +16,10 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.progress import Progress
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -48,21 +41,13 @@ class Workers:
     Args:
         count: How many processes; one runs the jobs in this process.
         console: Where the progress is shown.
+        progress: Whether it is.
     """
 
-    def __init__(self, count: int, console: Console) -> None:
+    def __init__(self, count: int, console: Console, progress: bool = True) -> None:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            # Where nothing can be redrawn, a line for every redrawing is of no use.
-            disable=not console.is_terminal,
-        )
+        self._progress = Progress(console, progress)
 
     @contextmanager
     def running(self) -> Iterator[None]:

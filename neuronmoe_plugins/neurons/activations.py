@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -20,6 +18,7 @@ from neuronmoe_plugins.neurons.chat import Span
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import PaddingSide, TokenizedSentences
+from neuronmoe_plugins.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,8 +146,7 @@ def observe_sentences(
     model.eval()
     try:
         with torch.inference_mode(), observing as observer:
-            console = Console(stderr=True)
-            for number in track(todo, "Collecting activations", console=console, disable=not progress):
+            for number in track(todo, "Collecting activations", progress):
                 sentences = batches[number]
                 batch = padded([token_ids[row] for row in sentences], padding_side, device)
                 spans = None if own is None else [own[row] for row in sentences]

@@ -54,7 +54,7 @@ class MeasuringOptions:
     )
     text_field: str | None = option("Field of the texts.", None, shown="text")
     split_sentences: bool = option("Split texts into sentences; LANGUAGE is an ISO 639-1 code.", False)
-    max_tokens: int = option("Longer sentences are cut.", 256, check=at_least_one)
+    max_tokens: int = option("Tokens of a sentence; longer ones are cut.", 256, check=at_least_one)
     batch_size: int = option("Sentences per forward pass.", 16, check=at_least_one)
     seed: int | None = option("Seed of the sampling.", None, shown="42")
     dtype: str = option("float32, bfloat16 or float16.", "float32", check=one_of("float32", "bfloat16", "float16"))
@@ -90,13 +90,14 @@ class AnalyzeOptions(MeasuringOptions):
         UserError: for a value that cannot be used.
     """
 
-    model: str = option("Folder or hub name of a causal language model.")
+    model: str = option("Folder or hub name of the base model, a causal language model.")
     output: Path = option("Folder for neurons.parquet, summary.json and neurons.png.", check=writable_folder)
     corpora: Sequence[CorpusSpec] = option(
-        "LANGUAGE=SOURCE, once per language: a .txt, .jsonl (also .gz) or .parquet file, a folder of such, or "
+        "Once per language. SOURCE is a .txt, .jsonl (also .gz) or .parquet file, a folder of such, or "
         "hub:OWNER/NAME[:CONFIG][@SPLIT[[:ROWS]]].",
         (),
         flag="corpus",
+        value="LANGUAGE=SOURCE",
     )
     concepts: Path | None = option("Instead: a folder of the published code's sentences.", None)
     adapter: str | None = option("Folder or hub name of a PEFT adapter for the model.", None)
@@ -120,7 +121,11 @@ class AnalyzeOptions(MeasuringOptions):
         "Sentences are a user's message in the model's chat template; their own tokens count.", False
     )
     components: Sequence[str] | None = option(
-        "Which projections: attention,mlp.", None, shown="both", split=True, check=one_of(*COMPONENTS)
+        "Projections of attention, mlp or attention,mlp.",
+        None,
+        shown="both",
+        split=True,
+        check=one_of(*COMPONENTS),
     )
     pooling: str | None = option(
         "Over a sentence's tokens: mean or max.", None, shown="mean", check=one_of("mean", "max")
@@ -178,24 +183,30 @@ class SpecialiseOptions(MeasuringOptions):
     """
 
     model: str = option("Folder or hub name of the base model.")
-    adapter: str = option("Folder or hub name of its moe adapter.")
+    adapter: str = option("Folder or hub name of a moe adapter for the model.")
     output: Path = option("Folder for specialisation.parquet, .json and the pictures.", check=writable_folder)
     corpora: Sequence[CorpusSpec] = option(
-        "LANGUAGE=SOURCE, once per language, as for `neuronmoe analyze`.", (), flag="corpus"
+        "Once per language, as for `neuronmoe analyze`.", (), flag="corpus", value="LANGUAGE=SOURCE"
     )
     threshold: float = option("Average precision from which a neuron is specific.", 0.9, check=_average_precision)
     """At least this, where an analysis asks for more than its --min-score (paper, section 6.1)."""
     missing: str = option(
-        "Sentences without a token at an expert: drop, or zero.", "drop", check=one_of("drop", "zero")
+        "Sentences without a token at an expert: drop, or zero (activation 0).",
+        "drop",
+        check=one_of("drop", "zero"),
     )
     """Left out (drop), or as one of activation 0 (zero)."""
-    min_sentences: int = option("With fewer at an expert, it is not measured.", 10, check=at_least_one)
+    min_sentences: int = option("Sentences with a token at an expert; else not measured.", 10, check=at_least_one)
     """So many of a language, and of others."""
     # In other words than for an analysis.
-    split_sentences: bool = option("Split texts into sentences.", False, kw_only=True)
-    device: str | None = option("As in cpu, cuda:0, or auto for all.", None, kw_only=True)
+    split_sentences: bool = option("Split texts into sentences; LANGUAGE is an ISO 639-1 code.", False, kw_only=True)
+    device: str | None = option("As in cpu, cuda:0, or auto for all.", None, shown="CUDA if there is any", kw_only=True)
     memory_limit: float | None = option(
-        "Gigabytes of activations kept in memory.", None, check=_gigabytes, kw_only=True
+        "Gigabytes of activations kept in memory; more go to a file, from which a stopped run goes on.",
+        None,
+        shown="half of the free CUDA memory; 0 on a CPU",
+        check=_gigabytes,
+        kw_only=True,
     )
 
     def __post_init__(self) -> None:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
@@ -30,6 +28,7 @@ from neuronmoe_plugins.neurons.places import (
 )
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
+from neuronmoe_plugins.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,7 +143,7 @@ def score_modules(
     shapes = {key: (len(sentences.languages), size) for key, size in units.items()}
     arena = processes.first_first(lambda: Arena(folder / "scores.f64", shapes, np.float64))
     mine = processes.share(list(units))
-    for key in track(mine, "Scoring neurons", console=Console(stderr=True), disable=not progress):
+    for key in track(mine, "Scoring neurons", progress):
         arena[key][:] = score(read_finite(store, key, sentences.names))
     processes.wait_for_all()
     return {key: np.array(scores) for key, scores in arena.items()}

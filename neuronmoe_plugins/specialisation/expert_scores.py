@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from neuronmoe_plugins.errors import UserError
@@ -23,6 +21,7 @@ from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.scoring import read_finite
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
+from neuronmoe_plugins.progress import track
 from neuronmoe_plugins.specialisation.mixtures import (
     ROUTING,
     find_mixtures,
@@ -89,7 +88,7 @@ def score_experts(
     experts: list[ExpertScores] = []
     routing: list[LanguageRouting] = []
     with ScoreWriter(path, sentences.languages) as writer:
-        for layer in track(list(mixtures), "Scoring experts", console=Console(stderr=True), disable=not progress):
+        for layer in track(list(mixtures), "Scoring experts", progress):
             num_experts = len(mixtures[layer].expert_projections())
             values = store.read((layer, ROUTING)).cpu().numpy()
             wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))

@@ -1,0 +1,73 @@
+"""How far a long command is, on standard error: bars with the time left; in a log, a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from neuronmoe_plugins.tables import print_text
+
+# In a log file or a pipe, where nothing can be redrawn.
+SECONDS_BETWEEN_LINES = 30.0
+Item = TypeVar("Item")
+
+
+class Progress(rich.progress.Progress):
+    """A bar for each task.
+
+    Args:
+        console: Where; a terminal has the bars, anything else a line every half minute.
+        shown: Whether anything is shown.
+    """
+
+    def __init__(self, console: Console, shown: bool = True) -> None:
+        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        has_bars = shown and console.is_terminal
+        super().__init__(
+            TextColumn("{task.description}", markup=False), *columns, console=console, disable=not has_bars
+        )
+        self._has_lines = shown and not has_bars
+        self._last_line = time.monotonic()
+
+    def update(self, task_id: rich.progress.TaskID, *args: Any, **fields: Any) -> None:
+        """As rich does."""
+        super().update(task_id, *args, **fields)
+        self._say(task_id)
+
+    def advance(self, task_id: rich.progress.TaskID, advance: float = 1) -> None:
+        """As rich does."""
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def _say(self, task_id: rich.progress.TaskID) -> None:
+        if not self._has_lines or time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = time.monotonic()
+        task = self._tasks[task_id]
+        line = task.description
+        if task.total and task.completed and task.elapsed:
+            left = task.elapsed * (task.total - task.completed) / task.completed
+            line += f": {task.percentage:.0f} %, {_duration(left)} left"
+        print_text(self.console, line)
+
+
+def track(items: Sequence[Item], description: str, shown: bool) -> Iterator[Item]:
+    """Go through items, and show on standard error how far that is."""
+    with Progress(Console(stderr=True), shown) as progress:
+        task = progress.add_task(description, total=len(items))
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def _duration(seconds: float) -> str:
+    """About how long: "40 s", "12 min", "3 h 5 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
