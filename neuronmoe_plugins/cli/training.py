@@ -96,8 +96,8 @@ def recipe(request: RecipeRequest) -> None:
 
     for path in write_recipe(request):
         note(f"Wrote {path}")
-    note(request.recipe.length_note)
-    note(request.recipe.machine.note)
+    for about in filter(None, (request.recipe.length_note, request.recipe.machine.note)):
+        note(about)
 
 
 def convert(
