@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronmoe_plugins.corpora.beginnings import beginning, older_encoding
 from neuronmoe_plugins.corpora.sources import CorpusSpec, HubDataset
-from neuronmoe_plugins.corpora.texts import Digest, Sentence, find_files, read_file, read_hub
+from neuronmoe_plugins.corpora.texts import Digest, NotUtf8Error, Sentence, find_files, read_file, read_hub
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import ISO_639_1, base_code
 
@@ -96,9 +97,12 @@ def sample_corpus(
     files: list[CorpusFile] = []
     for path, read in _parts(spec, text_field):
         digest, before = hashlib.sha256(), reservoir.seen
-        for text in read(digest.update):
-            for sentence in split(text):
-                reservoir.offer(sentence)
+        try:
+            for text in read(digest.update):
+                for sentence in split(text):
+                    reservoir.offer(sentence)
+        except NotUtf8Error as error:
+            raise UserError(f"{error}; {older_encoding(beginning(Path(path)), spec.language)}") from error
         files.append(CorpusFile(path, digest.hexdigest(), reservoir.seen - before))
     if reservoir.seen == 0:
         raise UserError(f"{spec.named(spec.source)} is empty: it has no sentence")

@@ -11,9 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neuronmoe_plugins.corpora.beginnings import wrong_content
 from neuronmoe_plugins.corpora.sources import HUB, HubDataset
 from neuronmoe_plugins.errors import UserError, one_line
 
+PARQUET = ".parquet"
 FIELDS_SHOWN = 10
 ROWS_AT_ONCE = 1024
 BLOCK_BYTES = 1 << 20
@@ -22,6 +24,10 @@ OLDEST_DATASETS = 4
 
 Digest = Callable[[Any], None]
 """Takes the bytes of a source in order, as the `update` of a hash does."""
+
+
+class NotUtf8Error(UserError):
+    """A line of a file that is not UTF-8."""
 
 
 class Sentence(NamedTuple):
@@ -72,6 +78,8 @@ def read_file(path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
     ending = ending_of(path, READERS)
     if ending is None:
         raise UserError(f"{path}: the file's name must end in {KINDS}")
+    if ending != PARQUET and (problem := wrong_content(path, ending)):
+        raise UserError(f"{path} {problem}")
     try:
         yield from READERS[ending](path, field, digest)
     except OSError as error:
@@ -82,7 +90,7 @@ def read_txt(path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
     """Every line as a text; a text file has no fields, so that `field` means nothing here."""
     for place, line in _lines(path, digest):
         if "\0" in line:
-            raise UserError(f"{place}: a NUL character; the file is not UTF-8 text (is it UTF-16?)")
+            raise UserError(f"{place}: a NUL character; the file is not UTF-8 text")
         yield Sentence(line, place)
 
 
@@ -100,7 +108,7 @@ def _lines(path: Path, digest: Digest) -> Iterator[tuple[str, str]]:
         try:
             yield place, raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8 text; convert the file to UTF-8") from error
+            raise NotUtf8Error(f"{place}: not UTF-8 text") from error
 
 
 def _raw_lines(path: Path, digest: Digest) -> Iterator[bytes]:
@@ -269,6 +277,6 @@ READERS: dict[str, Reader] = {
     ".jsonl.gz": read_jsonl,
     ".txt": read_txt,
     ".txt.gz": read_txt,
-    ".parquet": read_parquet,
+    PARQUET: read_parquet,
 }
 KINDS = ", ".join(READERS)

@@ -16,6 +16,7 @@ from neuronmoe_plugins.corpora.samples import sentence_splitter
 from neuronmoe_plugins.data.choosing import Choice, Chooser, KeyFiles
 from neuronmoe_plugins.data.documents import LanguageFilter, TextSettings
 from neuronmoe_plugins.data.examining import EXAMINED, ExamineJob, ExamineSettings, examine_rows
+from neuronmoe_plugins.data.losses import require_enough, require_readable
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates
 from neuronmoe_plugins.data.scanning import ScanSettings
 from neuronmoe_plugins.data.shards import find_files
@@ -104,13 +105,15 @@ def prepare_dataset(
     """
     if not (folder / "done.json").exists():
         source = _open_source(dataset, context)
+        require_readable(dataset, source)
         settings = _examine_settings(dataset, context)
         for stale in (*folder.glob("chosen-*"), *folder.glob("keys-*"), *folder.glob("bands-*")):
             stale.unlink()
         examine = _Examination(source, settings, folder, context.workers, dataset.name)
         chooser = Chooser(dataset.amount, examine if settings.needs_texts else None, elsewhere, near, folder)
         choice = chooser.choose(source.batches(), source.count_all)
-        _require_enough(dataset, choice)
+        require_readable(dataset, source)  # the rows of the hub, which have come only now
+        require_enough(dataset, source, choice)
         _write(dataset, context, folder, source, settings.texts, choice)
         return Finished.load(folder)
     finished = Finished.load(folder)
@@ -128,7 +131,7 @@ def _open_source(dataset: DatasetSpec, context: Context) -> Source:
         seed=spec.seed,
         min_characters=dataset.filters.min_characters if of_documents else None,
         max_characters=dataset.filters.max_characters if of_documents else None,
-        broken_records=dataset.broken_records,
+        is_strict=dataset.broken_records == "error",
         unreadable_files=dataset.unreadable_files,
     )
     workspace, workers, name = context.workspace, context.workers, dataset.name
@@ -214,19 +217,6 @@ def require_libraries(dataset: DatasetSpec) -> None:
             sentence_splitter(dataset.language)
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
-
-
-def _require_enough(dataset: DatasetSpec, choice: Choice) -> None:
-    if dataset.shortage == "warn" or (choice.reached and choice.documents):
-        return
-    unit = dataset.amount.unit
-    asked = "all there is" if dataset.amount.number is None else f"{dataset.amount.number:,}"
-    passed_over = ", ".join(f"{count:,} {reason}" for reason, count in choice.passed_over.items() if count)
-    raise UserError(
-        f"{dataset.name}: the source has {choice.so_far(unit):,} {unit} to draw, and {asked} were asked for"
-        f"{f' (passed over: {passed_over})' if passed_over else ''}; add text, ask for less, or take what there is by "
-        "`shortage: warn`"
-    )
 
 
 def _write(

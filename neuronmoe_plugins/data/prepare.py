@@ -22,8 +22,10 @@ from neuronmoe_plugins.data.dataset import (
     prepare_dataset,
     require_libraries,
 )
+from neuronmoe_plugins.data.losses import MOST_LOST
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
+from neuronmoe_plugins.data.scanning import BLANK
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec, load_spec
 from neuronmoe_plugins.data.tokenizer import CountingTokenizer, tokenizer_fits
 from neuronmoe_plugins.data.workers import Workers, default_workers
@@ -202,6 +204,10 @@ def _warnings(entry: dict[str, Any]) -> Iterator[str]:
     if broken:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in broken.items())
         yield f"{name}: {sum(broken.values()):,} records have no readable text ({kinds}); {entry['first_broken']}"
+    blank = entry["passed_over"].get(BLANK, 0)
+    if blank > MOST_LOST * entry["records"]:
+        share = f"{blank:,} of {entry['records']:,} records"
+        yield f"{name}: {share} have an empty text in {entry['text']!r}; name another field by `text:` if they have one"
     if entry["unreadable"]:
         yield f"{name}: left out: {entry['unreadable']}"
     if not entry["documents"]:

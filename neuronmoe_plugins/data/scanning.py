@@ -40,7 +40,7 @@ class ScanSettings:
         form: Unicode form.
         seed: Of the keys.
         min_characters, max_characters: Limits of a document.
-        broken_records: `error` ends at the first.
+        is_strict: Whether the first broken record ends it.
         unreadable_files: `warn` leaves such a file out.
     """
 
@@ -49,7 +49,7 @@ class ScanSettings:
     seed: int
     min_characters: int | None
     max_characters: int | None
-    broken_records: str
+    is_strict: bool
     unreadable_files: str
 
 
@@ -156,7 +156,7 @@ def _documents(job: ScanJob, counts: ShardCounts) -> Iterator[tuple[int, int, in
 
 
 def _count_broken(counts: ShardCounts, broken: Broken, settings: ScanSettings) -> None:
-    if settings.broken_records == "error":
+    if settings.is_strict:
         raise UserError(f"{broken.where}: {broken.kind}; mend it, or count such records by `broken_records: warn`")
     counts.broken[broken.kind] += 1
     counts.first_broken = counts.first_broken or f"{broken.where}: {broken.kind}"

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuronmoe_plugins.corpora.texts import ending_of, files_below
+from neuronmoe_plugins.corpora.beginnings import wrong_content
+from neuronmoe_plugins.corpora.texts import PARQUET, ending_of, files_below
 from neuronmoe_plugins.errors import UserError, one_line
 
 SHARD_BYTES = 64 << 20
 LINE_KINDS = (".jsonl", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-PARQUET = ".parquet"
 KINDS = (*LINE_KINDS, *(kind + suffix for kind in LINE_KINDS for suffix in COMPRESSIONS), PARQUET)
 
 
@@ -87,6 +87,8 @@ def cut_file(path: Path, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
             return _row_groups(path, size, shard_bytes)
     except OSError as error:
         raise UnreadableFileError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    if problem := wrong_content(path, kind):
+        raise UnreadableFileError(f"{path} {problem}, or leave it out by `unreadable_files: warn`")
     if kind in LINE_KINDS:
         starts = range(0, size, shard_bytes)
         ends = [*starts[1:], size]

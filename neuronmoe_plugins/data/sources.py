@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,6 +44,9 @@ class Source(Protocol):
     def counts(self) -> ShardCounts:
         """What was read."""
 
+    def parts(self) -> Mapping[str, ShardCounts]:
+        """What was read of every file, by its path, or of all rows."""
+
     def describe(self) -> dict[str, Any]:
         """What the manifest says of it; JSON values."""
 
@@ -66,20 +70,15 @@ class FileSource:
     def __init__(
         self, files: Sequence[Path], settings: ScanSettings, folder: Path, workers: Workers, name: str
     ) -> None:
-        self._counts = ShardCounts()
-        self._left_out: set[str] = set()
+        self._parts: defaultdict[str, ShardCounts] = defaultdict(ShardCounts)
         shards = [shard for file in files for shard in self._cut(file, settings)]
         jobs = [ScanJob(shard, settings, str(folder / f"{number:06}")) for number, shard in enumerate(shards)]
         scan(jobs, workers, name)
-        loaded = [(job, ShardCounts.load(job.done)) for job in jobs]
-        self._left_out |= {job.shard.path for job, counts in loaded if counts.unreadable}
-        for job, counts in loaded:
-            # A file is left out whole, however far each of its shards could be read.
-            is_left_out = job.shard.path in self._left_out
-            self._counts.add(ShardCounts(unreadable=counts.unreadable) if is_left_out else counts)
-        self.jobs = [job for job, _ in loaded if job.shard.path not in self._left_out]
+        for job in jobs:
+            self._parts[job.shard.path].add(ShardCounts.load(job.done))
+        self.jobs = [job for job in jobs if not self._is_left_out(job.shard.path)]
         self._digests = [DigestJob(str(file), str(folder / f"{number:06}.file")) for number, file in enumerate(files)]
-        left = [job for job in self._digests if not job.done.exists() and job.path not in self._left_out]
+        left = [job for job in self._digests if not job.done.exists() and not self._is_left_out(job.path)]
         workers.run(digest_file, left, [Path(job.path).stat().st_size for job in left], f"{name}: checksums")
 
     def _cut(self, file: Path, settings: ScanSettings) -> list[Shard]:
@@ -88,9 +87,12 @@ class FileSource:
         except UnreadableFileError as error:
             if settings.unreadable_files == "error":
                 raise
-            self._left_out.add(str(file))
-            self._counts.add(ShardCounts(unreadable=str(error)))
+            self._parts[str(file)].unreadable = str(error)
             return []
+
+    def _is_left_out(self, path: str) -> bool:
+        """A file is left out whole, however far each of its shards could be read."""
+        return path in self._parts and self._parts[path].unreadable is not None
 
     def batches(self) -> Iterator[NDArray[np.void]]:
         """All documents in the order of their keys."""
@@ -98,14 +100,21 @@ class FileSource:
 
     def counts(self) -> ShardCounts:
         """Of all files."""
-        return self._counts
+        total = ShardCounts()
+        for own in self._parts.values():
+            total.add(own if own.unreadable is None else ShardCounts(unreadable=own.unreadable))
+        return total
+
+    def parts(self) -> Mapping[str, ShardCounts]:
+        """Of every file that was not left out."""
+        return {path: own for path, own in self._parts.items() if own.unreadable is None}
 
     def describe(self) -> dict[str, Any]:
         """The files with bytes and SHA-256; those that were left out are said to be unreadable."""
         return {"files": [self._describe(job) for job in self._digests]}
 
     def _describe(self, job: DigestJob) -> dict[str, Any]:
-        return {"path": job.path, **({"unreadable": True} if job.path in self._left_out else job.result())}
+        return {"path": job.path, **({"unreadable": True} if self._is_left_out(job.path) else job.result())}
 
 
 def scan(jobs: Sequence[ScanJob], workers: Workers, name: str) -> None:
@@ -163,6 +172,10 @@ class HubSource:
     def counts(self) -> ShardCounts:
         """Of the rows that were looked at."""
         return self._counts
+
+    def parts(self) -> Mapping[str, ShardCounts]:
+        """All of it."""
+        return {str(self._dataset): self._counts}
 
     def describe(self) -> dict[str, Any]:
         """The data set, and the SHA-256 of the rows that were looked at."""

@@ -19,6 +19,7 @@ ROLES = ("held-out", "analysis", "replay", "target")
 FORMS = ("NFC", "NFKC", "none")
 FORMATS = ("jsonl", "parquet")
 ANSWERS = ("error", "warn")
+ANY = "any"
 UNITS = ("documents", "sentences", "bytes", "tokens")
 ALL = "all"
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -115,7 +116,8 @@ class DatasetSpec:
         revision: Commit, branch or tag of a hub data set.
         text: Field or column of the texts.
         filters: Which texts count.
-        broken_records: `warn` counts records without a readable text, `error` ends at the first.
+        broken_records: `warn` counts records without a readable text and ends where they are more than 10 % of a file,
+            `any` counts however many, `error` ends at the first.
         unreadable_files: `warn` leaves a file out that cannot be read to its end, `error` ends there.
         shortage: `warn` takes what there is where the source has less than the amount, `error` ends there.
     """
@@ -208,7 +210,7 @@ def _dataset(entry: object, where: str) -> DatasetSpec:
         revision=values.optional("revision", filled_text),
         text=values.optional("text", filled_text, DatasetSpec.text),
         filters=_filters(values),
-        broken_records=values.optional("broken_records", choice(ANSWERS), DatasetSpec.broken_records),
+        broken_records=values.optional("broken_records", choice((*ANSWERS, ANY)), DatasetSpec.broken_records),
         unreadable_files=values.optional("unreadable_files", choice(ANSWERS), DatasetSpec.unreadable_files),
         shortage=values.optional("shortage", choice(ANSWERS), DatasetSpec.shortage),
     )

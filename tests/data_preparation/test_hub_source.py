@@ -173,12 +173,17 @@ def test_missing_fields_configurations_and_data_sets(hub: Path, tmp_path: Path) 
         assert "\n" not in str(error.value)
 
 
-def test_rows_that_are_no_text_are_counted(tmp_path: Path) -> None:
+def test_rows_that_are_no_text_are_counted_or_refused(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     records: list[Any] = ["ένα", None, "ένα", " ", "δύο", "\ud800"]
     (folder / "el.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records[:5]))
-    spec = write_spec(tmp_path / "spec.yaml", [{"source": f"hub:{folder}", "documents": "all"}])
+    asked = {"source": f"hub:{folder}", "documents": "all"}
+    with pytest.raises(
+        UserError, match=r"1 of 5 records of hub:.* have no readable text \(1 no text in the field; first"
+    ):
+        prepare(write_spec(tmp_path / "spec.yaml", [asked]), tmp_path / "out")
+    spec = write_spec(tmp_path / "spec.yaml", [{**asked, "broken_records": "any"}])
     entry = entry_of(prepare(spec, tmp_path / "out"))
     assert texts_of(tmp_path / "out") == ["ένα", "δύο"]
     assert entry["broken_records"] == {"no text in the field": 1}

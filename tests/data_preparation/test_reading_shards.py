@@ -119,20 +119,6 @@ def test_broken_records_are_counted_or_refused_with_their_place(line: bytes, tmp
         prepare(spec, tmp_path / "strict")
 
 
-def test_a_text_file_of_another_encoding(tmp_path: Path) -> None:
-    (tmp_path / "el.txt").write_bytes("ένα\nδύο\n".encode("utf-16"))
-    prepared = prepare(
-        write_spec(tmp_path / "spec.yaml", [{"source": "el.txt", "documents": "all", "shortage": "warn"}]),
-        tmp_path / "out",
-    )
-    assert entry_of(prepared)["documents"] == 0
-    assert entry_of(prepared)["broken_records"]["not UTF-8"] >= 2
-    message = "el_train: the source has no document to draw; it has no file and no entry in dataset_info.json"
-    assert prepared.warnings()[-1] == message
-    assert json.loads((tmp_path / "out/dataset_info.json").read_text()) == {}
-    assert not (tmp_path / "out/el_train.jsonl").exists()
-
-
 def test_a_field_that_no_record_has(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "el.jsonl", TEXTS, field="content")
     with pytest.raises(UserError, match=r"el\.jsonl: no record has the field 'contents'; there are: 'id', 'content'; "):

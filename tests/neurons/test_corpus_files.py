@@ -103,7 +103,7 @@ def test_folder(folder: Path) -> None:
         ("el.jsonl", '{"text": 5}\n', r"el\.jsonl:1: field 'text' is int, not text"),
         ("el.jsonl", '{"text": "a\\ud800"}\n', r"el\.jsonl:1: field 'text' has a lone surrogate \(\\ud800\)"),
         ("el.txt", b"a\n\xff\n", r"el\.txt:2: not UTF-8"),
-        ("el.txt", "a\n".encode("utf-16-le"), r"el\.txt:1: a NUL character"),
+        ("el.txt", "a b c d\ne\0f\n", r"el\.txt:2: a NUL character"),
         ("el.txt.gz", b"a\n\xff\n", r"el\.txt\.gz:2: not UTF-8"),
         ("el.parquet", b"", r"el\.parquet: not a readable Parquet file"),
         ("el.parquet", b"PAR1 but no more PAR1", r"el\.parquet: not a readable Parquet file"),
