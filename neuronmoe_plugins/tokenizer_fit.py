@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from random import Random
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
@@ -54,14 +55,14 @@ class TokenizerFit:
 
     @classmethod
     def of(cls, tokenizer: Any, texts: Sequence[str]) -> TokenizerFit:
-        """Measure at most `MOST_TEXTS` of the texts, evenly spread.
+        """Measure at most `MOST_TEXTS` of the texts, always the same.
 
         Args:
             tokenizer: One of transformers.
             texts: All of one language, or of one data set.
         """
-        most = min(len(texts), MOST_TEXTS)
-        sample = [texts[place * len(texts) // most][:MOST_CHARACTERS] for place in range(most)]
+        places = Random(0).sample(range(len(texts)), min(len(texts), MOST_TEXTS))
+        sample = [texts[place][:MOST_CHARACTERS] for place in places]
         token_ids = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"] if sample else []
         known = [_visible(text) for text in sample]
         joined = "".join(sample)

@@ -93,7 +93,8 @@ def test_special_tokens_in_a_text_come_back() -> None:
 def test_the_sample_is_bounded_and_spread(bytes_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_fit, "MOST_TEXTS", 10)
     fit = TokenizerFit.of(bytes_, ["a" * 5000] * 8 + ["δ"] * 8)
-    assert (fit.texts, fit.bytes) == (10, 5 * 1000 + 5 * 2)
+    assert fit.texts == 10
+    assert 2 * 1000 + 8 * 2 <= fit.bytes <= 8 * 1000 + 2 * 2
     assert TokenizerFit.of(bytes_, []).cells() == ["-", "-", "-", "0.0%", "0.0%"]
 
 

@@ -146,6 +146,8 @@ class MoeDataArguments(DataArguments):
         # dataset_info.json, once it is read.
         self.entries: dict[str, Any] | None = None
         self.of_moe = False
+        # How the tokenizer fits each data set, while they are loaded.
+        self.fits: Any = None
         self.old_languages: list[str] | None = words_of(self.original_languages)
         for language in self.old_languages or []:
             check_code("original_languages", language)
@@ -154,7 +156,7 @@ class MoeDataArguments(DataArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         """The same in every run: the hash of a pickle names the host's cache of what these arguments made of data."""
-        return vars(self) | {"entries": None, "of_moe": False}
+        return vars(self) | {"entries": None, "of_moe": False, "fits": None}
 
 
 def given_moe_arguments(arguments: FinetuningArguments | DataArguments) -> list[str]:

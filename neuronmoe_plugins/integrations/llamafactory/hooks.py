@@ -38,7 +38,7 @@ STAND_INS: dict[str, dict[str, str]] = {
     "llamafactory.data.loader": {
         "_load_single_dataset(dataset_attr, data_args, training_args)": "token_tags:load_with_tags",
         "_get_dataset_processor(do_generate)": "token_tags:tagging_processor",
-        "get_dataset(data_args, training_args)": "token_tags:get_dataset",
+        "get_dataset(model_args, data_args, training_args, tokenizer)": "token_tags:get_dataset",
     },
     "llamafactory.model.loader": {
         "init_adapter(model, model_args, finetuning_args, is_trainable)": "adapter:init_adapter"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from datasets import IterableDataset
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.data_sets import is_tokenized, nothing_left
+from neuronmoe_plugins.integrations.llamafactory.dataset_fits import DatasetFits
 from neuronmoe_plugins.integrations.llamafactory.tags import (
     TOKEN_TAGS,
     TokenTag,
@@ -81,6 +83,8 @@ def load_with_tags(call: Call) -> Any:
         changed["training_args"] = copy(bound["training_args"])
         changed["training_args"].dataloader_num_workers = 1
     dataset = call.host(**changed)
+    if getattr(data_args, "fits", None) is not None:
+        data_args.fits.measure(str(attributes), dataset)
     if numbers and isinstance(dataset, IterableDataset):
         return dataset.map(partial(_numbers_of_example, numbers=numbers))
     for column, number in numbers.items():
@@ -119,13 +123,18 @@ def get_dataset(call: Call) -> Any:
     data_args, training_args = call.arguments["data_args"], call.arguments["training_args"]
     reloads = is_tokenized(data_args)
     check_saved_tags(data_args)
+    of_moe = getattr(data_args, "of_moe", False)
+    if of_moe:
+        data_args.fits = DatasetFits(call.arguments["tokenizer"], call.arguments["model_args"].model_name_or_path)
     try:
         datasets = call.host()
     except (StopIteration, RuntimeError) as error:
-        refused = nothing_left(error, data_args) if getattr(data_args, "of_moe", False) else None
+        refused = nothing_left(error, data_args) if of_moe else None
         if refused is None:
             raise
         raise refused from error
+    if of_moe and training_args.should_save:
+        data_args.fits.save(Path(training_args.output_dir))
     if data_args.tokenized_path is not None and not reloads and training_args.should_save:
         save_tags(data_args)
     if reloads:
