@@ -31,6 +31,7 @@ HOOKS: dict[str, str] = {
     "transformers.integrations.peft": "neuronmoe_plugins.integrations.transformers:extend_adapter_loading",
     "transformers.trainer": "neuronmoe_plugins.integrations.transformers:extend_trainer",
     "torch.distributed.run": "neuronmoe_plugins.integrations.commands:extend_torchrun",
+    "llamafactory.cli": "neuronmoe_plugins.integrations.run_files:extend_command",
     "llamafactory.launcher": "neuronmoe_plugins.integrations.commands:extend_launcher",
     "liger_kernel.transformers.swiglu": "neuronmoe_plugins.integrations.liger:name_activations",
     "liger_kernel.transformers.geglu": "neuronmoe_plugins.integrations.liger:name_activations",

@@ -67,7 +67,11 @@ def new_files(folder: Path, last: str) -> Iterator[Path]:
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:  # such as a full disk, which it would keep full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     flush(partial)
     move_files(partial, folder, last)
     partial.rmdir()

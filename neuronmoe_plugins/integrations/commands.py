@@ -1,5 +1,7 @@
 """How the hosts' commands end on bad input: one line on standard error and exit code 2, as `neuronmoe` does.
 
+A training that was interrupted ends with 130.
+
 Only exceptions that nobody caught are concerned, and only in a host's own commands: a program that calls the host
 gets the exception. It imports nothing heavy, since torchrun's own process uses it, too.
 """
@@ -8,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +28,16 @@ from neuronmoe_plugins.errors import UserError, one_line
 
 # Command -> names that the path of its code has.
 COMMANDS = {"llamafactory-cli": ("llamafactory", "launcher.py"), "lm_eval": ("lm_eval", "_cli")}
-EXIT_CODE = 2
+EXIT_CODE, INTERRUPTED = 2, 130
 # Names a folder in which workers leave a file for every error that they have reported.
 REPORTS = "NEURONMOE_REPORTED_ERRORS"
 
-# Command -> what says of an error of the host itself which bad input it means, if any.
+# What torchrun's agent ends with after its workers did, or when it was interrupted.
+AGENTS_ERRORS = ("ChildFailedError", "SignalException")
+# Command -> what says of an error of the host itself which bad input it means, or what stopped it, if anything.
 explanations: dict[str, Callable[[BaseException], str | None]] = {}
-# Command -> what refuses the arguments of its command line, before there are workers.
-argument_checks: dict[str, Callable[[], object]] = {}
+# Command -> what refuses the arguments of its command line, before there are workers, and gives the `moe` run, if any.
+argument_checks: dict[str, Callable[[], object | None]] = {}
 
 _installed = False
 
@@ -58,22 +65,21 @@ def _excepthook(
     previous: Callable[..., Any], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     command = _command(traceback)
-    message = None if command is None else _bad_input(command, error)
+    message = None if command is None else _explained(command, error)
     if message is not None:
-        _report(f"{command}: error: {message}\n")
-    elif not (kind.__name__ == "ChildFailedError" and _workers_reported(os.environ.get(REPORTS))):
+        _report(f"{command}: {message}\n")
+    elif not (kind.__name__ in AGENTS_ERRORS and _workers_reported(os.environ.get(REPORTS))):
         previous(kind, error, traceback)
         return
     # The interpreter exits with the code of a SystemExit from here, after its usual clean-up.
-    raise SystemExit(EXIT_CODE)
+    raise SystemExit(INTERRUPTED if kind.__name__ in ("KeyboardInterrupt", "SignalException") else EXIT_CODE)
 
 
-def _bad_input(command: str, error: BaseException) -> str | None:
-    """The line that says what is wrong with the user's input, or None if something else is wrong."""
-    if isinstance(error, UserError):
-        return one_line(error)
+def _explained(command: str, error: BaseException) -> str | None:
+    """The line that says what is wrong with the user's input, or what stopped a run; None for anything else."""
     explain = explanations.get(command)
-    return None if explain is None else explain(error)
+    line = one_line(error) if isinstance(error, UserError) else explain(error) if explain is not None else None
+    return line if line is None or isinstance(error, KeyboardInterrupt) else f"error: {line}"
 
 
 def _command(traceback: TracebackType | None) -> str | None:
@@ -111,26 +117,39 @@ class _WorkersSubprocess(wrapt.ObjectProxy):  # type: ignore[misc]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Stand in for `subprocess.run`, which the launcher calls with `env` and `check`."""
-        _check_arguments()
-        with TemporaryDirectory(prefix="neuronmoe_") as folder:
+        is_moe = _check_arguments()
+        with TemporaryDirectory(prefix="neuronmoe_") as folder, _left_to_workers(is_moe) as interrupts:
             kwargs["env"] = {**(kwargs.get("env") or os.environ), REPORTS: folder}
             try:
                 return self.__wrapped__.run(*args, **kwargs)
             except subprocess.CalledProcessError:
                 if _workers_reported(folder):
-                    raise SystemExit(EXIT_CODE) from None
+                    raise SystemExit(INTERRUPTED if interrupts else EXIT_CODE) from None
                 raise
 
 
-def _check_arguments() -> None:
+@contextmanager
+def _left_to_workers(is_moe: bool) -> Iterator[list[int]]:
+    """Leave an interrupt to torchrun, which gets it too: the launcher would kill it, and leave its workers running."""
+    interrupts: list[int] = []
+    if not is_moe or threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_arguments() -> bool:
     """Check the arguments of a `moe` run once, as every worker would; others do not pay for the imports."""
     words = sys.argv[1:]
     config = Path(words[0]) if words else Path()
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     if not any("moe" in part for part in (text, *words)):
-        return
+        return False
     import llamafactory.hparams.parser  # noqa: F401 (its hook names the check)
 
     check = argument_checks.get("llamafactory-cli")
-    if check is not None:
-        check()
+    return check is not None and check() is not None

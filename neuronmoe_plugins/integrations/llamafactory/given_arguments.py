@@ -5,7 +5,6 @@ Only what concerns `moe` is refused here. The host refuses the rest in its own w
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 from dataclasses import fields
@@ -18,8 +17,9 @@ from llamafactory.extras.misc import is_env_enabled
 from llamafactory.hparams.training_args import TrainingArguments
 from transformers import HfArgumentParser
 
-from neuronmoe_plugins.errors import UserError, did_you_mean, nearest, one_line
+from neuronmoe_plugins.errors import UserError, did_you_mean, nearest
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments, added_fields
+from neuronmoe_plugins.integrations.run_files import METHOD, what_is_wrong
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner.reference_format import WITHOUT_EFFECT
 
@@ -28,7 +28,6 @@ Given = dict[str, Any]
 PUBLISHED_WITHOUT_EFFECT = WITHOUT_EFFECT.keys() | {"different_old_experts", "per_language_experts_num"}
 # How like an argument of `moe` a wrong key must be to be taken for it with another method.
 SURELY_MEANT = 0.85
-METHOD = re.compile(r"""\bfinetuning_type["']?\s*[:=]\s*["']?moe\b""")
 
 
 def read_given(given: Given | list[str], classes: list[Any]) -> Given:
@@ -185,15 +184,4 @@ def read_args(call: Call) -> Any:
         text = Path(sys.argv[1]).read_text(encoding="utf-8", errors="replace")
         if not any(METHOD.search(part) for part in (text, *sys.argv[1:])):
             raise
-        raise UserError(f"{sys.argv[1]} cannot be read: {_what(error)}") from error
-
-
-def _what(error: Exception) -> str:
-    """The problem and its line, without the excerpt of the file that a YAML error has."""
-    if isinstance(error, TypeError):
-        return "it must map keys to values"
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return one_line(error)
-    if not Path(error.problem_mark.name).is_file():
-        return f"after it, {error.problem}"
-    return f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise UserError(f"{sys.argv[1]} cannot be read: {what_is_wrong(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from types import ModuleType
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from llamafactory.hparams.data_args import DataArguments
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.integrations.commands import argument_checks, end_in_one_line
+from neuronmoe_plugins.integrations.commands import argument_checks, end_in_one_line, explanations
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import choose_checkpoint, forget_choice
 from neuronmoe_plugins.integrations.llamafactory.checks import (
@@ -24,8 +25,10 @@ from neuronmoe_plugins.integrations.llamafactory.checks import (
 )
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
+from neuronmoe_plugins.integrations.llamafactory.run_end import explain_end
 from neuronmoe_plugins.integrations.stand_ins import Call
 
+COMMAND = "llamafactory-cli"
 # Of the environment.
 OTHER_LOOPS = ("USE_MCA", "USE_MEGATRON_BRIDGE")
 
@@ -42,15 +45,15 @@ def argument_lists(module: ModuleType) -> list[list[type]]:
 def prepare(lists: list[list[type]]) -> None:
     """Put our argument classes into the lists above, in the place of the host's."""
     end_in_one_line()
-    argument_checks["llamafactory-cli"] = check_command_line
+    argument_checks[COMMAND] = check_command_line
     replacements = {FinetuningArguments: MoeFinetuningArguments, DataArguments: MoeDataArguments}
     for classes in lists:
         classes[:] = [replacements.get(argument_class, argument_class) for argument_class in classes]
 
 
-def check_command_line() -> None:
+def check_command_line() -> MoeRun | None:
     """Check the arguments of a training as every worker would; raises UserError, naming the keys."""
-    check_train_command(_host().read_args(), _host()._TRAIN_ARGS)
+    return check_train_command(_host().read_args(), _host()._TRAIN_ARGS)
 
 
 def verify_model_args(call: Call) -> None:
@@ -69,6 +72,7 @@ def verify_model_args(call: Call) -> None:
 def parse_train_args(call: Call) -> tuple[Any, ...]:
     """Stand in for `_parse_train_args(args)`."""
     forget_choice()
+    explanations.pop(COMMAND, None)
     host = _host()
     given = host.read_args(call.arguments.get("args"))
     if is_moe(given):
@@ -87,6 +91,7 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
         if training_args.ddp_find_unused_parameters is None:
             training_args.ddp_find_unused_parameters = False
         choose_checkpoint(training_args)
+        explanations[COMMAND] = partial(explain_end, training_args)
     return parsed
 
 

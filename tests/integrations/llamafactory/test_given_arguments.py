@@ -102,10 +102,14 @@ def test_good_command_line(moe_args: dict[str, Any]) -> None:
     [
         ("finetuning_type: moe\ntopk: 2\ntopk: 3\n", "stage1.yaml cannot be read: line 3: .*duplicate key topk"),
         ("finetuning_type: moe\ntopk: [2\n", "stage1.yaml cannot be read: line 3: did not find expected"),
+        (
+            "finetuning_type: moe\nlist:\n\t- 2\n",
+            "line 3: .* cannot start any token; YAML is indented by blanks, not by tab",
+        ),
         ("- finetuning_type: moe\n", "stage1.yaml cannot be read: it must map keys to values$"),
         (None, "stage1.yaml: there is no such file$"),
     ],
-    ids=["twice", "syntax", "list", "missing"],
+    ids=["twice", "syntax", "tab", "list", "missing"],
 )
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, message: str) -> None:
     if text is not None:
