@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.models import HUB_NAME, require_model
 
 PROGRAMS = ("llamafactory-cli", "lmf")
 COMMANDS = ("train", "chat", "api", "webchat", "export", "sft", "dpo", "rm")
@@ -22,7 +23,6 @@ METHOD = re.compile(r"""\bfinetuning_type["']?\s*[:=]\s*["']?moe\b""")
 METHOD_OF_V1 = re.compile(r"""\bname["']?\s*[:=]\s*["']?moe\b""")
 # Data that is on no disk here, or a value that stands for another.
 ELSEWHERE = re.compile(r"ONLINE$|REMOTE:|.*\$")
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def extend_command(_module: ModuleType) -> None:
@@ -95,12 +95,11 @@ def _read(name: str, more: list[str]) -> dict[str, Any]:
 
 def _check_paths(given: dict[str, Any], trains: bool) -> None:
     for key in ("model_name_or_path", "model", "adapter_name_or_path"):
-        path = given.get(key)
-        # A name of the hub is looked for by who loads it; a list, or what stands for something else, is refused later.
-        if not isinstance(path, str) or "," in path or "$" in path or HUB_NAME.fullmatch(path):
-            continue
-        if not Path(path).exists():
-            raise UserError(f"{key}: {path} does not exist, and is no name on the Hugging Face Hub (OWNER/NAME)")
+        path: Any = given.get(key)
+        # A name of the hub is looked for by who loads it; a list, or what stands for another value, is refused later.
+        is_path = isinstance(path, str) and not re.search(r"[,$]", path) and not HUB_NAME.fullmatch(path)
+        if is_path and not Path(path).exists():
+            require_model(f"{key}:", path)
     folder = given.get("dataset_dir")
     if trains and isinstance(folder, str) and not ELSEWHERE.match(folder) and not given.get("tokenized_path"):
         file = Path(folder) / "dataset_info.json"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from llamafactory.extras import logging
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.adapter_fit import require_there
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.integrations.llamafactory.memory import is_added, num_elements
@@ -186,6 +189,8 @@ def load_adapter_config(model_args: Any) -> MoeConfig:
         UserError: if there is none, or it is that of another kind of adapter.
     """
     path = model_args.adapter_name_or_path[-1]
+    file = Path(model_args.adapter_folder or "", CONFIG_NAME)
+    require_there("adapter_name_or_path", path, str(file), model_args)
     try:
         config = MoeConfig.from_pretrained(path, **adapter_location(model_args))
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from llamafactory.extras.misc import use_modelscope, use_openmind
 from peft import inject_adapter_in_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
@@ -20,11 +21,12 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
+from neuronmoe_plugins.models import require_model
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_weights, other_weights
@@ -73,6 +75,23 @@ def _local_file(name: str, file: str, model_args: Any) -> Path | None:
     except HFValidationError:  # a path that is not there is no hub name either
         return None
     return Path(found) if isinstance(found, str) else None
+
+
+def require_there(key: str, name: str, file: str, model_args: Any) -> None:
+    """Refuse a model or adapter that is not there before the host asks a hub for each of its files.
+
+    Args:
+        key: The argument that names it.
+        name: A folder, or a name on the hub.
+        file: What it needs to have.
+        model_args: The host's model arguments.
+
+    Raises:
+        UserError: if it is neither on this machine nor on the hub, or is a path that does not exist.
+    """
+    of_another_hub = use_modelscope() or use_openmind() or model_args.hf_hub_token
+    if not Path(name).exists() and not of_another_hub and _local_file(name, file, model_args) is None:
+        require_model(f"{key}:", name, (file,))
 
 
 def _header(file: Path) -> dict[str, torch.Tensor]:
@@ -137,11 +156,11 @@ def load_base_config(model_args: Any) -> PretrainedConfig:
     from llamafactory.model.loader import load_config
 
     name = model_args.model_name_or_path
+    require_there("model_name_or_path", name, CONFIG_NAME, model_args)
     try:
         config = load_config(model_args)
     except (OSError, ValueError) as error:
-        place = "" if Path(str(name)).is_dir() else " (which is no folder here)"
-        raise UserError(f"model_name_or_path: {name}{place} has no usable config.json: {one_line(error)}") from error
+        raise UserError(f"model_name_or_path: {name} has no usable config.json: {one_line(error)}") from error
     quantised = getattr(config, "quantization_config", None)
     is_four_bit = any(_setting(quantised, name) for name in ("load_in_4bit", "_load_in_4bit"))
     if quantised and not is_four_bit:

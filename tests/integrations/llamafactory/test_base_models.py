@@ -42,9 +42,24 @@ def save_model(tiny_model_dir: Path, tmp_path: Path) -> Save:
 def test_models_that_cannot_become_mixtures(moe_args: dict[str, Any], save_model: Save, tmp_path: Path) -> None:
     message = "model_name_or_path: .* has no MLP that can become a mixture"
     assert re.search(message, refusal(moe_args | {"model_name_or_path": save_model("mixtral", num_local_experts=2)}))
-    for path, reason in (("nowhere", r"nowhere \(which is no folder here\)"), (str(tmp_path), str(tmp_path))):
-        message = f"^model_name_or_path: {reason} has no usable config.json: "
-        assert re.search(message, refusal(moe_args | {"model_name_or_path": path}))
+    message = f"^model_name_or_path: {tmp_path} has no usable config.json: "
+    assert re.search(message, refusal(moe_args | {"model_name_or_path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "adapter_name_or_path"])
+def test_what_is_not_there_is_said_to_be_that(
+    moe_args: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llamafactory.model.loader as host
+
+    monkeypatch.setattr(host, "load_config", None) if key == "model_name_or_path" else None
+    for path, reason in (
+        ("nowhere", "there is no such folder, nor is it in the hub's cache, and the hub cannot be asked"),
+        ("./nowhere/at/all", "and is no name on the Hugging Face Hub"),
+    ):
+        line = refusal(moe_args | {key: path})
+        assert line.startswith(f"{key}: {path} does not exist")
+        assert reason in line
 
 
 def test_quantised_models(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations import commands
+from neuronmoe_plugins.integrations import commands, run_files
 
 TOOLS = Path(sys.executable).parent
 # Runs as the host's launcher does, as far as the end of a command is concerned.
@@ -36,13 +36,58 @@ def lines_of(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith(("llamafactory-cli", "Traceback", "ValueError"))]
 
 
-def test_train(moe_args: dict[str, Any], tmp_path: Path) -> None:
+def test_a_mistake_ends_before_anything_heavy_is_imported(moe_args: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text("raise SystemExit('too late')")
     config = tmp_path / "stage1.yaml"
     config.write_text(json.dumps(moe_args))
-    result = run("llamafactory-cli", "train", str(config), "aux_loss_coeff=0.1")
-    message = "llamafactory-cli: error: unknown key aux_loss_coeff: did you mean aux_loss_coef?"
-    assert (result.returncode, lines_of(result.stderr)) == (2, [message]), result.stderr[-2000:]
+    result = run("llamafactory-cli", "train", str(config), "model_name_or_path=/nowhere", PYTHONPATH=str(tmp_path))
+    message = "model_name_or_path: /nowhere does not exist, and is no name on the Hugging Face Hub (OWNER/NAME)"
+    assert (result.returncode, result.stderr) == (2, f"llamafactory-cli: error: {message}\n")
     assert not Path(moe_args["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "message"),
+    [
+        (["train", "gone.yaml"], None, "gone.yaml: there is no such file"),
+        (["export", "gone.yml"], None, "gone.yml: there is no such file"),
+        (["train", "x.yaml"], "finetuning_type: moe\n\ttopk: 2", "x.yaml cannot be read: line 2: .* not by tabs"),
+        (["train", "x.yaml"], "finetuning_type: moe\ntopk: [", "x.yaml cannot be read: line 2: "),
+        (["train", "x.yaml"], "finetuning_type: moe\ndataset_dir: /gone", "/gone/dataset_info.json does not exist"),
+        (["chat", "x.yaml", "adapter_name_or_path=a/b/c"], "finetuning_type: moe", "adapter_name_or_path: a/b/c does"),
+        (["sft", "x.yaml"], "model: /gone\npeft_config: {name: moe}", "model: /gone does not exist"),
+        (["rm", "x.yaml"], "model: a/b\npeft_config: {name: moe}", "rm of v1 would train moe without the mixture's"),
+    ],
+)
+def test_what_is_said_at_once(
+    words: list[str], content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        run_files.check_file(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        (["train", "x.yaml"], "finetuning_type: lora\nmodel_name_or_path: /gone\n\ttab"),
+        (["train", "x.yaml", "finetuning_type=lora"], "finetuning_type: moe\nmodel_name_or_path: /gone"),
+        (["train", "x.yaml"], "finetuning_type: moe\nmodel_name_or_path: owner/name\ndataset_dir: ONLINE"),
+        (["train", "x.yaml"], "finetuning_type: moe\ndataset_dir: /gone\ntokenized_path: tokens"),
+        (["train", "x.yaml"], "finetuning_type: moe\nmodel_name_or_path: ${oc.env:MODEL}"),
+        (["chat", "x.yaml"], "finetuning_type: moe\ndataset_dir: /gone"),
+        (["version"], ""),
+        ([], ""),
+    ],
+)
+def test_what_may_be_right_or_is_the_hosts_to_say(
+    words: list[str], content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(content)
+    run_files.check_file(words)
 
 
 def test_chat_without_an_adapter(tiny_model_dir: Path) -> None:
