@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import new_directory, writable_folder, write_json
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import new_directory, writable_folder, write_json, writing
 from neuronmoe_plugins.reading import read_json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,14 +45,10 @@ def convert(source: Path, output: Path) -> str:
     if SOURCE in metadata:
         converted = _restore(config, converted, json.loads(metadata[SOURCE]), layers, to_published)
     metadata = {"format": "pt", SOURCE: json.dumps(config)}
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with new_directory(output) as folder:
-        try:
-            save_file(tensors, folder / WEIGHTS, metadata=metadata)
-        except SafetensorError as error:  # also of a full disk
-            raise UserError(f"{output} cannot be written: {one_line(error)}") from error
+    with writing(f"OUT {output}"), new_directory(output) as folder:
+        save_file(tensors, folder / WEIGHTS, metadata=metadata)
         write_json(folder / CONFIG, converted)
     return "published" if to_published else "neuronmoe-plugins"
 

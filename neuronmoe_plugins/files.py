@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from neuronmoe_plugins.errors import UserError, disk_error
+from neuronmoe_plugins.errors import UserError, one_line
+
+RUST_ERROR = re.compile(r"\(os error \d+\)")
 
 
 def writable_folder(flag: str, path: Path) -> None:
@@ -44,6 +47,24 @@ def _require_writable(flag: str, path: Path, folder: Path, kind: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be written: {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Say in one line that a place cannot be written where the disk is full or read-only.
+
+    Args:
+        place: What is written, as the user named it.
+
+    Raises:
+        UserError: for the system's errors, also those of libraries in Rust, which have no type of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or RUST_ERROR.search(str(error))):
+            raise
+        raise UserError(f"{place} cannot be written: {getattr(error, 'strerror', None) or one_line(error)}") from error
 
 
 @contextmanager
@@ -178,15 +199,14 @@ def locked(path: Path, output: Path, kind: str) -> Iterator[None]:
 
     lock = FileLock(path, timeout=0)
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    try:
+    with writing(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"another {kind} is writing to --output {output}; wait for it or name another folder"
-        ) from error
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {disk_error(error)}") from error
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another {kind} is writing to --output {output}; wait for it or name another folder"
+            ) from error
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import writable_folder, write_text
+from neuronmoe_plugins.files import writable_file, writable_folder, write_text, writing
 from neuronmoe_plugins.machines import Deepspeed, Device, find_machine
 from neuronmoe_plugins.models import cached_config, require_model
 from neuronmoe_plugins.options import check_options, option
@@ -194,10 +194,13 @@ def _language(info_path: Path, info: dict[str, Any], name: str) -> str:
 
 def _write_all(texts: dict[Path, str], force: bool) -> list[Path]:
     """Write all files or, if one exists with another content and `force` is off, none."""
+    for path in texts:
+        writable_file("--output:", path)
     changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text}
     existing = [path for path in changed if path.exists()]
     if existing and not force:
         raise UserError(f"{', '.join(map(str, existing))} exists with another content; add --force to replace it")
     for path, text in changed.items():
-        write_text(path, text)
+        with writing(str(path)):
+            write_text(path, text)
     return list(texts)

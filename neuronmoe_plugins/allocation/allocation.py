@@ -11,7 +11,7 @@ import yaml
 
 from neuronmoe_plugins.allocation.experts import MlpShapes, Rounding, Scale
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.files import write_text, writing
 from neuronmoe_plugins.options import declared_options, option
 from neuronmoe_plugins.reading import (
     Check,
@@ -222,10 +222,8 @@ class Allocation:
         content = asdict(self)
         ordered = {key: content.pop(key) for key in ("num_experts", "total_experts", "added_parameters")} | content
         text = yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
-        try:
+        with writing(f"--output {path}"):
             write_text(path, text)
-        except OSError as error:
-            raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: Path) -> Allocation:

@@ -48,13 +48,14 @@ def compare(
     from neuronmoe_plugins.comparison import compare as compare_results
     from neuronmoe_plugins.comparison.display import as_record, print_comparison
     from neuronmoe_plugins.comparison.display import markdown as as_markdown
-    from neuronmoe_plugins.files import writable_file, write_json
+    from neuronmoe_plugins.files import writable_file, write_json, writing
 
     if json is not None:
         writable_file("--json", json)
     comparison = compare_results(results, name or (), Bootstrap(resamples, seed, confidence))
     if json is not None:
-        write_json(json, as_record(comparison))
+        with writing(f"--json {json}"):
+            write_json(json, as_record(comparison))
     if markdown:
         typer.echo(as_markdown(comparison))
     else:

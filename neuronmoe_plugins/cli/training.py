@@ -11,7 +11,7 @@ from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import writable_file
+from neuronmoe_plugins.files import writable_file, writing
 from neuronmoe_plugins.recipe_files import RecipeRequest
 
 
@@ -68,7 +68,8 @@ def allocate(
     _check_outputs(output, figure)
     allocation.save(output)
     if figure is not None:
-        save_allocation_figure(figure, allocation, other)
+        with writing(f"--figure {figure}"):
+            save_allocation_figure(figure, allocation, other)
     print_allocation(Console(), allocation, other, output)
     note(f"Wrote {output}: {allocation.total_experts} experts in {len(allocation.num_experts)} layers")
 

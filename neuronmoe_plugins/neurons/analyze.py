@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from neuronmoe_plugins.files import writing
 from neuronmoe_plugins.neurons.analysis import Analysis, build_summary, write_analysis
 from neuronmoe_plugins.neurons.loading import default_device, describe_sources
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric, metrics
@@ -64,5 +65,6 @@ def _prepare(
     # What rounds differently.
     machine = {"device": device, "gpu": gpu, "threads": torch.get_num_threads(), "dtype": options.dtype}
     working.prepare({**settings, **machine, **sources, **sentences.identity()})
-    sentences.save(working.path / "sentences.json")
+    with writing(f"--output {options.output}"):
+        sentences.save(working.path / "sentences.json")
     return description

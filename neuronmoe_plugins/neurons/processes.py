@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import locked, move_files, read_json, write_json
+from neuronmoe_plugins.files import locked, move_files, read_json, write_json, writing
 from neuronmoe_plugins.tables import print_text
 
 Item = TypeVar("Item")
@@ -142,14 +142,12 @@ class WorkingFolder:
         earlier = None
         with suppress(OSError, ValueError):
             earlier = read_json(self.path / "plan.json")
-        try:
+        with writing(f"--output {self._output}"):
             if earlier != json.loads(json.dumps(plan)):
                 shutil.rmtree(self.path, ignore_errors=True)
                 self.path.mkdir()
                 self._made_here = True
                 write_json(self.path / "plan.json", plan)
-        except OSError as error:
-            raise UserError(f"--output {self.path.parent} cannot be written: {error.strerror}") from error
 
     @contextmanager
     def new_output(self, last: str, outdated: Sequence[str] = ()) -> Iterator[Path]:
@@ -164,15 +162,13 @@ class WorkingFolder:
         """
         staging = self.path / "output"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        try:
+        with writing(f"--output {self._output}"):
+            staging.mkdir()
+            yield staging
             self._output.mkdir(exist_ok=True)
             for name in outdated:
                 (self._output / name).unlink(missing_ok=True)
             move_files(staging, self._output, last)
-        except OSError as error:
-            raise UserError(f"--output {self._output} cannot be written: {error.strerror}") from error
 
     @property
     def has_results(self) -> bool:

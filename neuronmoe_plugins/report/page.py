@@ -7,9 +7,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.figures import house_style, save_png, svg_text
-from neuronmoe_plugins.files import writable_file, write_text
+from neuronmoe_plugins.files import writable_file, write_text, writing
 from neuronmoe_plugins.plugins import registered
 from neuronmoe_plugins.report.allocation_section import experts_section, main_allocation
 from neuronmoe_plugins.report.analysis_sections import (
@@ -65,15 +64,13 @@ def write_report(folder: Path, output: Path | None = None, layermoe_budget: int 
         drawings = {name: svg_text(figure, name) for name, figure in figures.items()}
         html = render(run, sections, drawings)
         written = [page]
-        try:
+        with writing(f"--output {page}"):
             for name, figure in figures.items():
                 png, svg = (page.parent / "figures" / f"{name}{suffix}" for suffix in (".png", ".svg"))
                 save_png(figure, png)
                 write_text(svg, drawings[name])
                 written += [png, svg]
             write_text(page, html)
-        except OSError as error:
-            raise UserError(f"--output {page} cannot be written: {error.strerror}") from error
     return written
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, write_text
+from neuronmoe_plugins.files import new_directory, writable_folder, write_text, writing
 from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
@@ -110,7 +110,7 @@ def export_adapter(run: MoeRun) -> Path:
     tensors = _load_tensors(run.model_args)
     from_file(tensors, get_peft_model(base, config, low_cpu_mem_usage=True), "default")  # raises if it does not fit
     size = sum(tensor.numel() for tensor in tensors.values())
-    with new_directory(folder) as partial:
+    with writing(f"export_dir: {folder}"), new_directory(folder) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(partial))
         _save_tokenizer(run.model_args, run.data_args, partial)
@@ -128,6 +128,7 @@ def check_export(model_args: Any) -> Path:
     folder = Path(model_args.export_dir).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export_dir: {model_args.export_dir} is not empty: name a new folder, or remove it")
+    writable_folder("export_dir:", folder)
     return folder
 
 

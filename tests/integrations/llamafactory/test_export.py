@@ -135,7 +135,7 @@ def test_an_adapter_in_the_published_format_is_exported_in_this_packages(
         ({"export_quantization_bit": 4, "export_quantization_dataset": "c4"}, "export_quantization_bit: a mixture"),
         ({"export_legacy_format": True}, "export_legacy_format: adapters of mixtures are written as safetensors"),
         ({"adapter_name_or_path": None}, "set adapter_name_or_path"),
-        ({"adapter_name_or_path": "/nowhere"}, "no adapter in /nowhere"),
+        ({"adapter_name_or_path": "/nowhere"}, "adapter_name_or_path: /nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
