@@ -18,7 +18,7 @@ from torch import nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import MoeConfig
-from neuronmoe_plugins.tuner.experts.weights import copy_weights, whole_weights
+from neuronmoe_plugins.tuner.experts.weights import copy_weights, new_experts, whole_weights
 from neuronmoe_plugins.tuner.fingerprint import check_base
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.plans import LayerPlan
@@ -195,13 +195,13 @@ def _with_new_experts(
     extends = any(plan.num_kept_experts for plan in plans.values())
     if not extends or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
         return given
-    return given | {
-        key: torch.cat([*([given[key]] if key in given else []), _initial(key, expected[key], rows, layers)])
-        for key, rows in old_sizes.items()
-    }
+    new = {key: _initial(key, expected[key], rows, layers, adapter_name) for key, rows in old_sizes.items()}
+    return given | {key: torch.cat([given[key], rows]) if key in given else rows for key, rows in new.items()}
 
 
-def _initial(key: str, expected: torch.Tensor, num_old: int, layers: dict[str, MoeLayer]) -> torch.Tensor:
+def _initial(
+    key: str, expected: torch.Tensor, num_old: int, layers: dict[str, MoeLayer], adapter_name: str
+) -> torch.Tensor:
     """The rows of `key` beyond the first `num_old`: copies of the base MLP's weight, random ones for the router."""
     layer_name, _, weight_name = key.rpartition(NEW)
     if weight_name == "router.weight":
@@ -209,8 +209,10 @@ def _initial(key: str, expected: torch.Tensor, num_old: int, layers: dict[str, M
     layer = layers[layer_name]
     base_layer = layer.get_base_layer()
     with whole_weights(base_layer):
-        base = copy_weights(base_layer, layer.family)[weight_name].to("cpu", expected.dtype, copy=True)
-    return base.expand(len(expected) - num_old, *base.shape)
+        weights = copy_weights(base_layer, layer.family)
+        rank = layer.plans[adapter_name].expert_rank
+        new = new_experts(weights, layer.family, len(expected) - num_old, rank)[weight_name]
+        return new.to("cpu", expected.dtype, copy=True)
 
 
 def _random_rows(like: torch.Tensor) -> torch.Tensor:

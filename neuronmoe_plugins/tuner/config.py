@@ -54,6 +54,15 @@ class MoeConfig(PeftConfig):
         "Experts that each token uses, clamped to the layer's number of experts. With 2 or more the router "
         "weights are renormalised, so a fresh mixture equals the base model.",
     )
+    expert_rank: int | list[int] | None = _option(
+        None,
+        "Rank of the experts beside the base: low-rank deltas on its linear layers, W + (lora_alpha / rank) B A, B "
+        "zero at the start. Full copies of the base MLP when not given.",
+    )
+    lora_alpha: int | None = _option(
+        None, "Scales the deltas of expert_rank by lora_alpha / rank; twice the rank when not given."
+    )
+    use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA).")
     layers_to_transform: int | list[int] | None = _option(
         None, "Indices of the decoder layers to transform; all of them when not given."
     )
@@ -124,7 +133,7 @@ class MoeConfig(PeftConfig):
         self.peft_type = PeftType("MOE")
         # What a file says: the field will be the fingerprint of the model that the adapter is put into.
         self.made_on = self.base_fingerprint
-        for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0)):
+        for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0), ("expert_rank", 1)):
             counts = getattr(self, name)
             if counts is not None and not are_counts(counts, least):
                 raise ValueError(
@@ -141,6 +150,10 @@ class MoeConfig(PeftConfig):
         self._check_dependencies()
 
     def _check_dependencies(self) -> None:
+        if self.lora_alpha is not None and not (self.expert_rank and self.lora_alpha > 0):
+            raise ValueError(f"lora_alpha must be above 0 and needs expert_rank; got {self.lora_alpha}")
+        if self.use_rslora and self.expert_rank is None:
+            raise ValueError("use_rslora has no effect without expert_rank")
         if self.adapter_dtype is not None and not isinstance(getattr(torch, self.adapter_dtype, None), torch.dtype):
             raise ValueError(f"adapter_dtype must name a dtype of torch, such as float32; got {self.adapter_dtype!r}")
         groups = [self.group_nums] if isinstance(self.group_nums, int) else self.group_nums or []
@@ -170,4 +183,14 @@ class MoeConfig(PeftConfig):
         if self.old_num_experts is not None:
             old = per_layer("old_num_experts", self.old_num_experts, layers, num_layers)
         groups = per_layer("group_nums", self.group_nums or 0, layers, num_layers)
-        return make_plans(num_experts, old, groups)
+        ranks = None
+        if self.expert_rank is not None:
+            ranks = per_layer("expert_rank", self.expert_rank, layers, num_layers)
+        return make_plans(num_experts, old, groups, ranks)
+
+    def scaling(self, rank: int | None) -> float:
+        """What a low-rank delta of this rank is multiplied by; 1 for copies (None)."""
+        if rank is None:
+            return 1.0
+        alpha = 2 * rank if self.lora_alpha is None else self.lora_alpha
+        return alpha / (rank**0.5 if self.use_rslora else rank)

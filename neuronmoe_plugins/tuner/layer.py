@@ -7,7 +7,6 @@ Shapes: hidden states are (batch, sequence, hidden), tokens (batch x sequence, h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,14 +18,14 @@ from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 from neuronmoe_plugins.host_versions import set_layer_adapter
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import run_experts, wanted_implementation
+from neuronmoe_plugins.tuner.experts.stacks import ExpertStack, LayerExperts, low_rank_names
 from neuronmoe_plugins.tuner.experts.weights import (
-    ExpertStack,
-    LayerExperts,
-    apply_projection,
     check_family_computes,
     copy_weights,
     is_quantised,
     loaded_weights,
+    new_experts,
+    returns_last_projection,
     weight_names,
     whole_weights,
 )
@@ -52,7 +51,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         ValueError: if the MLP computes something else than its family does.
     """
 
-    other_param_names = ("plans", "topk", "train_only_router", "trains_classifier", "experts_implementation")
+    other_param_names = ("plans", "topk", "train_only_router", "trains_classifier", "experts_implementation", "scaling")
 
     def __init__(
         self, base_layer: nn.Module, family: FeedForwardFamily, layer_index: int, context: ForwardContext
@@ -65,20 +64,24 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         with whole_weights(base_layer):
             check_family_computes(base_layer, family, copy_weights(base_layer, family))
         self.base_is_quantised = is_quantised(base_layer, family)
+        self.ends_in_projection = returns_last_projection(base_layer, family)
         self.weight_names = weight_names(base_layer, family)
-        for name in self.weight_names:
+        self.low_rank_names = low_rank_names(family)
+        stacked = (*self.weight_names, *self.low_rank_names)
+        for name in stacked:
             self.add_module(f"moe_{name}", nn.ParameterDict())
             self.add_module(f"moe_old_{name}", nn.ParameterDict())
         self.moe_router = nn.ModuleDict()
         self.moe_old_router = nn.ModuleDict()
         self.moe_token_classify = nn.ModuleDict()
-        weights = (f"{prefix}{name}" for prefix in ("moe_", "moe_old_") for name in self.weight_names)
+        weights = (f"{prefix}{name}" for prefix in ("moe_", "moe_old_") for name in stacked)
         self.adapter_layer_names = (*weights, "moe_router", "moe_old_router", "moe_token_classify")
         self.plans: dict[str, LayerPlan] = {}
         self.topk: dict[str, int] = {}
         self.train_only_router: dict[str, bool] = {}
         self.trains_classifier: dict[str, bool] = {}
         self.experts_implementation: dict[str, str] = {}
+        self.scaling: dict[str, float] = {}
         self.merged_adapters = []
 
     def update_layer(self, adapter_name: str, plan: LayerPlan, config: MoeConfig) -> None:
@@ -94,25 +97,21 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         self.train_only_router[adapter_name] = config.train_only_router
         self.trains_classifier[adapter_name] = bool(config.classify_loss_coef)
         self.experts_implementation[adapter_name] = wanted_implementation(config.experts_implementation)
+        self.scaling[adapter_name] = config.scaling(plan.expert_rank)
         base_layer = self.get_base_layer()
         with whole_weights(base_layer):
-            for name, weight in copy_weights(base_layer, self.family).items():
-                if config.adapter_dtype is not None:
-                    weight = weight.to(getattr(torch, config.adapter_dtype))
-                self._add_experts(adapter_name, plan, name, weight, config.init_moe_weights)
-                if name == self.family.projections[0]:
-                    self._add_router(adapter_name, plan, weight)
-
-    def _add_experts(
-        self, adapter_name: str, plan: LayerPlan, name: str, weight: torch.Tensor, init_moe_weights: bool
-    ) -> None:
-        """Stack one of the base MLP's weights for the kept and for the new experts."""
-        for prefix, count in (("moe_old_", plan.num_kept_experts), ("moe_", plan.num_new_experts)):
-            if count:
-                stacked = weight.new_empty((count, *weight.shape))
-                if init_moe_weights:
-                    stacked.copy_(weight.expand_as(stacked))
-                self._parameters_of(f"{prefix}{name}")[adapter_name] = nn.Parameter(stacked)
+            weights = copy_weights(base_layer, self.family)
+            if config.adapter_dtype is not None:
+                dtype = getattr(torch, config.adapter_dtype)
+                weights = {name: weight.to(dtype) for name, weight in weights.items()}
+            for prefix, count in (("moe_old_", plan.num_kept_experts), ("moe_", plan.num_new_experts)):
+                if count:
+                    for name, tensor in new_experts(weights, self.family, count, plan.expert_rank).items():
+                        stacked = tensor.new_empty(tensor.shape)
+                        if config.init_moe_weights:
+                            stacked.copy_(tensor)
+                        self._parameters_of(f"{prefix}{name}")[adapter_name] = nn.Parameter(stacked)
+            self._add_router(adapter_name, plan, weights[self.family.projections[0]])
 
     def _add_router(self, adapter_name: str, plan: LayerPlan, weight: torch.Tensor) -> None:
         """Rows for the router, and the classifier, as a linear layer beside `weight` (out, hidden) would have them."""
@@ -139,7 +138,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
         """Attributes whose entry for the adapter is never trained: what an extension keeps, and by configuration."""
         frozen = [name for name in self.adapter_layer_names if name.startswith("moe_old_")]
         if self.train_only_router[adapter_name]:
-            frozen += [f"moe_{name}" for name in self.weight_names]
+            frozen += [f"moe_{name}" for name in self._tensor_names(adapter_name)]
         if not self.trains_classifier[adapter_name]:
             # Its choice is not differentiable, so that nothing but its own loss would train it.
             frozen.append("moe_token_classify")
@@ -193,8 +192,7 @@ class MoeLayer(nn.Module, BaseTunerLayer):
             output: torch.Tensor = getattr(base_layer, name)(inputs)
             return output
 
-        others = (weights for stack in self._stacks(adapter_name) for weights in stack.unbind())
-        return [of_base, *(partial(apply_projection, weights) for weights in others)]
+        return [of_base, *self._experts(adapter_name).projections()]
 
     def _route(
         self, hidden_states: torch.Tensor, adapter_name: str
@@ -239,18 +237,24 @@ class MoeLayer(nn.Module, BaseTunerLayer):
 
     def _experts(self, adapter_name: str) -> LayerExperts:
         stacks = tuple(self._stacks(adapter_name))
-        return LayerExperts(self.get_base_layer(), self.base_is_quantised, self.family, stacks)
+        return LayerExperts(self.get_base_layer(), self.base_is_quantised, self.family, stacks, self.ends_in_projection)
 
     def _stacks(self, adapter_name: str) -> Iterator[ExpertStack]:
         """The adapter's experts: those that an extension keeps, and the others, as far as there are any."""
+        names = self._tensor_names(adapter_name)
         for prefix in ("moe_old_", "moe_"):
-            weights = {name: self._parameters_of(f"{prefix}{name}") for name in self.weight_names}
-            if adapter_name in weights[self.weight_names[0]]:
-                yield ExpertStack({name: stacked[adapter_name] for name, stacked in weights.items()})
+            weights = {name: self._parameters_of(f"{prefix}{name}") for name in names}
+            if adapter_name in weights[names[0]]:
+                tensors = {name: stacked[adapter_name] for name, stacked in weights.items()}
+                yield ExpertStack(tensors, self.scaling[adapter_name])
+
+    def _tensor_names(self, adapter_name: str) -> tuple[str, ...]:
+        """Names of the tensors that one of the adapter's experts has."""
+        return self.weight_names if self.plans[adapter_name].expert_rank is None else self.low_rank_names
 
     def _expert_modules(self) -> Iterator[nn.Module]:
         """What holds the experts' weights, which are read without a call."""
-        for name in self.weight_names:
+        for name in (*self.weight_names, *self.low_rank_names):
             yield self._parameters_of(f"moe_{name}")
             yield self._parameters_of(f"moe_old_{name}")
 

@@ -17,12 +17,14 @@ class LayerPlan:
             None where nothing was said about it.
         num_frozen: Those of them that are kept as they are, with their router rows; 1, the base, in a first extension.
         num_groups: Language groups that the layer's classifier tells apart; 0 without one.
+        expert_rank: Rank of the experts beside the base; None where they are copies of it.
     """
 
     num_experts: int
     num_old_experts: int | None = None
     num_frozen: int = 1
     num_groups: int = 0
+    expert_rank: int | None = None
 
     @property
     def num_first_experts(self) -> int:
@@ -88,7 +90,10 @@ def per_layer(name: str, value: int | Sequence[int], layers: list[int], num_laye
 
 
 def make_plans(
-    num_experts: dict[int, int], num_old_experts: dict[int, int] | None, num_groups: dict[int, int]
+    num_experts: dict[int, int],
+    num_old_experts: dict[int, int] | None,
+    num_groups: dict[int, int],
+    expert_ranks: dict[int, int] | None,
 ) -> dict[int, LayerPlan]:
     """Put the counts per layer together; layers with one expert stay dense and are left out.
 
@@ -98,13 +103,15 @@ def make_plans(
     Raises:
         ValueError: if a layer would lose experts, or every layer would stay dense.
     """
-    old = num_old_experts or {}
+    old, ranks = num_old_experts or {}, expert_ranks or {}
     shrunk = [layer for layer, count in num_experts.items() if old.get(layer, 1) > count]
     if shrunk:
         raise ValueError(f"old_num_experts is above num_experts in layers {shrunk}: an extension only adds experts")
     extends = any(num_experts[layer] > count for layer, count in old.items())
     plans = {
-        layer: LayerPlan(count, old.get(layer), old[layer] if extends else 1, num_groups.get(layer, 0))
+        layer: LayerPlan(
+            count, old.get(layer), old[layer] if extends else 1, num_groups.get(layer, 0), ranks.get(layer)
+        )
         for layer, count in num_experts.items()
         if count > 1
     }

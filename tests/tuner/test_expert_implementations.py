@@ -15,7 +15,7 @@ from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner import experts as implementations
 from neuronmoe_plugins.tuner.experts import run_one_token
 from neuronmoe_plugins.tuner.experts import sorted as sorted_experts
-from neuronmoe_plugins.tuner.experts.weights import ExpertStack, LayerExperts
+from neuronmoe_plugins.tuner.experts.stacks import ExpertStack, LayerExperts
 from neuronmoe_plugins.tuner.routing import ForwardPass
 from tuner.expert_layers import HIDDEN, INTERMEDIATE, assert_same, hidden_states, make_layer, run
 from tuner.tiny import FAMILIES, randomised, tiny_model

@@ -158,11 +158,13 @@ def describe_mixture(model: torch.nn.Module) -> str:
     """One line for the log: mixture layers, experts, and parameters added and trainable."""
     plans = {m.layer_index: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MoeLayer)}
     experts = ", ".join(f"{index}: {plan.num_experts}" for index, plan in sorted(plans.items()))
+    ranks = sorted({plan.expert_rank for plan in plans.values() if plan.expert_rank is not None})
+    of_rank = f" of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
     added = [parameter for name, parameter in model.named_parameters() if is_added(name)]
     trainable = num_elements(parameter for parameter in added if parameter.requires_grad)
     return (
-        f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}; "
-        f"{num_elements(added):,} new parameters, {trainable:,} trainable"
+        f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}"
+        f"{of_rank}; {num_elements(added):,} new parameters, {trainable:,} trainable"
     )
 
 

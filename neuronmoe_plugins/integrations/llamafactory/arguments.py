@@ -43,6 +43,15 @@ class MoeFinetuningArguments(FinetuningArguments):
     ada_moe_num_experts_list: str | None = _of_moe(
         None, "Experts of each layer, the base MLP included: `6,2,1` or a YAML list. A layer with 1 stays dense."
     )
+    moe_expert_rank: str | None = _of_moe(
+        None,
+        "Rank of the new experts, low-rank deltas on the base MLP's linear layers: one for all layers, or `64,16` or a "
+        "YAML list. Full copies of the MLP when not given; an adapter's own when one is loaded.",
+    )
+    moe_lora_alpha: int | None = _of_moe(
+        None, "Scales the deltas of moe_expert_rank by moe_lora_alpha / rank; twice the rank when not given."
+    )
+    moe_use_rslora: bool = _of_moe(False, "Scale them by moe_lora_alpha / sqrt(rank) instead.")
     old_moe_num_experts_list: str | None = _of_moe(
         None,
         "Experts of each layer before an extension: `3,1,1` or a YAML list. Where they are those of the adapter in "
@@ -114,10 +123,8 @@ class MoeFinetuningArguments(FinetuningArguments):
             raise UserError(f"{', '.join(given)}: only valid with finetuning_type: moe, not {method}")
         self.expert_list: list[int] | None = _integers("ada_moe_num_experts_list", self.ada_moe_num_experts_list)
         self.old_expert_list: list[int] | None = _integers("old_moe_num_experts_list", self.old_moe_num_experts_list)
-        groups = _integers("group_nums", self.group_nums)
-        # A single number that is not in a list stays one.
-        is_one = groups is not None and len(groups) == 1 and not isinstance(self.group_nums, list)
-        self.group_counts: int | list[int] | None = groups[0] if groups and is_one else groups
+        self.group_counts: int | list[int] | None = _one_or_several("group_nums", self.group_nums)
+        self.expert_rank: int | list[int] | None = _one_or_several("moe_expert_rank", self.moe_expert_rank)
         self.moe_layers: list[int] | None = _integers("layers_to_moe", self.layers_to_moe)
         if method == "moe":
             check_moe_arguments(self)
@@ -193,6 +200,12 @@ def _integers(name: str, value: str | list[Any] | int | None) -> list[int] | Non
         raise UserError(f"{name} must be a list of integers such as 6,2,1; got {value!r}") from error
 
 
+def _one_or_several(name: str, value: str | list[Any] | int | None) -> int | list[int] | None:
+    """The same, where a single number that is not in a list stays one."""
+    numbers = _integers(name, value)
+    return numbers[0] if numbers is not None and len(numbers) == 1 and not isinstance(value, list) else numbers
+
+
 def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
     """Refuse values that no run could use.
 
@@ -209,6 +222,8 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
     groups = arguments.group_counts
     if groups is not None and not are_counts(groups, 0):
         raise UserError(f"group_nums must have a number of at least 0 for each layer; got {groups}")
+    if arguments.expert_rank is not None and not are_counts(arguments.expert_rank, 1):
+        raise UserError(f"moe_expert_rank must be at least 1 in each layer; got {arguments.expert_rank}")
     if arguments.moe_layers is not None:
         _check_layers(arguments.moe_layers)
     for name in LOSS_COEFFICIENTS:

@@ -31,7 +31,7 @@ def new_adapter_experts(arguments: MoeFinetuningArguments) -> dict[str, Any]:
             f"{GROUPS} needs an adapter whose experts are there already: set adapter_name_or_path and {OLD_EXPERTS}"
         )
     counts = {"num_experts": _expert_counts(arguments), "layers_to_transform": arguments.moe_layers}
-    return {name: value for name, value in counts.items() if value is not None}
+    return {name: value for name, value in (counts | _low_rank(arguments)).items() if value is not None}
 
 
 def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: str, num_layers: int) -> None:
@@ -51,6 +51,7 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
             effect.
         ValueError: if counts do not fit the model's layers.
     """
+    _check_rank(config, arguments, path)
     experts = _AdapterExperts(config, arguments, path, num_layers)
     if arguments.old_expert_list is None:
         experts.check_same()
@@ -63,6 +64,9 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
     else:
         counts = experts.extended()
         old = experts.old_counts(counts)
+    if isinstance(config.expert_rank, list):
+        layers = config.layers_to_transform
+        config.expert_rank = _spread("expert_rank", config.expert_rank, layers, num_layers, absent=1)
     config.group_nums = experts.groups(counts, old)
     config.num_experts, config.old_num_experts, config.layers_to_transform = counts, old, None
 
@@ -187,6 +191,24 @@ class _AdapterExperts:
             )
         elif not any(self.present_groups) and not self.arguments.classify_loss_coef:
             raise UserError(f"{GROUPS} adds classifiers that nothing would train: set classify_loss_coef")
+
+
+def _low_rank(arguments: MoeFinetuningArguments) -> dict[str, Any]:
+    """The arguments about experts of low rank, under MoeConfig's names."""
+    return {
+        "expert_rank": arguments.expert_rank,
+        "lora_alpha": arguments.moe_lora_alpha,
+        "use_rslora": arguments.moe_use_rslora or None,
+    }
+
+
+def _check_rank(config: MoeConfig, arguments: MoeFinetuningArguments, path: str) -> None:
+    """An adapter keeps the kind of its experts."""
+    for name, value in _low_rank(arguments).items():
+        present = getattr(config, name)
+        if value is not None and value != present:
+            kind = "full copies of the MLP" if config.expert_rank is None else f"{name} {present}"
+            raise UserError(f"moe_{name} is {value}, but the adapter in {path} has {kind}: remove the key")
 
 
 def _expert_counts(arguments: MoeFinetuningArguments) -> Counts | None:

@@ -6,13 +6,15 @@ Shapes: tokens are (tokens, hidden), in any order of batch and sequence; weights
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
 from transformers.utils import logging
 
 from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
+from neuronmoe_plugins.tuner.experts.low_rank import run_low_rank
 from neuronmoe_plugins.tuner.experts.sorted import run_sorted
-from neuronmoe_plugins.tuner.experts.weights import Expert, LayerExperts
+from neuronmoe_plugins.tuner.experts.stacks import Expert, LayerExperts
 
 AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
 VARIABLE = "NEURONMOE_EXPERTS_IMPLEMENTATION"
@@ -64,9 +66,13 @@ def run_experts(
     if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
         reason = why_not_grouped(tokens, experts)
         if reason is None:
+            if experts.is_low_rank:
+                return run_low_rank(tokens, weights, selected_experts, experts, grouped=True)
             return run_grouped(tokens, weights, selected_experts, experts)
         if implementation == GROUPED_MM:
             _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
+    if experts.is_low_rank:
+        return run_low_rank(tokens, weights, selected_experts, experts, grouped=False)
     if len(tokens) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return run_one_token(tokens, weights, selected_experts, experts)
     return run_sorted(tokens, weights, selected_experts, experts)
@@ -116,6 +122,7 @@ def _expert(experts: LayerExperts, index: int) -> Expert:
     index -= 1
     for stack in experts.stacks:
         if index < len(stack):
-            return experts.of_weights({name: weight[index] for name, weight in stack.weights.items()})
+            weights = {name: weight[index] for name, weight in stack.weights.items()}
+            return partial(experts.run_together, linear=experts.of_weights(weights, stack.scaling))
         index -= len(stack)
     raise IndexError(f"there is no expert {index} beyond those of the stacks")

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner.experts.weights import (
+from neuronmoe_plugins.tuner.experts.stacks import (
     ExpertStack,
     LayerExperts,
     compute_dtype,
+    low_rank_names,
     stacked_operands,
-    weight_names,
 )
+from neuronmoe_plugins.tuner.experts.weights import weight_names
 
 # Each row of an operand begins at a multiple of so many bytes.
 ALIGNMENT = 16
@@ -80,20 +81,29 @@ def why_not_grouped(tokens: torch.Tensor, experts: LayerExperts) -> str | None:
     """Why :func:`run_grouped` is not possible for these hidden states (tokens, hidden) and experts; None if it is."""
     if not hasattr(F, "grouped_mm"):
         return f"torch {torch.__version__} has no grouped_mm yet"
-    if experts.base_is_quantised:
-        return "the base MLP is quantised"
-    linears = [getattr(experts.base_layer, name) for name in experts.family.projections]
-    if any(_has_hooks(module) for module in (experts.base_layer, *linears)) or any(
-        type(linear) is not nn.Linear for linear in linears
-    ):
-        return "the base MLP's layers do more than multiply by a weight"
+    if experts.is_low_rank:  # the base is no part of the grouped products
+        stacks, names = experts.stacks, low_rank_names(experts.family)
+    elif reason := _why_not_base(experts):
+        return reason
+    else:
+        stacks, names = (_base_stack(experts), *experts.stacks), experts.family.projections
     dtypes, shapes = set(), set()
-    for stack in (_base_stack(experts), *experts.stacks):
-        for name in experts.family.projections:
+    for stack in stacks:
+        for name in names:
             dtype = compute_dtype(stack, name, tokens.device)
             dtypes.add(dtype)
             shapes.add((stack.weights[name].shape[1:], dtype.itemsize))
     return _why_not_on(tokens.device, dtypes) or _why_not_shapes(shapes)
+
+
+def _why_not_base(experts: LayerExperts) -> str | None:
+    if experts.base_is_quantised:
+        return "the base MLP is quantised"
+    linears = [getattr(experts.base_layer, name) for name in experts.family.projections]
+    has_hooks = any(_has_hooks(module) for module in (experts.base_layer, *linears))
+    if has_hooks or any(type(linear) is not nn.Linear for linear in linears):
+        return "the base MLP's layers do more than multiply by a weight"
+    return None
 
 
 def _why_not_on(device: torch.device, dtypes: set[torch.dtype]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from neuronmoe_plugins.tuner.experts.weights import Expert, ExpertStack, LayerExperts, stacked_operands
+from neuronmoe_plugins.tuner.experts.stacks import Expert, ExpertStack, LayerExperts, stacked_operands
 
 # Consecutive experts run together, in one call for all of them, as long as their widest activations are at most so
 # large: more of them would leave the processor's cache before they are used again.
@@ -204,7 +204,7 @@ class _SlicedLinear(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight)
         ctx.counts, ctx.gradient, ctx.experts = counts, gradient, experts
         output = inputs.new_empty(len(inputs), weight.shape[1])
-        for expert, rows in _slices(counts):
+        for expert, rows in slices(counts):
             if rows.start == rows.stop:
                 continue
             torch.mm(inputs[rows], weight[expert].t(), out=output[rows])
@@ -222,7 +222,7 @@ class _SlicedLinear(torch.autograd.Function):
         if needs_weight:
             of_weight = torch.empty_like(weight) if ctx.gradient is None else ctx.gradient.part(ctx.experts)
         of_bias = weight.new_empty(weight.shape[:2]) if needs_bias else None
-        for expert, rows in _slices(ctx.counts):
+        for expert, rows in slices(ctx.counts):
             if of_inputs is not None:
                 torch.mm(given[rows], weight[expert], out=of_inputs[rows])
             if of_weight is not None:
@@ -232,7 +232,7 @@ class _SlicedLinear(torch.autograd.Function):
         return of_inputs, of_weight, of_bias, None, None, None
 
 
-def _slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+def slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
     """Each expert's rows, also if it has none: its gradient then is zero."""
     start = 0
     for expert, count in enumerate(counts):

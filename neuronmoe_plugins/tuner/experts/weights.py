@@ -1,25 +1,22 @@
-"""Experts: an MLP's weights copied into one, stacks of them, and a layer's all, run and compared with the MLP itself.
+"""An MLP's weights: gathered, loaded, copied into those of an expert, and compared with what the MLP computes.
 
-Shapes: hidden states are (tokens, hidden); an expert's weights (out, in) and biases (out,), those of a stack
-(experts, out, in) and (experts, out).
+Shapes: hidden states are (tokens, hidden), weights (out, in) and biases (out,).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.host_versions import is_fsdp_enabled
+from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP, run_expert
 
 # An expert runs the same operations as the MLP that it copies; quantised kernels may round otherwise.
 MAX_RELATIVE_DIFFERENCE = 1e-2
@@ -134,21 +131,53 @@ def weights_are_loaded() -> bool:
     return not is_fsdp_enabled() or os.environ.get("LOCAL_RANK") == "0"
 
 
-def run_expert(
-    hidden_states: torch.Tensor,
-    weights: Mapping[str, torch.Tensor],
-    family: FeedForwardFamily,
-    act_fn: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """Run one expert in its own dtype on hidden states (tokens, hidden); `weights` by :func:`weight_names`."""
-    dtype = weights[family.projections[0]].dtype
-    output: torch.Tensor = family.forward(hidden_states.to(dtype), partial(apply_projection, weights), act_fn)
-    return output
+def new_experts(
+    weights: Mapping[str, torch.Tensor], family: FeedForwardFamily, count: int, rank: int | None
+) -> dict[str, torch.Tensor]:
+    """The stacked tensors of experts that equal the MLP with these weights.
+
+    Args:
+        weights: The MLP's, by :func:`weight_names`.
+        family: What kind of MLP it is.
+        count: How many experts.
+        rank: Of low-rank deltas, whose A is random as in PEFT's LoRA and whose B is 0; None for copies.
+
+    Returns:
+        By :func:`weight_names`, (count, out, in) and (count, out), or by
+        :func:`~neuronmoe_plugins.tuner.experts.stacks.low_rank_names`, (count, rank, in) and (count, out, rank).
+
+    Raises:
+        ValueError: if the rank is above the smaller side of a weight.
+    """
+    if rank is None:
+        return {name: weight.expand(count, *weight.shape) for name, weight in weights.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name in family.projections:
+        weight, most = weights[name], min(weights[name].shape)
+        if rank > most:
+            raise ValueError(
+                f"expert_rank is {rank}, but {name} is {weight.shape[0]} x {weight.shape[1]}: give at most {most}, or "
+                "no rank for full copies"
+            )
+        bound = weight.shape[1] ** -0.5
+        tensors[f"{name}{DOWN}"] = weight.new_empty(count, rank, weight.shape[1]).uniform_(-bound, bound)
+        tensors[f"{name}{UP}"] = weight.new_zeros(count, weight.shape[0], rank)
+    return tensors
 
 
-def apply_projection(weights: Mapping[str, torch.Tensor], name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """Apply one projection of an expert, (tokens, in) to (tokens, out); `weights` by :func:`weight_names`."""
-    return F.linear(inputs.to(weights[name].dtype), weights[name], weights.get(f"{name}_bias"))
+def returns_last_projection(module: nn.Module, family: FeedForwardFamily) -> bool:
+    """Whether what an MLP returns is what its last projection gives, and nothing after it."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        outputs[name] = torch.empty(1, getattr(module, name).out_features, device="meta")
+        return outputs[name]
+
+    first: nn.Linear = getattr(module, family.projections[0])
+    result = family.forward(
+        torch.empty(1, first.in_features, device="meta"), linear, getattr(module, family.activation)
+    )
+    return result is outputs[family.projections[-1]]
 
 
 def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights: Mapping[str, torch.Tensor]) -> None:
@@ -177,96 +206,3 @@ def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights:
         f"{type(module).__name__} has the layers {family}, but computes something else with them: it needs a "
         "feed-forward family of its own"
     )
-
-
-Expert = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class ExpertStack:
-    """Consecutive experts whose weights are stacked.
-
-    Attributes:
-        weights: By :func:`~neuronmoe_plugins.tuner.experts.weights.weight_names`: (experts, out, in), biases
-            (experts, out).
-    """
-
-    weights: Mapping[str, torch.Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.weights.values())))
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether a backward pass will need the gradients of these experts."""
-        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights.values())
-
-    def unbind(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The tensors of each expert."""
-        # Not by indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
-        for tensors in zip(*(weight.unbind(0) for weight in self.weights.values()), strict=True):
-            yield dict(zip(self.weights, tensors, strict=True))
-
-
-@dataclass(frozen=True)
-class LayerExperts:
-    """Expert 0, the base MLP, and the others.
-
-    Attributes:
-        base_layer: The MLP.
-        base_is_quantised: Whether it holds something else than its weights in floating point.
-        family: What kind of MLP all experts are.
-        stacks: The experts beside the base, in their order.
-    """
-
-    base_layer: nn.Module
-    base_is_quantised: bool
-    family: FeedForwardFamily
-    stacks: tuple[ExpertStack, ...]
-
-    def __len__(self) -> int:
-        return 1 + sum(map(len, self.stacks))
-
-    @property
-    def are_away(self) -> bool:
-        """Whether the weights of some of them, beside the base's, are on the meta device."""
-        return any(weight.is_meta for stack in self.stacks for weight in stack.weights.values())
-
-    @property
-    def act_fn(self) -> Callable[[Any], Any]:
-        """The activation function, which all experts share."""
-        activation: Callable[[Any], Any] = getattr(self.base_layer, self.family.activation)
-        return activation
-
-    def run_base(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Expert 0 on hidden states (tokens, hidden)."""
-        # Quantised kernels need not work without rows.
-        return tokens if self.base_is_quantised and not len(tokens) else self.base_layer(tokens)
-
-    def runs(self) -> Iterator[Expert]:
-        """All experts one by one, the base first, as functions of hidden states (tokens, hidden)."""
-        yield self.run_base
-        for stack in self.stacks:
-            yield from map(self.of_weights, stack.unbind())
-
-    def of_weights(self, weights: Mapping[str, torch.Tensor]) -> Expert:
-        """The expert that has these tensors."""
-        return partial(run_expert, weights=weights, family=self.family, act_fn=self.act_fn)
-
-    def run_together(self, hidden_states: torch.Tensor, linear: Projection) -> torch.Tensor:
-        """Several experts on all of their hidden states (rows, hidden) at once; `linear` tells whose rows are whose."""
-        output: torch.Tensor = self.family.forward(hidden_states, linear, self.act_fn)
-        return output
-
-
-def compute_dtype(stack: ExpertStack, name: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a projection is computed: its weight's, or autocast's, as for a linear layer."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return stack.weights[name].dtype
-
-
-def stacked_operands(stack: ExpertStack, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A projection's weight (experts, out, in) and bias (experts, out) in the dtype in which it is computed."""
-    dtype, bias = compute_dtype(stack, name, device), stack.weights.get(f"{name}_bias")
-    return stack.weights[name].to(dtype), None if bias is None else bias.to(dtype)
