@@ -126,7 +126,13 @@ def config_to_published(config: Config, mixture_layers: list[int]) -> Config:
     Args:
         config: This package's configuration, all keys.
         mixture_layers: Indices of the layers that have tensors in the adapter.
+
+    Raises:
+        UserError: if the experts are of low rank.
     """
+    if config.get("expert_rank") is not None:
+        rank = config["expert_rank"]
+        raise UserError(f"the published format has full copies of the MLP alone: expert_rank is {rank}")
     published = WITHOUT_EFFECT | {key: config.get(key) for key in SHARED}
     layers, counts = config.get("layers_to_transform"), config["num_experts"]
     if layers is None:

@@ -193,12 +193,11 @@ class _GroupedDeltas:
 
     Args:
         stacks: The experts beside the base.
-        ends: (num_experts,) int32, the row after each expert's last; what is beyond the last is masked.
-        is_used: (rows, 1) bool.
+        ends: (num_experts,) int32, the row after each expert's last.
     """
 
-    def __init__(self, stacks: Sequence[ExpertStack], ends: torch.Tensor, is_used: torch.Tensor) -> None:
-        self._stacks, self._ends, self._is_used = stacks, ends, is_used
+    def __init__(self, stacks: Sequence[ExpertStack], ends: torch.Tensor) -> None:
+        self._stacks, self._ends = stacks, ends
 
     def own(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -215,16 +214,16 @@ class _GroupedDeltas:
     def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         parts = [stacked_operands(stack, name, rows.device)[0] for stack in self._stacks]
         weight = torch.cat([parts[0].new_zeros(1, *parts[0].shape[1:]), *parts])
-        output = F.grouped_mm(rows.to(weight.dtype), weight.transpose(-2, -1), offs=self._ends)
-        return torch.where(self._is_used, output, 0)
+        return F.grouped_mm(rows.to(weight.dtype), weight.transpose(-2, -1), offs=self._ends)
 
 
 def _on_device(weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts) -> _Choices:
-    flat = selected_experts.flatten()
+    flat, factors = selected_experts.flatten(), weights.flatten()
+    # A choice that is not used is one of the base with no weight, so that every row is some expert's.
+    is_used = flat < len(experts)
+    flat, factors = torch.where(is_used, flat, 0), torch.where(is_used, factors, 0)
     order = flat.argsort(stable=True)
-    # One more for choices that are not used; bincount would wait for the device.
-    counts = flat.new_zeros(len(experts) + 1).scatter_add_(0, flat, torch.ones_like(flat))
-    ends = counts.cumsum(0)[:-1].int()
-    is_used = (torch.arange(len(order), device=order.device) < ends[-1]).unsqueeze(-1)
-    factors = torch.where(is_used, weights.flatten().index_select(0, order).unsqueeze(-1), 0)
-    return _Choices(order // selected_experts.shape[1], factors, _GroupedDeltas(experts.stacks, ends, is_used))
+    # bincount would wait for the device.
+    counts = flat.new_zeros(len(experts)).scatter_add_(0, flat, torch.ones_like(flat))
+    deltas = _GroupedDeltas(experts.stacks, counts.cumsum(0).int())
+    return _Choices(order // selected_experts.shape[1], factors.index_select(0, order).unsqueeze(-1), deltas)
