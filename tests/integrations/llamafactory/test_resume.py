@@ -44,7 +44,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "an extension": (EXTENSION, 3),
     "routers and new classifiers": (GROUPS, 3),
     "the last step": ({}, 12),
-    "conversations": ({"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat"}, 6),
+    "conversations, with experts of low rank": (
+        {"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat", "moe_expert_rank": 4},
+        6,
+    ),
 }
 
 

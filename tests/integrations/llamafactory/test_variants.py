@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from training_runs import train
 
+from neuronmoe_plugins.errors import UserError
+
 EXPERTS, ROUTER = (f"base_model.model.model.layers.0.mlp.moe_{name}" for name in ("up_proj", "router.weight"))
 
 
@@ -71,3 +73,24 @@ def test_language_prior_loss_draws_old_tokens_to_expert_0(mixed_args: dict[str, 
     before, after = (load_file(tmp_path / stage / "adapter_model.safetensors") for stage in ("stage1", "stage2"))
     assert before[EXPERTS].equal(after[EXPERTS])
     assert not before[ROUTER].equal(after[ROUTER])
+
+
+def test_experts_of_low_rank_in_both_stages_and_an_extension(mixed_args: dict[str, Any], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("stage1", "stage2", "extension")]
+    low_rank = {"moe_expert_rank": "4,2,2,8", "moe_lora_alpha": 16, "lpr_loss_coef": None}
+    train(mixed_args, folders[0], **low_rank, aux_loss_coef=0.01)
+    later = {"adapter_name_or_path": str(folders[0])}
+    train(mixed_args, folders[1], **later, ada_moe_num_experts_list=None, train_only_router=True)
+    more = {"ada_moe_num_experts_list": "4,1,1,2", "old_moe_num_experts_list": "3,1,1,2"}
+    train(mixed_args, folders[2], **later, **more)
+    first, routers, extended = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    up = f"{EXPERTS}_lora_B"
+    assert first[up].shape == (2, 48, 4)
+    assert first[up].any(dim=(1, 2)).all(), "both experts were trained"
+    assert [name for name in first if not routers[name].equal(first[name])] == [
+        name for name in first if "moe_router" in name
+    ]
+    assert extended[up][:2].equal(first[up])
+    assert extended[up].shape == (3, 48, 4)
+    with pytest.raises(UserError, match=r"moe_expert_rank is 16, but the adapter in .* has expert_rank .4, 2, 2, 8.: "):
+        train(mixed_args, tmp_path / "other", **later, ada_moe_num_experts_list=None, moe_expert_rank=16)
