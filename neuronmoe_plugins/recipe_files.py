@@ -121,6 +121,7 @@ def _make_recipe(request: RecipeRequest) -> Recipe:
         deepspeed=None if request.deepspeed is None else str(output / request.deepspeed.file_name),
         machine=find_machine(request.device, request.deepspeed),
         target_tokens=datasets.tokens,
+        expert_rank=allocation.expert_rank,
     )
 
 

@@ -50,6 +50,7 @@ class Recipe:
         extends: The adapter to extend, for a further language; a new adapter if None.
         machine: What the training runs on.
         target_tokens: Tokens of the target data sets; None if nobody counted them.
+        expert_rank: Rank of the new experts; None for copies of the MLPs.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Recipe:
     extends: Extension | None = None
     machine: Machine = GPU
     target_tokens: int | None = None
+    expert_rank: int | None = None
 
     @property
     def epochs_of_max_steps(self) -> float | None:
@@ -93,6 +95,8 @@ class Recipe:
             adapter = [("adapter_name_or_path", self.extends.adapter, "The adapter that gets more experts.")]
             comment = "Experts of each layer of the adapter to extend."
             old_experts = [("old_moe_num_experts_list", self.extends.num_experts, comment)]
+        comment = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
+        rank: list[Entry] = [] if self.expert_rank is None else [("moe_expert_rank", self.expert_rank, comment)]
         return _render(
             self._header(),
             {
@@ -105,6 +109,7 @@ class Recipe:
                         self.num_experts,
                         "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
                     ),
+                    *rank,
                     (
                         "topk",
                         2,

@@ -88,6 +88,15 @@ def test_stages_have_the_papers_hyper_parameters(workspace: Path) -> None:
     assert (stage1["dataset"], stage2["dataset"]) == ("el_train", "en_replay,es_replay,el_train")
 
 
+def test_the_rank_of_the_experts_is_the_allocations(workspace: Path) -> None:
+    assert "moe_expert_rank" not in recipe(workspace)[0]
+    allocation = yaml.safe_load((workspace / "allocation.yaml").read_text())
+    (workspace / "allocation.yaml").write_text(yaml.safe_dump(allocation | {"expert_rank": 64}))
+    stage1, stage2 = recipe(workspace, "el_train", "en_replay", "--force")
+    assert stage1["moe_expert_rank"] == 64
+    assert "moe_expert_rank" not in stage2, "the adapter has it"
+
+
 def test_paths_are_absolute_and_stage2_starts_from_stage1(workspace: Path) -> None:
     stage1, stage2 = recipe(workspace)
     assert stage1["dataset_dir"] == stage2["dataset_dir"] == str(workspace)

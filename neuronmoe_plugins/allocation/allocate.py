@@ -53,7 +53,7 @@ def _plan(
     if settings.total_experts is not None:
         num_experts = fit_total(strategy.rule.ramp(scores, settings), limits, settings.total_experts)
     elif settings.max_added_parameters is not None:
-        ramp, shapes = strategy.rule.ramp(scores, settings), origin.require_shapes()
+        ramp, shapes = strategy.rule.ramp(scores, settings), origin.require_shapes(settings.expert_rank)
         num_experts = fit_parameters(ramp, limits, shapes, settings.max_added_parameters)
     else:
         return strategy.rule.experts(scores, settings)
@@ -83,6 +83,8 @@ def _record(
         neuron_identity=identity,
         hidden_size=origin.shapes.hidden_size if origin.shapes else None,
         mlp_parameters=origin.shapes.mlp_parameters if origin.shapes else None,
+        mlp_widths=origin.shapes.mlp_widths if origin.shapes and settings.expert_rank is not None else None,
+        expert_rank=settings.expert_rank,
         scores_from=str(origin.path),
         scores_sha256=origin.sha256,
         note=plan.note,

@@ -96,10 +96,13 @@ class AllocationRequest:
     max_added_parameters: int | None = option(
         "As many experts as fit into so many new parameters.", None, check=_of_64_bits
     )
+    expert_rank: int | None = option(
+        "Rank of the new experts, low-rank deltas on the MLPs; without it they are copies.", None, check=_of_64_bits
+    )
 
 
 # Those that every strategy heeds, or that are what it is asked for.
-ALWAYS_HEEDED = ("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters")
+ALWAYS_HEEDED = ("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters", "expert_rank")
 HEEDED_BY_SOME = tuple(each.name for each, _ in declared_options(AllocationRequest) if each.name not in ALWAYS_HEEDED)
 
 
@@ -169,6 +172,8 @@ class Allocation:
         scores_sha256: Checksum of the scores file, or of the analysis' summary.json.
         hidden_size: Width of the model's hidden states.
         mlp_parameters: Parameters of one copy of each layer's MLP.
+        expert_rank: Rank of the new experts; None for copies of the MLPs.
+        mlp_widths: Inputs and outputs of each layer's MLP's linear layers, where there is a rank.
         shape: Which layers get more experts, for the strategy of that name.
         seed: What `random` was drawn with.
         total_experts: Sum of `num_experts`.
@@ -195,6 +200,8 @@ class Allocation:
     scores_sha256: str | None = _key(or_null(is_text), "a checksum (in quotes) or null", None)
     hidden_size: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    expert_rank: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    mlp_widths: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
     shape: str | None = _key(or_null(one_of(*Shape)), f"{', '.join(Shape)} or null", None)
     seed: int | None = _key(or_null(_is_seed), "a whole number, 0 or more, or null", None)
     total_experts: int = _key(is_total, "a whole number", init=False)
@@ -215,7 +222,8 @@ class Allocation:
         """New parameters of each layer; None where the model's sizes are not known."""
         if self.hidden_size is None or self.mlp_parameters is None:
             return None
-        return MlpShapes(self.hidden_size, self.mlp_parameters).added_parameters(self.num_experts)
+        shapes = MlpShapes(self.hidden_size, self.mlp_parameters, self.mlp_widths).of_rank(self.expert_rank)
+        return None if shapes is None else shapes.added_parameters(self.num_experts)
 
     def save(self, path: Path) -> None:
         """Write `allocation.yaml`; an earlier one is replaced only by a complete one."""
@@ -257,7 +265,7 @@ class Allocation:
 
 def _check_lengths(path: Path, content: dict[str, Any]) -> None:
     num_layers = len(content["num_experts"])
-    for key in ("layer_scores", "mlp_parameters"):
+    for key in ("layer_scores", "mlp_parameters", "mlp_widths"):
         values = content.get(key)
         if values and len(values) != num_layers:
             raise UserError(f"{path}: num_experts has {num_layers} layers, {key} {len(values)}")

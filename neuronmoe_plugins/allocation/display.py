@@ -57,13 +57,15 @@ def comparison_table(this: Allocation, other: Allocation) -> Table:
 def expert_sentence(allocation: Allocation) -> str:
     """All experts, and how many of them are new: "49 experts: 28 original MLPs + 21 new"."""
     total, layers = allocation.total_experts, len(allocation.num_experts)
-    return f"{total} experts: {layers} original MLPs + {allocation.new_experts} new"
+    rank = "" if allocation.expert_rank is None else f" of rank {allocation.expert_rank}"
+    return f"{total} experts: {layers} original MLPs + {allocation.new_experts} new{rank}"
 
 
 def parameter_sentence(allocation: Allocation) -> str:
     """The added parameters, or why they are not known."""
     if allocation.added_parameters is None:
-        return f"added parameters unknown: {allocation.scores_from} lacks hidden_size or mlp_parameters"
+        keys = "hidden_size or mlp_parameters" if allocation.expert_rank is None else "hidden_size or mlp_widths"
+        return f"added parameters unknown: {allocation.scores_from} lacks {keys}"
     return f"{allocation.added_parameters:,} added parameters"
 
 

@@ -121,11 +121,22 @@ class MlpShapes:
 
     Attributes:
         hidden_size: Width of the hidden states, which the routers read.
-        mlp_parameters: Weights and biases of one copy of each layer's MLP.
+        mlp_parameters: Weights and biases of one new expert of each layer, a copy of the MLP.
+        mlp_widths: Inputs and outputs of each layer's MLP's linear layers, the parameters of a low-rank expert per
+            rank; None if not known.
     """
 
     hidden_size: int
     mlp_parameters: list[int]
+    mlp_widths: list[int] | None = None
+
+    def of_rank(self, rank: int | None) -> MlpShapes | None:
+        """The sizes where new experts have that rank instead of being copies (None); None if they are not known."""
+        if rank is None:
+            return self
+        if self.mlp_widths is None:
+            return None
+        return MlpShapes(self.hidden_size, [rank * width for width in self.mlp_widths], self.mlp_widths)
 
     def added_parameters(self, num_experts: Sequence[int]) -> list[int]:
         """New parameters of each layer: its copies of the MLP and, in a mixture, a router row for every expert.

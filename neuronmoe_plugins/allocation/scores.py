@@ -59,15 +59,17 @@ class Origin(ABC):
             raise UserError(f"{self.json_path} has no {key}; {self.remedy_for(key)}")
         return self.record[key]
 
-    def require_shapes(self) -> MlpShapes:
-        """The sizes of the model's MLPs; raises `UserError` naming the keys if they are not known."""
-        if self.shapes is None:
-            missing = next(key for key in ("hidden_size", "mlp_parameters") if self.record.get(key) is None)
+    def require_shapes(self, rank: int | None) -> MlpShapes:
+        """The sizes of new experts of that rank, or of copies; raises `UserError` naming the keys that it lacks."""
+        keys = ["hidden_size", "mlp_parameters", *(["mlp_widths"] if rank is not None else [])]
+        shapes = None if self.shapes is None else self.shapes.of_rank(rank)
+        if shapes is None:
+            missing = next(key for key in keys if self.record.get(key) is None)
             raise UserError(
-                f"--max-added-parameters needs hidden_size and mlp_parameters: {self.json_path} has no {missing}; "
-                f"{self.remedy_for(missing)}"
+                f"--max-added-parameters needs {', '.join(keys[:-1])} and {keys[-1]}: {self.json_path} has no "
+                f"{missing}; {self.remedy_for(missing)}"
             )
-        return self.shapes
+        return shapes
 
     @abstractmethod
     def remedy_for(self, key: str) -> str:
@@ -143,7 +145,7 @@ class AnalysisFolder(Origin):
 
 
 class ScoresFile(Origin):
-    """A JSON file with `layer_scores` or `layer_similarities`, and perhaps `hidden_size` and `mlp_parameters`.
+    """A JSON file with `layer_scores` or `layer_similarities`, and perhaps the sizes of the model's MLPs.
 
     Raises:
         UserError: naming the file, and the key and layer that is wrong.
@@ -229,8 +231,11 @@ def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> MlpSha
         return None
     if not is_count(hidden_size):
         raise UserError(f"{path}: hidden_size is {shown(hidden_size)}; it must be a whole number, 1 or more")
-    if not isinstance(mlp_parameters, list) or not list_of(is_count)(mlp_parameters):
-        raise UserError(f"{path}: mlp_parameters must be a list of whole numbers, the parameters of each layer's MLP")
-    if len(mlp_parameters) != num_layers:
-        raise UserError(f"{path}: mlp_parameters has {len(mlp_parameters)} entries for {num_layers} layers")
-    return MlpShapes(hidden_size, mlp_parameters)
+    widths = record.get("mlp_widths")
+    of_layers = {"mlp_parameters": "parameters", "mlp_widths": "inputs and outputs"}
+    for key, values in (("mlp_parameters", mlp_parameters), *([] if widths is None else [("mlp_widths", widths)])):
+        if not isinstance(values, list) or not list_of(is_count)(values):
+            raise UserError(f"{path}: {key} must be a list of whole numbers, the {of_layers[key]} of each layer's MLP")
+        if len(values) != num_layers:
+            raise UserError(f"{path}: {key} has {len(values)} entries for {num_layers} layers")
+    return MlpShapes(hidden_size, mlp_parameters, widths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -138,20 +138,22 @@ def find_mlp_inputs(model: PreTrainedModel) -> dict[ModuleKey, Place]:
     }
 
 
-def count_mlp_parameters(model: PreTrainedModel) -> list[int] | None:
-    """Weights and biases of one copy of each layer's MLP; None if the MLPs are of no known family."""
+def mlp_sizes(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """What a new expert of each layer has in parameters; None if the MLPs are of no known family.
+
+    Returns:
+        `mlp_parameters`: weights and biases of a copy of the MLP. `mlp_widths`: inputs and outputs of its linear
+        layers, the parameters of a low-rank expert per rank.
+    """
     try:
         mlps = find_feed_forwards(model)
     except ValueError:
         return None
-    counts = []
+    sizes: dict[str, list[int]] = {"mlp_parameters": [], "mlp_widths": []}
     for mlp in mlps.values():
         inner = without_adapter(model.get_submodule(mlp.name))
-        linears = (without_adapter(inner.get_submodule(name)) for name in mlp.family.projections)
-        sizes = [
-            (each.in_features + (each.bias is not None)) * each.out_features
-            for each in linears
-            if isinstance(each, nn.Linear)
-        ]
-        counts.append(sum(sizes))
-    return counts
+        linears = [cast(nn.Linear, without_adapter(inner.get_submodule(name))) for name in mlp.family.projections]
+        shapes = [(each.in_features, each.out_features, each.bias is not None) for each in linears]
+        sizes["mlp_parameters"].append(sum((inputs + bias) * outputs for inputs, outputs, bias in shapes))
+        sizes["mlp_widths"].append(sum(inputs + outputs for inputs, outputs, _ in shapes))
+    return sizes

@@ -21,10 +21,10 @@ from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_fin
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
     Place,
-    count_mlp_parameters,
     find_activation_functions,
     find_mlp_inputs,
     find_projections,
+    mlp_sizes,
 )
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
@@ -109,7 +109,7 @@ def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured:
         "device": options.device or model.device.type,
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "mlp_parameters": count_mlp_parameters(model),
+        **(mlp_sizes(model) or {"mlp_parameters": None, "mlp_widths": None}),
         "unmeasured_modules": unmeasured,
     }
 

@@ -84,7 +84,12 @@ def _with_sizes(run: Run, allocation: Allocation) -> Allocation:
     shapes = read_shapes(run.folder / "summary.json", run.summary, run.num_layers)
     if allocation.added_parameters is not None or shapes is None:
         return allocation
-    return replace(allocation, hidden_size=shapes.hidden_size, mlp_parameters=shapes.mlp_parameters)
+    return replace(
+        allocation,
+        hidden_size=shapes.hidden_size,
+        mlp_parameters=shapes.mlp_parameters,
+        mlp_widths=None if allocation.expert_rank is None else shapes.mlp_widths,
+    )
 
 
 def _line(run: Run, main: Allocation) -> Line:

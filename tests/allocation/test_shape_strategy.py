@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocations import allocated, run_allocate, save_scores
-from neuronmoe_plugins.allocation.allocation import Shape
+from neuronmoe_plugins.allocation.allocate import allocate
+from neuronmoe_plugins.allocation.allocation import AllocationRequest, Shape
 from neuronmoe_plugins.allocation.experts import Limits, Ramp, fit_total
 from neuronmoe_plugins.allocation.strategies import shape_scores
 from neuronmoe_plugins.errors import UserError
@@ -110,6 +111,21 @@ def test_seeds_draw_the_same_again_and_others_something_else(tmp_path: Path) -> 
     assert len(drawn) == 100
     # What the generator's random() gives is promised to stay the same.
     assert shape_scores(Shape.RANDOM, 5, 0) == [5, 4, 2, 1, 3]
+
+
+def test_parameters_of_experts_of_low_rank(tmp_path: Path) -> None:
+    """A rank of 2 costs 120 parameters in each layer, and a router row 10."""
+    options = ("--strategy", "shape", "--shape", "late")
+    path = scores_of(tmp_path, 4, hidden_size=10, mlp_parameters=[100] * 4, mlp_widths=[60] * 4)
+    rank = ("--expert-rank", "2")
+    allocation = allocated(tmp_path, path, *options, *rank, "--max-added-parameters", "420")
+    assert (allocation.num_experts, allocation.added_parameters) == ([1, 2, 2, 2], 420)
+    assert allocated(tmp_path, path, *options, "--total-experts", "7", *rank).added_parameters == 420
+    without = scores_of(tmp_path, 4, hidden_size=10, mlp_parameters=[100] * 4)
+    assert allocated(tmp_path, without, *options, "--total-experts", "7", *rank).added_parameters is None
+    request = AllocationRequest(without, strategy="shape", shape=Shape.LATE, max_added_parameters=420, expert_rank=2)
+    with pytest.raises(UserError, match=r"needs hidden_size, mlp_parameters and mlp_widths: .* has no mlp_widths"):
+        allocate(request)
 
 
 def test_parameters_and_an_analysis_as_origin(analysis: Path, tmp_path: Path) -> None:

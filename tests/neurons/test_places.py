@@ -12,10 +12,10 @@ import torch
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.places import (
-    count_mlp_parameters,
     find_activation_functions,
     find_mlp_inputs,
     find_projections,
+    mlp_sizes,
 )
 from neurons.collecting import pooled_activations
 from tuner.tiny import FAMILIES, moe_config, randomised, tiny_model
@@ -42,8 +42,10 @@ def test_every_family(family: str) -> None:
         assert pooled[key].shape == (4, place.units)
     assert [place.units for place in find_activation_functions(model).values()] == [24] * 3
     assert [place.units for place in find_mlp_inputs(model).values()] == [16] * 3
-    mlps = [sum(p.numel() for n, p in model.named_parameters() if f"layers.{i}.mlp." in n) for i in range(3)]
-    assert count_mlp_parameters(model) == mlps
+    of_mlps = {n: p for n, p in model.named_parameters() if ".mlp." in n}
+    parameters = [sum(p.numel() for n, p in of_mlps.items() if f"layers.{i}.mlp." in n) for i in range(3)]
+    widths = [sum(sum(p.shape) for n, p in of_mlps.items() if f"layers.{i}." in n and p.dim() == 2) for i in range(3)]
+    assert mlp_sizes(model) == {"mlp_parameters": parameters, "mlp_widths": widths}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +83,7 @@ def test_gpt2_has_transposed_linear_layers() -> None:
     }  # fmt: skip
     assert pooled_activations(model, SENTENCES, batch_size=2)[1, "mlp.c_fc"].shape == (4, 32)
     assert find_mlp_inputs(model) == {}
-    assert count_mlp_parameters(model) is None
+    assert mlp_sizes(model) is None
     with pytest.raises(UserError, match=r"cannot be observed: GPT2LMHeadModel .* has no MLP"):
         find_activation_functions(model)
 
