@@ -7,6 +7,7 @@ Shapes: hidden states are (batch, sequence, hidden), tokens (batch x sequence, h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
