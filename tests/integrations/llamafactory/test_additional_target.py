@@ -1,0 +1,150 @@
+"""`additional_target`: modules that are trained whole and saved with the mixture, from stage 1 to chat."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftConfig
+from safetensors.torch import load_file
+from torch import nn
+from training_runs import refusal, save_adapter, train
+
+ENDS = {"head": "base_model.model.lm_head.weight", "embedding": "base_model.model.model.embed_tokens.weight"}
+BOTH = {"additional_target": "embed_tokens,lm_head"}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def stages(
+    tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of the base, of a stage 1 with its checkpoint, of the same run resumed, and of a stage 2 on it."""
+    from training_runs import stage1_arguments
+
+    folder = tmp_path_factory.mktemp("stages")
+    args = stage1_arguments(tiny_model_dir, data_dir, folder) | BOTH | {"save_strategy": "steps", "save_steps": 2}
+    train(args, folder / "stage1")
+    train(args, folder / "resumed", resume_from_checkpoint=str(folder / "stage1" / "checkpoint-2"))
+    stage2 = {"additional_target": None, "adapter_name_or_path": str(folder / "stage1"), "train_only_router": True}
+    train(args, folder / "stage2", max_steps=1, **stage2)
+    assert PeftConfig.from_pretrained(folder / "stage2").modules_to_save == ["embed_tokens", "lm_head"]
+    files = {name: folder / name / WEIGHTS for name in ("stage1", "resumed", "stage2", "stage1/checkpoint-2")}
+    base = load_file(tiny_model_dir / "model.safetensors")
+    of_base = {f"base_model.model.{name}": tensor for name, tensor in base.items()}
+    return {"base": of_base} | {name: load_file(file) for name, file in files.items()}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_it_is_trained_in_stage_1_and_kept_in_stage_2(stages: dict[str, dict[str, torch.Tensor]], end: str) -> None:
+    base, half, first = (stages[name][end] for name in ("base", "stage1/checkpoint-2", "stage1"))
+    assert not half.equal(base)
+    assert not first.equal(half)
+    assert stages["stage2"][end].equal(first)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(stages: dict[str, dict[str, torch.Tensor]]) -> None:
+    assert stages["resumed"].keys() == stages["stage1"].keys()
+    assert all(tensor.equal(stages["resumed"][name]) for name, tensor in stages["stage1"].items())
+
+
+def test_chat_adds_modules_to_an_adapter(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", tiny_model_dir, num_experts=[3, 1, 1, 2], modules_to_save=["lm_head"])
+    before = load_file(tmp_path / "adapter" / WEIGHTS)
+    chat = {"stage": "sft", "template": "empty", "dataset": "el_chat", "adapter_name_or_path": adapter}
+    train(moe_args, tmp_path / "chat", max_steps=1, learning_rate=1e-4, ada_moe_num_experts_list=None, **chat, **BOTH)
+    after = load_file(tmp_path / "chat" / WEIGHTS)
+    embedding = load_file(tiny_model_dir / "model.safetensors")["model.embed_tokens.weight"]
+    assert after.keys() == before.keys() | ENDS.values()
+    for new, old in ((after[ENDS["embedding"]], embedding), (after[ENDS["head"]], before[ENDS["head"]])):
+        assert not new.equal(old)
+        torch.testing.assert_close(new, old, atol=2e-4, rtol=0)
+
+
+def test_what_an_adapter_has_saved_stays(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
+    counts = [3, 1, 1, 2]
+    adapter = save_adapter(tmp_path / "a", tiny_model_dir, num_experts=counts, modules_to_save=["lm_head", "norm"])
+    used = moe_args | {"adapter_name_or_path": adapter}
+    assert refusal(used | BOTH).startswith(
+        f"additional_target is embed_tokens,lm_head, but the adapter in {adapter} has saved norm, too: remove the key"
+    )
+    assert refusal(used | BOTH | {"train_only_router": True}).startswith(
+        "additional_target has no effect with train_only_router"
+    )
+    inference = {"do_train": False, "do_eval": True, "eval_dataset": "en_odd", "dataset": None}
+    assert re.search("no effect without training: .*additional_target", refusal(used | BOTH | inference))
+
+
+class Ends(nn.Module):
+    """A model's embedding and head, of trained rows but for those of the last tokens."""
+
+    def __init__(self, num_tokens: int, unused: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embed_tokens, self.lm_head = nn.Embedding(num_tokens, 8), nn.Linear(8, num_tokens, bias=False)
+        with torch.no_grad():
+            for weight in (self.embed_tokens.weight, self.lm_head.weight):
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+                weight[-unused:] = torch.ones(8) + 0.01 * torch.randn(unused, 8, generator=generator)
+        self.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    from neuronmoe_plugins.integrations.llamafactory import end_tokens
+
+    lines: list[str] = []
+    monkeypatch.setattr(end_tokens.logger, "warning_rank0", lines.append, raising=False)
+    return lines
+
+
+def test_end_tokens_that_the_base_never_saw(tiny_model_dir: Path, warnings: list[str]) -> None:
+    from transformers import AutoTokenizer
+
+    from neuronmoe_plugins.errors import UserError
+    from neuronmoe_plugins.integrations.llamafactory.end_tokens import warn_of_end_tokens
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    model, size = Ends(len(tokenizer) + 8, unused=8), len(tokenizer)
+    warn_of_end_tokens(model, tokenizer, "empty")
+    assert warnings == []
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})  # as the host lets a template's take the model's place
+    warn_of_end_tokens(model, tokenizer, "qwen")
+    assert warnings == [
+        "template: qwen ends answers with <|im_end|>, whose row in embed_tokens and lm_head was never trained: the "
+        "model will not learn to stop; train it by additional_target: embed_tokens,lm_head"
+    ]
+    with torch.no_grad():
+        model.embed_tokens.weight[size] = torch.randn(8, generator=torch.Generator().manual_seed(1))
+        model.lm_head.weight[size] *= 1e-3
+    warn_of_end_tokens(model, tokenizer, "qwen")
+    assert "whose row in lm_head was" in warnings.pop()
+    model.lm_head.requires_grad_(True)
+    warn_of_end_tokens(model, tokenizer, "qwen")
+    assert len(warnings) == 1
+    with pytest.raises(UserError, match=r"^template: the model has no row for <\|im_end\|>, which ends its answers"):
+        warn_of_end_tokens(Ends(size, unused=8), tokenizer, "qwen")
+
+
+def test_chat_warns_of_them(
+    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, warnings: list[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] = 0
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "base")
+    chat = {"stage": "sft", "template": "empty", "dataset": "el_chat", "model_name_or_path": str(tmp_path / "base")}
+    train(moe_args, tmp_path / "chat", max_steps=1, **chat)
+    assert [line.partition(", whose row in ")[2].partition(" was ")[0] for line in warnings] == ["lm_head"]
