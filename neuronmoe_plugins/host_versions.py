@@ -55,6 +55,7 @@ class _AdapterLifecycle:
     prefix: str
     tuner_layer_cls: type[nn.Module]
     _check_merge_allowed: Callable[[], None]
+    _delete_auxiliary_adapter: Callable[..., None]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -72,13 +73,19 @@ class _AdapterLifecycle:
             if self.prefix not in name:
                 parameter.requires_grad = False
 
+    def _enable(self, enabled: bool) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                module.enable_adapters(enabled)
+
     def enable_adapter_layers(self) -> None:
-        for layer in self._layers():
-            layer.enable_adapters(True)
+        self._enable(True)
 
     def disable_adapter_layers(self) -> None:
-        for layer in self._layers():
-            layer.enable_adapters(False)
+        self._enable(False)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         for layer in self._layers():
@@ -93,6 +100,7 @@ class _AdapterLifecycle:
         for layer in layers:
             layer.delete_adapter(adapter_name)
         self.active_adapter = layers[0].active_adapters[:] if layers else []
+        self._delete_auxiliary_adapter(adapter_name, new_active_adapters=self.active_adapter)
 
     def merge_and_unload(self, *_args: Any, **_kwargs: Any) -> None:
         self._check_merge_allowed()

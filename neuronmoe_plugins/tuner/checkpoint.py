@@ -23,7 +23,7 @@ from neuronmoe_plugins.tuner.fingerprint import check_base
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
-from neuronmoe_plugins.tuner.saved_modules import tensors_in_file
+from neuronmoe_plugins.tuner.saved_modules import replaced_weights, tensors_in_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ OLD, NEW = ".moe_old_", ".moe_"
 CLASSIFIER = ".moe_token_classify.weight"
 # Vectorised kernels round otherwise on memory that is not aligned, as a mapped file's is.
 ALIGNMENT = 64
+
+BASE_REPLACED = (
+    "the file of the moe adapter %r has other weights than the base model, which they replace: %s; if it was trained "
+    "with modules_to_save, name them in the configuration"
+)
 
 StateDict = dict[str, torch.Tensor]
 
@@ -223,10 +228,10 @@ def _check_complete(
     given: StateDict, expected: StateDict, model: nn.Module, adapter_name: str, check_shapes: bool
 ) -> None:
     """Every tensor of the adapter is there in its shape, and nothing else but weights that the model has."""
-    known = {_without_prefix(key) for key in model.state_dict()}
+    own = {_without_prefix(key): tensor for key, tensor in model.state_dict().items()}
     problems = {
         "lacks": sorted(expected.keys() - given.keys()),
-        "has, unknown to it,": sorted(given.keys() - expected.keys() - known),
+        "has, unknown to it,": sorted(given.keys() - expected.keys() - own.keys()),
         "has, in a wrong shape,": [
             f"{key} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
             for key, tensor in expected.items()
@@ -239,6 +244,9 @@ def _check_complete(
             f"the file of the moe adapter {adapter_name!r} does not fit the model and the adapter's configuration: it "
             f"{'; it '.join(found)}. Check num_experts and layers_to_transform, and that this is the right base model"
         )
+    replaced = replaced_weights({key: given[key] for key in given.keys() - expected.keys()}, own)
+    if replaced:
+        logger.warning(BASE_REPLACED, adapter_name, _some(replaced))
 
 
 def _some(names: list[str]) -> str:

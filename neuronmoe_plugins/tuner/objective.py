@@ -109,8 +109,7 @@ class Objective:
 
     def _arguments(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a model call by name."""
-        arguments = self._signature.bind_partial(*args, **kwargs).arguments
-        return arguments | arguments.pop("kwargs", {})
+        return {**self._signature.bind_partial(*args).arguments, **kwargs}
 
     def _add_losses(
         self,

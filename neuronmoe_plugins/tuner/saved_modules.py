@@ -138,6 +138,13 @@ def tensors_in_file(
     return found
 
 
+def replaced_weights(given: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of weights that a model has, and a file with other values, as PEFT adds those of a larger vocabulary."""
+    pairs = {name: (own[name], tensor) for name, tensor in given.items() if name in own}
+    comparable = {name: pair for name, pair in pairs.items() if pair[0].shape == pair[1].shape and not pair[0].is_meta}
+    return sorted(name for name, (old, new) in comparable.items() if not old.equal(new.to(old)))
+
+
 def keep_frozen(model: nn.Module, adapter_names: Collection[str]) -> None:
     """Freeze the base's own part of what adapters save beside their mixtures, and some adapters' part of it.
 
