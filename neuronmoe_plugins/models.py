@@ -12,8 +12,8 @@ from pathlib import Path
 from neuronmoe_plugins.errors import UserError, one_line
 
 MODEL, ADAPTER = ("config.json",), ("adapter_config.json",)
-TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "config.json")
-"""Files by which a folder is known; it has one of them."""
+TOKENIZER = ("tokenizer_config.json", "*token*", "*vocab*", "*merges*", "*.model")
+"""Files by which a folder is known, or patterns of their names; it has one of them."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SECONDS = 3
 
@@ -34,8 +34,9 @@ def require_model(flag: str, name: str, files: Sequence[str] = MODEL, *, is_need
     """
     folder = Path(name)
     if folder.is_dir():
-        if not any((folder / file).is_file() for file in files):
+        if not any(path.is_file() for file in files for path in folder.glob(file)):
             hint = "; it is an adapter, which --adapter names" if (folder / ADAPTER[0]).is_file() else ""
+            hint = hint or ("; put the model's tokenizer files there" if files is TOKENIZER else "")
             raise UserError(f"{flag} {name} has no {files[0]}{hint}")
     elif folder.exists():
         raise UserError(f"{flag} {name} is a file; name the folder that has it")
@@ -57,7 +58,7 @@ def cached_config(name: str) -> Path | None:
 
 def _require_on_hub(flag: str, name: str, file: str, is_needed: bool) -> None:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
         return
@@ -66,10 +67,12 @@ def _require_on_hub(flag: str, name: str, file: str, is_needed: bool) -> None:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         get_hf_file_metadata(hf_hub_url(name, file), timeout=SECONDS)
+    except GatedRepoError:
+        pass  # it is there, and what loads it says what is wrong
     except RepositoryNotFoundError as error:
         raise UserError(f"{missing}nor on the hub (a private one needs `hf auth login`)") from error
     except HfHubHTTPError:
-        pass  # the model is there, and what loads it says what is wrong
+        pass
     except Exception as error:  # of the network, by whichever library the hub's uses
         if is_needed:
             raise UserError(f"{missing}and the hub cannot be asked ({one_line(error)})") from error

@@ -94,6 +94,15 @@ def wide_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def named_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model of 4 layers that has little more than its files' names, for what is refused before it loads."""
+    folder = tmp_path_factory.mktemp("named")
+    (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 4}')
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
 def save_byte_tokenizer(folder: Path) -> int:
     """Save a tokenizer with one token per byte plus pad, bos and eos; returns its vocabulary size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

@@ -14,7 +14,7 @@ import pytest
 from allocations import save_allocation
 
 HERE = Path(__file__).parent
-BASE = f"--model {HERE / 'data/moe_a/base'}"
+BASE = "--model model"
 ADAPTER = HERE / "data/moe_a/adapter"
 CORPORA = "--corpus el=el.txt --corpus en=en.txt"
 DATASETS = "--target-dataset el_train --replay-dataset en_replay --dataset-dir ."
@@ -48,6 +48,8 @@ MISSING = {
     f"analyze --model a.txt {CORPORA} --output x": r"--model a\.txt is a file; name the folder that has it",
     f"analyze --model {ADAPTER} {CORPORA} --output x": r"--model .*adapter has no config\.json; it is an adapter",
     f"analyze --model run {CORPORA} --output x": r"--model run has no config\.json$",
+    f"analyze --model {HERE / 'data/moe_a/base'} {CORPORA} --output x": r"base has no tokenizer_config\.json; put",
+    f"specialise {BASE} --adapter lora {CORPORA} --output x": r"--adapter has no mixture of experts; .*, not lora",
     f"analyze {BASE} {CORPORA} --adapter /nix/a --output x": r"--adapter /nix/a does not exist, and is no name on",
     f"analyze {BASE} --corpus el=nix.txt --corpus en=en.txt --output x": r"--corpus el=nix\.txt cannot be read: no",
     f"analyze {BASE} --concepts nix --output x": r"--concepts nix is no folder",
@@ -62,7 +64,7 @@ MISSING = {
     f"recipe --model ./nix --allocation allocation.yaml {DATASETS} --output x": r"--model \./nix does not exist, and",
     f"recipe --model run --allocation allocation.yaml {DATASETS} --output x": r"--model run has no config\.json$",
     f"recipe {BASE} --allocation nix.yaml {DATASETS} --output x": r"nix\.yaml does not exist; write it with",
-    f"recipe {BASE} --allocation allocation.yaml {DATASETS} --output x": r"has 3 entries, but .*base has 4 layers;",
+    f"recipe {BASE} --allocation allocation.yaml {DATASETS} --output x": r"has 3 entries, but model has 4 layers;",
     f"recipe {BASE} --allocation allocation.yaml --data nix --output x": r"nix holds no data sets",
     f"recipe {BASE} --allocation allocation.yaml --target-dataset el --replay-dataset en --dataset-dir . --output x": (
         r"dataset_info\.json has no data set en; it has: el_train, en_replay"
@@ -97,10 +99,13 @@ def other_kind(writer: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, list[str]]]:
+def answers(named_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, list[str]]]:
     """Command -> its exit code, its standard error, and what was imported until then; one process runs all."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "run").mkdir()
+    (folder / "lora").mkdir()
+    (folder / "lora/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "model").symlink_to(named_model_dir)
     save_allocation(folder / "allocation.yaml", [3, 1, 2])
     info = {"el_train": {"file_name": "el.jsonl", "language": "new"}, "en_replay": {"language": "old"}}
     texts = {

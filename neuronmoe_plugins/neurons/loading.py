@@ -48,11 +48,26 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
     if adapter is not None:
         model = _with_adapter(model, adapter)
     if not placement and not getattr(model, "is_quantized", False):
-        try:
+        with _using(device):
             model.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
-            raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+def require_device(device: str | None) -> None:
+    """Find out whether a device that was named can be used, before a model is loaded; raises `UserError` if not."""
+    if device not in (None, "auto", "cpu"):
+        import torch
+
+        with _using(device):
+            torch.empty(0, device=device)
+
+
+@contextmanager
+def _using(device: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:

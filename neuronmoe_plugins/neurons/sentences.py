@@ -23,10 +23,10 @@ from neuronmoe_plugins.corpora import (
 from neuronmoe_plugins.corpora.samples import POSITIVE
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import digest, read_json, write_json
-from neuronmoe_plugins.models import ADAPTER, require_model
+from neuronmoe_plugins.models import ADAPTER, TOKENIZER, require_model
 from neuronmoe_plugins.neurons.arrays import IntArray
 from neuronmoe_plugins.neurons.chat import Span, tokenize_in_chat
-from neuronmoe_plugins.neurons.loading import load_tokenizer, tokenize
+from neuronmoe_plugins.neurons.loading import load_tokenizer, require_device, tokenize
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.tokenizer_fit import TokenizerFit
@@ -101,8 +101,10 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
         UserError: for a model that is not there, a corpus that cannot be used, or samples that a metric cannot compare.
     """
     require_model("--model", options.model)
+    require_model("--model", options.model, TOKENIZER)
     if options.adapter is not None:
         require_model("--adapter", options.adapter, ADAPTER)
+    require_device(options.device)
     corpora, samples = _read(options)
     require_distinct_corpora(corpora)
     if samples.labels() is None and not metric.one_against_rest:

@@ -6,8 +6,10 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
@@ -16,6 +18,7 @@ from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION, Neuron
 from neuronmoe_plugins.neurons.options import AnalyzeOptions, SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import WorkingFolder
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences
+from neuronmoe_plugins.reading import read_json_object
 from neuronmoe_plugins.specialisation.specialisation import (
     BASE,
     DRIFT,
@@ -55,12 +58,20 @@ def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisa
 
 def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[TokenizedSentences, dict[str, Any]]:
     """Sample and tokenise the corpora, and keep or make the working folder."""
+    _require_mixture(options.adapter)
     sentences, description = prepare_sentences(options.analysis(), AVERAGE_PRECISION)
     sources = describe_sources(options.model, options.adapter)
     machine = {"command": "specialise", "device": options.device, "dtype": options.dtype}
     working.prepare({**options.settings(), **machine, **sources, **sentences.identity()})
     described = {name: description[name] for name in ("corpora", "shared_sentences")}
     return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
+
+
+def _require_mixture(adapter: str) -> None:
+    """Refuse an adapter of another method before the model is loaded."""
+    path = Path(adapter) / "adapter_config.json"
+    if path.is_file() and read_json_object(path, "name the folder of an adapter").get("peft_type") != "MOE":
+        raise UserError(f"--adapter has no mixture of experts; name one of the method moe, not {adapter}")
 
 
 def measure_drift(options: AnalyzeOptions, progress: bool = False) -> list[LayerDrift]:

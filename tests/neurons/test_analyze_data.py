@@ -20,7 +20,6 @@ from neuronmoe_plugins.data.manifest import analysis_corpora
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.analysis import Analysis
 
-BASE = Path(__file__).parents[1] / "data" / "moe_a" / "base"
 LETTERS = {"en": "abcdefgh ", "el": "αβγδεζηθ ", "tr": "çğışöüab "}
 
 
@@ -111,10 +110,10 @@ BAD: dict[str, tuple[dict[str, Entry], list[str], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_one_line(kind: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(kind: str, named_model_dir: Path, tmp_path: Path) -> None:
     datasets, more, message = BAD[kind]
     data = save_data(tmp_path / "data", datasets)
-    result = analyze(BASE, tmp_path / "run" / "analysis", "--data", data, *more)
+    result = analyze(named_model_dir, tmp_path / "run" / "analysis", "--data", data, *more)
     assert isinstance(result.exception, UserError)
     with pytest.raises(UserError, match=message) as caught:
         raise result.exception
@@ -122,13 +121,13 @@ def test_bad_input_is_one_line(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_file_of_another_kind_is_named_by_its_data_set(tmp_path: Path) -> None:
+def test_file_of_another_kind_is_named_by_its_data_set(named_model_dir: Path, tmp_path: Path) -> None:
     data = save_data(tmp_path / "data", DATASETS)
     (data / "en_analysis.jsonl").rename(data / "en.csv")
     manifest = data / "manifest.json"
     manifest.write_text(manifest.read_text().replace("en_analysis.jsonl", "en.csv"))
     assert json.loads(manifest.read_text())["datasets"][1]["file_name"] == "en.csv"
-    message = str(analyze(BASE, tmp_path / "out", "--data", data).exception)
+    message = str(analyze(named_model_dir, tmp_path / "out", "--data", data).exception)
     assert message.startswith(f"--data, data set en_analysis: {data / 'en.csv'}: the file's name must end in ")
 
 
