@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from neuronmoe_plugins.corpora.beginnings import beginning, older_encoding
 from neuronmoe_plugins.corpora.sources import CorpusSpec, HubDataset
-from neuronmoe_plugins.corpora.texts import Digest, NotUtf8Error, Sentence, find_files, read_file, read_hub
+from neuronmoe_plugins.corpora.texts import (
+    READERS,
+    Digest,
+    NotUtf8Error,
+    Sentence,
+    find_files,
+    has_fields,
+    read_file,
+    read_hub,
+)
+from neuronmoe_plugins.corpora.unread import empty_texts, unread_files
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import ISO_639_1, base_code
 
@@ -43,6 +53,8 @@ class Corpus:
     available: int
     sentences: tuple[Sentence, ...]
     files: tuple[CorpusFile, ...]
+    notes: tuple[str, ...] = ()
+    """What of the source was not read."""
 
     @property
     def duplicates(self) -> int:
@@ -95,10 +107,13 @@ def sample_corpus(
     split = sentence_splitter(spec.language) if split_sentences else _whole
     reservoir = _Reservoir(samples, random.Random(f"{seed}:{spec.language}"))
     files: list[CorpusFile] = []
+    records = empty = 0
     for path, read in _parts(spec, text_field):
         digest, before = hashlib.sha256(), reservoir.seen
         try:
             for text in read(digest.update):
+                records += 1
+                empty += has_fields(path) and not text.text.strip()
                 for sentence in split(text):
                     reservoir.offer(sentence)
         except NotUtf8Error as error:
@@ -112,7 +127,10 @@ def sample_corpus(
             f"add text or pass --samples {reservoir.seen}"
         )
     sha256 = _combined_sha256(spec, files)
-    return Corpus(spec.language, str(spec.source), sha256, reservoir.seen, reservoir.sentences(), tuple(files))
+    folder = [] if isinstance(spec.source, HubDataset) else unread_files(spec.source, READERS)
+    notes = [f"{spec.language}: {note}" for note in (*folder, *empty_texts(empty, records, f"the field {text_field}"))]
+    sentences = reservoir.sentences()
+    return Corpus(spec.language, str(spec.source), sha256, reservoir.seen, sentences, tuple(files), tuple(notes))
 
 
 def _parts(spec: CorpusSpec, field: str) -> Iterator[tuple[str, Callable[[Digest], Iterator[Sentence]]]]:

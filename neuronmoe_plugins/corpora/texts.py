@@ -44,6 +44,11 @@ def ending_of(path: Path, endings: Iterable[str]) -> str | None:
     return next((ending for ending in endings if name.endswith(ending)), None)
 
 
+def has_fields(name: str) -> bool:
+    """Whether a file, or a data set of the hub, has records; blank lines of a text file mean nothing."""
+    return not name.lower().endswith((".txt", ".txt.gz"))
+
+
 def files_below(folder: Path, endings: Collection[str]) -> list[Path]:
     """All files with one of these endings in a folder and those below, in any order; hidden ones are left out."""
     files = (file for file in folder.rglob("*") if ending_of(file, endings) is not None and file.is_file())

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from neuronmoe_plugins.corpora import HubDataset
 from neuronmoe_plugins.corpora.samples import sentence_splitter
+from neuronmoe_plugins.corpora.unread import unread_files
 from neuronmoe_plugins.data.choosing import Choice, Chooser, KeyFiles
 from neuronmoe_plugins.data.documents import LanguageFilter, TextSettings
 from neuronmoe_plugins.data.examining import EXAMINED, ExamineJob, ExamineSettings, examine_rows
 from neuronmoe_plugins.data.losses import require_enough, require_readable
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates
 from neuronmoe_plugins.data.scanning import ScanSettings
-from neuronmoe_plugins.data.shards import find_files
+from neuronmoe_plugins.data.shards import KINDS, find_files
 from neuronmoe_plugins.data.sources import HUB_FIELD, FileSource, HubRows, HubSource, Source
 from neuronmoe_plugins.data.spec import DatasetSpec, DataSpec
 from neuronmoe_plugins.data.tokenizer import CountingTokenizer
@@ -86,6 +87,12 @@ def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
         return find_files(dataset.source.patterns, base)
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
+
+
+def unread_in(dataset: DatasetSpec, base: Path) -> list[str]:
+    """What to say of the files in a data set's folders that are not read."""
+    patterns = () if isinstance(dataset.source, HubDataset) else dataset.source.patterns
+    return [f"{dataset.name}: {note}" for pattern in patterns for note in unread_files(base / pattern, KINDS)]
 
 
 def prepare_dataset(

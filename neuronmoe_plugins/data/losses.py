@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from neuronmoe_plugins.corpora.beginnings import beginning, older_encoding
+from neuronmoe_plugins.corpora.unread import MOST_LOST
 from neuronmoe_plugins.data.choosing import Choice
 from neuronmoe_plugins.data.reading import NO_FIELD, NO_TEXT, NOT_JSON, NOT_UTF8
 from neuronmoe_plugins.data.scanning import ShardCounts
@@ -13,8 +14,6 @@ from neuronmoe_plugins.data.sources import Source
 from neuronmoe_plugins.data.spec import ANY, DatasetSpec
 from neuronmoe_plugins.errors import UserError
 
-MOST_LOST = 0.1
-"""Of the records of a file; so many may have no readable text."""
 ADVICE = {
     NOT_JSON: "write one JSON object a line",
     NO_FIELD: "name the texts' field by `text:`",

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from neuronmoe_plugins.corpora.unread import empty_texts
 from neuronmoe_plugins.data.choosing import KeyFiles
 from neuronmoe_plugins.data.dataset import (
     Context,
@@ -21,8 +22,8 @@ from neuronmoe_plugins.data.dataset import (
     files_of,
     prepare_dataset,
     require_libraries,
+    unread_in,
 )
-from neuronmoe_plugins.data.losses import MOST_LOST
 from neuronmoe_plugins.data.near_duplicates import NearDuplicates, Signer
 from neuronmoe_plugins.data.output import Output
 from neuronmoe_plugins.data.scanning import BLANK
@@ -43,17 +44,19 @@ class Prepared:
     Attributes:
         manifest: The content of manifest.json.
         is_new: False if everything was there already.
+        unread: A line for every source that is a folder with files that are not read.
     """
 
     manifest: dict[str, Any]
     is_new: bool
+    unread: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """One line for everything that was passed over without being asked for."""
         entries = [*self.manifest["datasets"], *self.manifest["without_documents"]]
         tokenizer = f"tokenizer {self.manifest['tokenizer']}"
         missed = (fit.warning(tokenizer, name) for name, fit in tokenizer_fits(self.manifest).items())
-        return [*(line for entry in entries for line in _warnings(entry)), *filter(None, missed)]
+        return [*self.unread, *(line for entry in entries for line in _warnings(entry)), *filter(None, missed)]
 
 
 def prepare_data(
@@ -89,6 +92,7 @@ def prepare_data(
     writable_folder("--output", output)
     workspace, place = Workspace(output), Output(output)
     tokenizer_name = _find_tokenizer(spec, spec_path.parent)
+    unread = tuple(note for dataset in spec.datasets for note in unread_in(dataset, spec_path.parent))
     files = {dataset.name: files_of(dataset, spec_path.parent) for dataset in spec.datasets}
     for dataset in spec.datasets:
         _require_other_files(dataset, files[dataset.name], place, spec)
@@ -103,7 +107,7 @@ def prepare_data(
         current = place.current(fingerprint)
         if current is not None:
             workspace.remove()
-            return Prepared(current, is_new=False)
+            return Prepared(current, is_new=False, unread=unread)
         folders = {name: workspace.folder(name, needed) for name, needed in needs.items()}
         if not force:
             place.require_free(spec, _published(folders, output))
@@ -113,7 +117,7 @@ def prepare_data(
                 raise RuntimeError(f"{one.entry['name']} and {other.entry['name']} share documents")
         manifest = place.publish(spec, finished, fingerprint)
         workspace.remove()
-    return Prepared(manifest, is_new=True)
+    return Prepared(manifest, is_new=True, unread=unread)
 
 
 def _require_other_files(dataset: DatasetSpec, sources: Sequence[Path], place: Output, spec: DataSpec) -> None:
@@ -204,10 +208,8 @@ def _warnings(entry: dict[str, Any]) -> Iterator[str]:
     if broken:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in broken.items())
         yield f"{name}: {sum(broken.values()):,} records have no readable text ({kinds}); {entry['first_broken']}"
-    blank = entry["passed_over"].get(BLANK, 0)
-    if blank > MOST_LOST * entry["records"]:
-        share = f"{blank:,} of {entry['records']:,} records"
-        yield f"{name}: {share} have an empty text in {entry['text']!r}; name another field by `text:` if they have one"
+    for note in empty_texts(entry["passed_over"].get(BLANK, 0), entry["records"], f"`text: {entry['text']}`"):
+        yield f"{name}: {note}"
     if entry["unreadable"]:
         yield f"{name}: left out: {entry['unreadable']}"
     if not entry["documents"]:

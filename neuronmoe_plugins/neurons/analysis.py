@@ -94,7 +94,7 @@ class Analysis:
 
 
 def corpus_warnings(record: Mapping[str, Any]) -> list[str]:
-    """A line for each pair of languages that have sampled sentences in common, and for each that the tokenizer misses.
+    """A line for each pair of languages that have sampled sentences in common, and for what was not read or tokenised.
 
     Args:
         record: Has `model`, `corpora` and `shared_sentences`.
@@ -106,7 +106,8 @@ def corpus_warnings(record: Mapping[str, Any]) -> list[str]:
     ]
     model = f"--model {record['model']}"
     missed = [fit.warning(model, language) for language, fit in tokenizer_fits(record).items()]
-    return shared + [line for line in missed if line is not None]
+    notes = [note for corpus in record["corpora"] for note in corpus.get("notes", ())]
+    return notes + shared + [line for line in missed if line is not None]
 
 
 def tokenizer_fits(record: Mapping[str, Any]) -> dict[str, TokenizerFit]:

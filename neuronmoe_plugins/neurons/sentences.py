@@ -164,4 +164,5 @@ def _describe(corpus: Corpus, truncated: int, fit: TokenizerFit) -> dict[str, An
         "duplicates": corpus.duplicates,
         "truncated": truncated,
         "tokenizer": fit.record(),
+        "notes": list(corpus.notes),
     }

@@ -84,6 +84,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({**GOOD, "name": None}, r"datasets\[0\]: name is missing"),
     "bad name": ({**GOOD, "name": "../x"}, "name: must be a file's name .*; got '../x'"),
     "language": ({**GOOD, "language": "e l"}, "language: must be a language code such as el; got 'e l'"),
+    "no code": ({**GOOD, "language": "greek"}, "language: must be a language code such as el; got 'greek'"),
     "norwegian": ({**GOOD, "language": False}, "got False; put it in quotes"),
     "no source": ({**GOOD, "source": None}, "source is missing"),
     "source": ({**GOOD, "source": 3}, "source: must be hub:OWNER/NAME, or a path or glob, or a list of these; got 3"),

@@ -97,6 +97,18 @@ def test_words_that_the_tokenizer_does_not_know(unknown: int, form: str, tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".data.partial"]
 
 
+def test_a_tokenizer_is_relative_to_the_spec(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs/model").symlink_to(tiny_model_dir)
+    (tmp_path / "model").mkdir()  # where the command is typed
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "specs/el.jsonl", ["ένα"])
+    spec = write_spec(Path("specs/spec.yaml"), [{"documents": 1}], tokenizer="model")
+    assert entry_of(prepare(spec, tmp_path / "out"))["tokens"] == len("ένα".encode())
+
+
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "el.jsonl", documents(5))
     spec = write_spec(tmp_path / "spec.yaml", [{"documents": 2}], tokenizer=str(tmp_path / "none"))

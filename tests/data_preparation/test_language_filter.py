@@ -38,7 +38,9 @@ def test_only_texts_of_the_language_are_accepted(language: str) -> None:
     assert [other for other, text in TEXTS.items() if accepts(text)] == [language]
 
 
-@pytest.mark.parametrize(("code", "language"), [("zh-cn", "zh"), ("es_MX", "es"), ("EL", "el")])
+@pytest.mark.parametrize(
+    ("code", "language"), [("zh-cn", "zh"), ("es_MX", "es"), ("EL", "el"), ("spa", "es"), ("ell_Grek", "el")]
+)
 def test_variants_of_a_language_are_one(code: str, language: str) -> None:
     assert LanguageFilter(code, 0.5).accepts(TEXTS[language])
 
@@ -115,7 +117,7 @@ def test_identifying_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LanguageFilter("el", 0.5).accepts(TEXTS["el"])
 
 
-@pytest.mark.parametrize(("code", "message"), [("ell", "mean el?"), ("tr2-x", "mean tr?"), ("", "none of the 176")])
+@pytest.mark.parametrize(("code", "message"), [("elx", "mean el?"), ("tr2-x", "mean tr?"), ("", "none of the 176")])
 def test_unknown_language_names_the_nearest(code: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         LanguageFilter(code, 0.5)

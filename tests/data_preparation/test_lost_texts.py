@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preparation.preparing import entry_of, prepare, texts_of, write_jsonl, write_spec
-from neuronmoe_plugins.corpora import CorpusSpec, sample_corpus
+from neuronmoe_plugins.corpora import Corpus, CorpusSpec, sample_corpus
 from neuronmoe_plugins.errors import UserError
 
 TEXTS = {
@@ -45,6 +45,10 @@ def refusals(path: Path, language: str = "el") -> tuple[str, str]:
     messages = str(of_data.value), str(of_analyze.value)
     assert all(str(path) in message and "\n" not in message for message in messages)
     return messages
+
+
+def sampled(path: Path) -> Corpus:
+    return sample_corpus(CorpusSpec("el", path), 1, seed=7)
 
 
 def named_encoding(message: str) -> str:
@@ -195,9 +199,22 @@ def test_a_tenth_may_be_lost_of_every_file(tmp_path: Path) -> None:
 def test_empty_texts_and_too_few_are_said(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "el.jsonl", ["ένα", *[" "] * 4])
     (warning,) = prepare(write_spec(tmp_path / "spec.yaml", [{"documents": 1}]), tmp_path / "out").warnings()
-    assert warning.startswith("el_train: 4 of 5 records have an empty text in 'text'; name another field by `text:`")
+    assert warning == "el_train: 4 of 5 records have an empty text in `text: text`"
+    assert sampled(tmp_path / "el.jsonl").notes == ("el: 4 of 5 records have an empty text in the field text",)
     with pytest.raises(UserError, match=r"has 1 documents to draw, and 2 were asked for \(passed over: 4 blank\)"):
         prepare(write_spec(tmp_path / "spec.yaml", [{"documents": 2}]), tmp_path / "other")
+
+
+def test_files_of_a_folder_that_are_not_read_are_said(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.csv", "more/c.CSV", "d.json", "README.md", ".hidden.csv", "e.jsonl.bz2"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("α\n\n\nβ\n")
+    note = f"{tmp_path / 'texts'} has files that are not read (2 .csv, 1 .json, 1 .jsonl.bz2)"
+    spec = write_spec(tmp_path / "spec.yaml", [{"source": ["texts", "texts/*.txt"], "documents": 2}])
+    for _ in range(2):  # also when all is up to date
+        assert prepare(spec, tmp_path / "out").warnings() == [f"el_train: {note}"]
+    assert sampled(tmp_path / "texts").notes == (f"el: {note}",)
 
 
 def test_stray_nul_characters_are_no_wide_encoding(tmp_path: Path) -> None:

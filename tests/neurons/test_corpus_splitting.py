@@ -36,12 +36,12 @@ def test_greek_question_mark_is_greek_only() -> None:
     assert split("en", text) == [text]
 
 
-@pytest.mark.parametrize("name", ["EL", "el-GR", "el_GR", "el-cyprus"])
+@pytest.mark.parametrize("name", ["ell", "gre_GR", "EL", "el-GR", "el_GR", "el-cyprus"])
 def test_code_at_the_beginning_of_the_name(name: str) -> None:
     assert split(name, " ".join(TEXTS["el"])) == TEXTS["el"]
 
 
-@pytest.mark.parametrize("name", ["old", "new", "greek", "ell", "xx", "e-l"])
+@pytest.mark.parametrize("name", ["old", "new", "greek", "grc", "xx", "e-l"])
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' is no language code, by which .*ISO 639-1"):
         sentence_splitter(name)

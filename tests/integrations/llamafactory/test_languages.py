@@ -43,7 +43,15 @@ def test_no_language(tagged: Any, tag: str, hint: str) -> None:
 
 @pytest.mark.parametrize(
     ("tag", "original"),
-    [("EN", "en"), ("en-US", "en"), ("en", "en-GB"), ("en_US", "en-US"), ("pt-BR", "pt-PT"), ("zh-Hant", "zh")],
+    [
+        ("EN", "en"),
+        ("eng", "en"),
+        ("en-US", "en"),
+        ("en", "en-GB"),
+        ("en_US", "en-US"),
+        ("pt-BR", "pt-PT"),
+        ("zh-Hant", "zh"),
+    ],
 )
 def test_languages_written_another_way(tagged: Any, tag: str, original: str) -> None:
     message = f'a: "language": "{tag}" would count as new, but original_languages has {original}: write both alike'
