@@ -5,6 +5,7 @@ What loads them would ask the hub for every one of their files, for up to a minu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ TOKENIZER = ("tokenizer_config.json", "*token*", "*vocab*", "*merges*", "*.model
 """Files by which a folder is known, or patterns of their names; it has one of them."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SECONDS = 3
+OTHER_HUBS = ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")
+"""By which LLaMA-Factory takes names of other hubs."""
 
 
 def require_model(flag: str, name: str, files: Sequence[str] = MODEL, *, is_needed: bool = True) -> None:
@@ -60,6 +63,8 @@ def _require_on_hub(flag: str, name: str, file: str, is_needed: bool) -> None:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    if not is_needed and any(os.environ.get(name, "0").lower() in ("1", "true", "y") for name in OTHER_HUBS):
+        return
     if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
         return
     missing = f"{flag} {name} does not exist: there is no such folder, nor is it in the hub's cache, "

@@ -42,6 +42,7 @@ MISSING = {
     "data nix.yaml --output x": r"nix\.yaml cannot be read: No such file or directory",
     "data no_source.yaml --output x": r"el_train: source nix/\*\.txt: no file in .* matches",
     "data no_tokenizer.yaml --output x": rf"tokenizer: nix/model {HUB}",
+    "data no_hub.yaml --output x": r"hub:nix/nix/nix@train does not exist: there is no such folder",
     "data no_path.yaml --output x": r"tokenizer: \./nix/model does not exist, and is no name on the Hugging Face Hub",
     f"analyze --model ./nix {CORPORA} --output x": r"--model \./nix does not exist, and is no name on",
     f"analyze --model nix {CORPORA} --output x": rf"--model nix {HUB}",
@@ -52,6 +53,7 @@ MISSING = {
     f"specialise {BASE} --adapter lora {CORPORA} --output x": r"--adapter has no mixture of experts; .*, not lora",
     f"analyze {BASE} {CORPORA} --adapter /nix/a --output x": r"--adapter /nix/a does not exist, and is no name on",
     f"analyze {BASE} --corpus el=nix.txt --corpus en=en.txt --output x": r"--corpus el=nix\.txt cannot be read: no",
+    f"analyze {BASE} --corpus el=hub:./nix --corpus en=en.txt --output x": r"hub:\./nix@train does not exist: there is",
     f"analyze {BASE} --concepts nix --output x": r"--concepts nix is no folder",
     f"analyze {BASE} --data nix --output x": r"nix holds no data sets \(no manifest\.json\)",
     f"specialise {BASE} --adapter nix {CORPORA} --output x": rf"--adapter nix {HUB}",
@@ -115,6 +117,7 @@ def answers(named_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "spec.yaml": spec("el.txt"),
         "no_source.yaml": spec("nix/*.txt"),
         "no_tokenizer.yaml": spec("el.txt", tokenizer="nix/model"),
+        "no_hub.yaml": spec("hub:nix/nix/nix"),
         "no_path.yaml": spec("el.txt", tokenizer="./nix/model"),
     }
     for name, text in texts.items():

@@ -62,6 +62,8 @@ def test_the_hub_is_asked_for_what_is_no_folder(hub: None, tmp_path: Path, monke
     for is_needed in (True, False):
         with pytest.raises(UserError, match=missing + r"nor on the hub \(a private one needs `hf auth login`\)$"):
             require_model("--adapter", "no/adapter", ADAPTER, is_needed=is_needed)
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    require_model("--model", "no/model", is_needed=False)  # a training asks that hub
     ask(monkeypatch, 9)  # where nobody answers
     with pytest.raises(UserError, match=missing + r"and the hub cannot be asked \(.*refused.*\)$"):
         require_model("--adapter", "no/adapter", ADAPTER)

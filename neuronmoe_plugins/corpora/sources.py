@@ -9,6 +9,7 @@ from pathlib import Path
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import NAME
+from neuronmoe_plugins.models import HUB_NAME
 
 HUB = "hub:"
 HUB_DATASET = re.compile(
@@ -31,6 +32,13 @@ class HubDataset:
         config = "" if self.config is None else f":{self.config}"
         rows = "" if self.rows is None else f"[:{self.rows}]"
         return f"{HUB}{self.name}{config}@{self.split}{rows}"
+
+    def require_there(self) -> None:
+        """Refuse a path that is not there, which the hub would be asked for; raises `UserError`."""
+        if not HUB_NAME.fullmatch(self.name) and not Path(self.name).is_dir():
+            raise UserError(
+                f"{self} does not exist: there is no such folder, and it is no name on the hub (OWNER/NAME)"
+            )
 
 
 @dataclass(frozen=True)

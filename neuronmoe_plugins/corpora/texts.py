@@ -231,6 +231,7 @@ def _records(dataset: HubDataset) -> Iterator[dict[str, Any]]:
 
 
 def import_datasets(dataset: HubDataset) -> Any:
+    dataset.require_there()
     advice = f"pip install 'datasets>={OLDEST_DATASETS}'"
     try:
         import datasets

@@ -81,9 +81,10 @@ def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
         dataset: Which.
         base: The spec's folder, to which sources are relative.
     """
-    if isinstance(dataset.source, HubDataset):
-        return []
     try:
+        if isinstance(dataset.source, HubDataset):
+            dataset.source.require_there()
+            return []
         return find_files(dataset.source.patterns, base)
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error

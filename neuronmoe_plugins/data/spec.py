@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,8 @@ def load_spec(path: Path) -> DataSpec:
     entries = top.required("datasets")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: datasets must be a list of data sets")
-    datasets = tuple(_dataset(entry, f"{path}: datasets[{number}]") for number, entry in enumerate(entries))
+    read = (_dataset(entry, f"{path}: datasets[{number}]") for number, entry in enumerate(entries))
+    datasets = tuple(_beside(dataset, path.parent) for dataset in read)
     tokenizer = top.optional("tokenizer", filled_text)
     _check_together(path, datasets, tokenizer)
     top.required("seed")
@@ -186,6 +187,14 @@ def load_spec(path: Path) -> DataSpec:
         tokenizer=tokenizer,
         format=top.optional("format", choice(FORMATS), DataSpec.format),
     )
+
+
+def _beside(dataset: DatasetSpec, base: Path) -> DatasetSpec:
+    """The same, where a folder of `hub:` is relative to the spec's, if it is there."""
+    source = dataset.source
+    if isinstance(source, LocalFiles) or not (base / source.name).is_dir():
+        return dataset
+    return replace(dataset, source=replace(source, name=str(base / source.name)))
 
 
 def _check_together(path: Path, datasets: Sequence[DatasetSpec], tokenizer: str | None) -> None:

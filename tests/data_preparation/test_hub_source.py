@@ -164,13 +164,18 @@ def test_missing_fields_configurations_and_data_sets(hub: Path, tmp_path: Path) 
         "no field 'body'; there are: 'text', 'timestamp', 'url', 'source'; name it by `text:`": {"text": "body"},
         "cannot be read beyond row 0: .*'tr'": {"config": "tr"},
         "cannot be read beyond row 0: .*dev": {"split": "dev"},
-        "cannot be read beyond row 0: ": {"source": f"hub:{hub}-none"},
+        "none:el@train does not exist: there is no such folder": {"source": f"hub:{hub}-none"},
     }
     for message, dataset in wrong.items():
         spec = spec_of(hub, tmp_path / "spec.yaml", {"documents": 1, **dataset})
         with pytest.raises(UserError, match=message) as error:
             prepare(spec, tmp_path / "out")
         assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_relative_to_the_spec(hub: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "spec.yaml", [{"source": f"hub:{hub.relative_to(tmp_path)}/.", "documents": 5}])
+    assert len(texts_of(prepare(spec, tmp_path / "out") and tmp_path / "out")) == 5
 
 
 def test_rows_that_are_no_text_are_counted_or_refused(tmp_path: Path) -> None:

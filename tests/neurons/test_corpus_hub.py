@@ -74,7 +74,7 @@ def test_configuration_split_and_first_rows(folder: Path) -> None:
     [
         (":tr", "cannot be read: BuilderConfig 'tr' not found"),
         (":el@test", "@test cannot be read: Bad split: test"),
-        ("/missing", "missing@train cannot be read: .*find"),
+        ("/missing", "missing@train does not exist: there is no such folder"),
         (":el@train[:4]", r"has 4 sentences, 5 were asked for"),
     ],
 )
