@@ -174,7 +174,9 @@ def draw_expert_shares(
     experts = next(iter(panels.values())).shape[1]
     rows, headings = ceil(len(panels) / columns), max(len(heading.split("\n")) for heading in panels)
     width = max(0.5 * experts, 1.4) if write else min(0.46 * experts, 6.0)
-    figure = new_figure(max(columns * width + 1.6, NARROWEST), rows * (0.27 * len(layers) + 0.6 + 0.2 * headings) + 0.7)
+    figure = new_figure(
+        max(columns * width + 1.6, NARROWEST), rows * (0.27 * len(layers) + 0.75 + 0.2 * headings) + 0.7
+    )
     figure.suptitle(title)
     places = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for unused in places.flat[len(panels) :]:
@@ -185,9 +187,9 @@ def draw_expert_shares(
         texts = [["" if np.isnan(value) else write(float(value)) for value in row] for row in values] if write else None
         mesh = draw_cells(axes, values, scale, texts)
         axes.set_title(heading, fontsize=10, pad=4)
-        axes.set_xticks([place + 0.5 for place in shown], list(map(str, shown)))
+        axes.set_xticks([place + 0.5 for place in shown], [str(place) if place else "0\noriginal" for place in shown])
+        axes.set_xlabel("expert")
         axes.tick_params(labelsize=8)
-    figure.supxlabel("expert (0: the original MLP)", fontsize=10)
     for axes in places[:, 0]:
         axes.set_ylabel("decoder layer")
     # The y axis is shared: turned once, it is turned for all.

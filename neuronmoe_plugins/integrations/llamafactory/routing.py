@@ -213,10 +213,11 @@ def draw_routing(counts: RoutingCounts, title: str) -> Figure:
         counts: Of at least one token. Languages are shown apart where tokens are tagged.
         title: Above all panels.
     """
-    alike = [str(layer) for layer, topk, experts in counts.shapes if 1 < experts <= topk]
-    if alike:
-        where = "every layer" if len(alike) == len(counts.shapes) else f"layers {', '.join(alike)}"
-        title += f"\nIn {where} each token chooses all experts: first choices alone"
+    alike = [1 < experts <= topk for _, topk, experts in counts.shapes]
+    if all(alike):
+        title += "\nEach token chooses all experts"
+    elif any(alike):
+        title += f"\nAll choices: in layers of more than {max(topk for _, topk, _ in counts.shapes)} experts"
     panels, num_experts = _panels(counts), counts.choices.shape[-1]
     write = "{:.0f}".format if num_experts <= MOST_NUMBERED else None
     return draw_expert_shares(panels, title, counts.layers, write, len(panels))

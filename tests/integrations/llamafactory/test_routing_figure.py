@@ -42,7 +42,7 @@ def test_panels_tell_languages_and_choices_apart(topk: int, kinds: tuple[str, ..
         # At top-2, each of two experts has half of all choices by necessity.
         told = topk == 1 or "first" in axes.get_title()
         assert [text.get_text() for text in axes.texts] == ["17", "33", "50", *(["33", "67"] if told else [])]
-    said = "Routing\nIn layers 3 each token chooses all experts: first choices alone"
+    said = "Routing\nAll choices: in layers of more than 2 experts"
     assert figure.get_suptitle() == ("Routing" if topk == 1 else said)
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["0", "3"]
 
@@ -51,7 +51,7 @@ def test_two_experts_at_top_2_have_no_panel_of_all_choices() -> None:
     figure = draw_routing(counts_of(((0, 2, 2), (3, 2, 2)), "old", "new"), "Routing")
     *panels, _bar = figure.axes
     assert [axes.get_title() for axes in panels] == ["old languages\nfirst choice", "new languages\nfirst choice"]
-    assert figure.get_suptitle() == "Routing\nIn every layer each token chooses all experts: first choices alone"
+    assert figure.get_suptitle() == "Routing\nEach token chooses all experts"
 
 
 def test_many_experts_are_told_by_colour_alone(tmp_path: Path) -> None:
@@ -60,4 +60,5 @@ def test_many_experts_are_told_by_colour_alone(tmp_path: Path) -> None:
         save_png(figure, tmp_path / "routing.png")
         assert "Routing" in svg_text(figure, "routing")
     assert not figure.axes[0].texts
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(map(str, range(0, 24, 2)))
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert names == ["0\noriginal", *map(str, range(2, 24, 2))]
