@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "data spec.yaml --output data": (
         0,
-        "File too large; when this is mended, the same command goes on from data/.data.",
+        ".json: File too large; when this is mended, the same command goes on from data/.data.",
     ),
 }
 

@@ -69,6 +69,12 @@ def beginning(path: Path) -> bytes:
         return b""
 
 
+def conversion(head: bytes, language: str = "en") -> str:
+    """How to convert contents that begin so and are not UTF-8."""
+    wide = _wide_encoding(head)
+    return older_encoding(head, language) if wide is None else f"convert it: `iconv -f {wide} -t UTF-8`"
+
+
 def older_encoding(head: bytes, language: str) -> str:
     """How to convert a file that begins so and is not UTF-8, by what is usual for its language."""
     code = base_code(language)
@@ -92,7 +98,7 @@ def _not_lines(head: bytes, ending: str) -> str | None:
     """What is wrong with contents that shall be lines of UTF-8, of JSON objects where the name says so."""
     wide = _wide_encoding(head)
     if wide is not None:
-        return f"is {wide} by its first bytes, not UTF-8; convert it: `iconv -f {wide} -t UTF-8`"
+        return f"is {wide} by its first bytes, not UTF-8; {conversion(head)}"
     if b"\n" not in head and head.count(b"\r") > 1:
         return r"has lines that end in CR alone; convert it: `tr '\r' '\n'`"
     if ending.startswith(".jsonl") and head[: HEAD // 2].translate(None, b"\xef\xbb\xbf \t\r\n").startswith(b"[{"):

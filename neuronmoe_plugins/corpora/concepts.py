@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuronmoe_plugins.corpora.beginnings import conversion
 from neuronmoe_plugins.corpora.samples import Corpus, CorpusFile, SampleSet
 from neuronmoe_plugins.corpora.texts import Sentence, list_fields, parse_json, require_text
 from neuronmoe_plugins.errors import UserError, one_line
@@ -120,4 +121,4 @@ def _read_text(path: Path) -> tuple[str, str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; convert the file to UTF-8") from error
+        raise UserError(f"{path}: not UTF-8 text; {conversion(raw)}") from error

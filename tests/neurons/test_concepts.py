@@ -167,7 +167,8 @@ def test_which_files(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", r"el\.json: broken JSON"),
-        (b"\xff", r"el\.json: not UTF-8"),
+        (b"\xff", r"el\.json: not UTF-8 text; if all of it is in an older encoding, .* -f ISO-8859-1 -t UTF-8`"),
+        ("{}\n".encode("utf-16"), r"el\.json: not UTF-8 text; convert it: `iconv -f UTF-16LE -t UTF-8`"),
         ("[1]", r"el\.json: not a JSON object with 'concept'"),
         ('{"group": 1}', r"el\.json: no 'concept'; there are: 'group'$"),
         ('{"concept": 5}', r"el\.json: the concept 5 is no language name"),
