@@ -18,7 +18,7 @@ from forking.commands import TOOLS
 MOST = {
     "tests/allocation/test_allocate_command.py": 1,
     "tests/comparison/test_bad_input.py": 1,
-    "tests/data_preparation/test_data_command.py": 13,
+    "tests/data_preparation/test_data_command.py": 2,
     "tests/data_preparation/test_language_filter.py": 1,
     "tests/data_preparation/test_near_duplicates.py": 1,
     "tests/data_preparation/test_real_texts.py": 3,  # with --demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from neuronmoe_plugins.cli import main
 from neuronmoe_plugins.data.prepare import Prepared, prepare_data
 
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -65,6 +67,21 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+
+
+def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which is spared the imports."""
+    words, out, err = ["neuronmoe", "data", *map(str, arguments)], io.StringIO(), io.StringIO()
+    code: Any = 0
+    before, sys.argv = sys.argv, words
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from data_preparation.preparing import (
     entry_of,
     prepare,
     run,
+    run_here,
     texts_of,
     write_jsonl,
     write_spec,
@@ -43,7 +44,7 @@ def test_repeated_it_does_nothing(corpus: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     # A file that is no longer whole is made again, if that is wanted.
     (tmp_path / "out/el_train.jsonl").write_text("")
-    done = run(corpus, "--output", tmp_path / "out")
+    done = run_here(corpus, "--output", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(f"neuronmoe: error: {tmp_path / 'out/el_train.jsonl'} is there already; ")
     assert prepare(corpus, tmp_path / "out", force=True).is_new
@@ -53,13 +54,13 @@ def test_repeated_it_does_nothing(corpus: Path, tmp_path: Path) -> None:
 def test_changed_specs_and_sources_need_force(corpus: Path, tmp_path: Path) -> None:
     prepare(corpus, tmp_path / "out")
     corpus.write_text(corpus.read_text().replace("documents: 1000", "documents: 900"))
-    done = run(corpus, "--output", tmp_path / "out")
+    done = run_here(corpus, "--output", tmp_path / "out")
     assert (done.returncode, len(texts_of(tmp_path / "out"))) == (2, 1000)
     assert "is there already; replace it by --force, rename the data set, or name another folder" in done.stderr
-    assert run(corpus, "--output", tmp_path / "out", "--force").returncode == 0
+    assert run_here(corpus, "--output", tmp_path / "out", "--force").returncode == 0
     assert len(texts_of(tmp_path / "out")) == 900
     write_jsonl(tmp_path / "el.jsonl", [f"κείμενο {number}." for number in range(5000)])
-    assert run(corpus, "--output", tmp_path / "out").returncode == 2
+    assert run_here(corpus, "--output", tmp_path / "out").returncode == 2
 
 
 def test_foreign_files_and_entries_are_left_alone(corpus: Path, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_what_others_wrote_is_refused(name: str, content: str, message: str, cor
     output = tmp_path / "out"
     output.mkdir()
     (output / name).write_text(content)
-    done = run(corpus, "--output", output)
+    done = run_here(corpus, "--output", output)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert message in line
@@ -133,7 +134,7 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus: Path, tmp_path: Path) -> 
         (corpus, "--output", tmp_path / "out", "--workers", 0): "--workers is 0; it must be at least 1",
         (corpus, "--output", corpus): f"--output {corpus} is a file; name a folder",
     }.items():
-        done = run(*arguments)
+        done = run_here(*arguments)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("neuronmoe: error: ")
