@@ -26,7 +26,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.models import require_model
+from neuronmoe_plugins.models import ADAPTER, require_model
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_weights, other_weights
@@ -127,6 +127,19 @@ def _check_named_base(
         return []
     place = "" if other is not None else ", which is not on this machine"
     return [f"{what}{place}: make sure that {used} is the same model"]
+
+
+def check_resumed_base(model_args: Any, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint with another base model, which the host loads its adapter into.
+
+    Raises:
+        UserError: naming both.
+    """
+    used, file = model_args.model_name_or_path, checkpoint / ADAPTER[0]
+    saved = read_json(file).get("base_fingerprint") if file.exists() else None
+    different = other_weights(saved or {}, partial(_weight_in_files, used, model_args))
+    if different:
+        raise UserError(f"{checkpoint} is of a run on another base model, {has_other_weights(used, different)}")
 
 
 def _config_here(name: str, model_args: Any) -> PretrainedConfig | None:

@@ -201,11 +201,14 @@ def launch_of(training_args: Any) -> Launch:
     return Launch(training_args.world_size)
 
 
-def choose_checkpoint(training_args: Any) -> None:
+def choose_checkpoint(training_args: Any) -> Path | None:
     """Decide what a `moe` training run resumes from.
 
     Args:
         training_args: The host's arguments. A `resume_from_checkpoint` of true becomes the last checkpoint's path.
+
+    Returns:
+        The checkpoint, if there is one.
 
     Raises:
         UserError: if `resume_from_checkpoint` names a checkpoint that is not whole, or none, or the checkpoint was
@@ -218,13 +221,15 @@ def choose_checkpoint(training_args: Any) -> None:
         _chosen[training_args.output_dir] = None if folder is None else str(folder)
         if folder is not None:
             _check_fits(folder, launch)
-    elif asked:
+        return folder
+    if asked:
         if asked is True:
             asked = next(iter(checkpoints(output_dir).values()), None)
             if asked is None:
                 raise UserError(f"resume_from_checkpoint: there is no checkpoint in {output_dir}: remove the key")
         _check_asked(Path(asked), launch)
         training_args.resume_from_checkpoint = str(asked)
+    return Path(asked) if asked else None
 
 
 def forget_choice() -> None:

@@ -90,7 +90,12 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
         training_args.label_names = training_args.label_names or ["labels"]
         if training_args.ddp_find_unused_parameters is None:
             training_args.ddp_find_unused_parameters = False
-        choose_checkpoint(training_args)
+        checkpoint = choose_checkpoint(training_args)
+        if checkpoint is not None:
+            # Not at the top: it imports more of the host, whose arguments are being imported when this module is.
+            from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_resumed_base
+
+            check_resumed_base(run.model_args, checkpoint)
         explanations[COMMAND] = partial(explain_end, training_args)
     return parsed
 

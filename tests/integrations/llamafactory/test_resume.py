@@ -138,6 +138,20 @@ def test_a_checkpoint_without_what_this_run_resumes_from(run: tuple[Path, dict[s
             train(arguments, tmp_path / "weights", resume_from_checkpoint=asked)
 
 
+def test_a_checkpoint_of_another_base_model(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = interrupted(run[0], tmp_path / "run", 3)
+    base = Path(shutil.copytree(run[1]["model_name_or_path"], tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"].mul_(1.02)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=f"checkpoint-3 is of a run on another base model, but {base} has other weights"
+    ):
+        train(run[1], folder, model_name_or_path=str(base))
+
+
 def test_processes_agree_on_a_checkpoint(
     run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
