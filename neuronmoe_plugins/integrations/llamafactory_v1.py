@@ -90,10 +90,14 @@ def get_moe_model(model: Any, config: Mapping[str, Any], is_train: bool = False)
         raise UserError("peft_config: a mixture is served with its adapter: set adapter_name_or_path")
     if not hasattr(model, "prepare_inputs_for_generation"):
         raise UserError(f"peft_config: moe makes mixtures of causal language models, not of a {type(model).__name__}")
-    names = ("adapter_folder", "cache_dir", "model_revision", "hf_hub_token", "offload_folder")
-    location = SimpleNamespace(adapter_name_or_path=paths, **dict.fromkeys(names))
-    mixture = init_moe_adapter(model, location, arguments, is_train)
+    mixture = init_moe_adapter(model, _location(paths), arguments, is_train)
     return mixture if is_train else mixture.requires_grad_(False).eval()
+
+
+def _location(paths: list[str]) -> SimpleNamespace:
+    """What v0 has as model arguments, as far as they tell where an adapter is."""
+    names = ("adapter_folder", "cache_dir", "model_revision", "hf_hub_token", "offload_folder")
+    return SimpleNamespace(adapter_name_or_path=paths, **dict.fromkeys(names))
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list[str]]:
@@ -136,12 +140,16 @@ def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list
 
 
 def check_run(model_args: Any, training_args: Any) -> None:
-    """Refuse settings of v1 that would fail, or train something else, with a mixture.
+    """Refuse settings of v1 that would fail, or train something else, with a mixture, and an adapter that is not there.
 
     Raises:
         UserError: naming the key.
     """
-    read_config(model_args.peft_config)
+    from neuronmoe_plugins.integrations.llamafactory.adapter import load_adapter_config
+
+    paths = read_config(model_args.peft_config)[1]
+    if paths:
+        load_adapter_config(_location(paths))
     distributed = training_args.dist_config or {}
     if distributed.get("name", "deepspeed") != "deepspeed" or distributed.get("cp_size", 1) > 1:
         raise UserError(f"dist_config: {dict(distributed)} does not train mixtures in v1: {REMEDY}")

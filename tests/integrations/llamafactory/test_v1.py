@@ -105,6 +105,7 @@ def test_experts_in_the_words_of_peft() -> None:
         ({"optim_config": {"name": "muon"}}, "^optim_config: muon would train the routers alone"),
         ({"init_config": {"name": "init_on_meta"}}, "leaves experts nothing to copy"),
         ({"kernel_config": {"name": "liger_kernel"}}, "cannot put liger_kernel into a PEFT model"),
+        ({"peft_config": {"name": "moe", "adapter_name_or_path": "/nowhere"}}, "^adapter_name_or_path: /nowhere does"),
     ],
 )
 def test_settings_that_v1_cannot_combine(settings: dict[str, Any], message: str) -> None:
