@@ -105,7 +105,10 @@ def _report(line: str) -> None:
             (folder / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
         except FileExistsError:
             return
-    sys.stderr.write(line)
+    # In a process of a group torch's own hook calls this one with another sys.stderr, which is lost when that exits.
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(line)
+    stream.flush()
 
 
 def _workers_reported(folder: str | None) -> bool:
