@@ -61,6 +61,9 @@ def _convert_config(config: dict[str, Any], layers: list[int], to_published: boo
         checked = MoeConfig.from_peft_type(**config).to_dict()
     except ValueError as error:
         raise UserError(f"{CONFIG}: {error}") from error
+    beside = [name for name in ("modules_to_save", "trainable_token_indices") if checked[name]]
+    if to_published and beside:
+        raise UserError(f"{CONFIG}: the adapter has {' and '.join(beside)}, which the published format cannot hold")
     return config_to_published(checked, layers) if to_published else config_from_published(config)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.saved_modules import is_added
 
 
 def mark_leaf_modules(model: nn.Module) -> None:
@@ -20,7 +21,7 @@ def mark_leaf_modules(model: nn.Module) -> None:
 
 
 def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The frozen parameters of the model's mixtures, which a ZeRO-3 checkpoint of trained parameters lacks.
+    """The frozen parameters of the model's adapters, which a ZeRO-3 checkpoint of trained parameters lacks.
 
     Every process has to call it.
 
@@ -33,13 +34,10 @@ def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:
     from deepspeed.runtime.zero import GatheredParameters
 
     frozen: dict[str, torch.Tensor] = {}
-    for layer_name, layer in model.named_modules():
-        if not isinstance(layer, MoeLayer):
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not is_added(name):
             continue
-        for name, parameter in layer.named_parameters():
-            if parameter.requires_grad or not name.startswith("moe_"):
-                continue
-            with GatheredParameters([parameter]):
-                if torch.distributed.get_rank() == 0:
-                    frozen[f"{layer_name}.{name}"] = parameter.detach().to("cpu", copy=True)
+        with GatheredParameters([parameter]):
+            if torch.distributed.get_rank() == 0:
+                frozen[name] = parameter.detach().to("cpu", copy=True)
     return frozen

@@ -15,6 +15,8 @@ from torch import nn
 
 # PEFT adds all of them for a model with a task's head, which has one.
 HEADS = frozenset({"classifier", "score", "qa_outputs"})
+# Parts of the names of an adapter's parameters.
+MIXTURE, WHOLE, ROWS = ".moe_", ".modules_to_save.", ".trainable_tokens_delta."
 # Where PEFT keeps the base's own module.
 OF_BASE = ("original_module", "base_layer")
 
@@ -115,6 +117,11 @@ def _name_of(module: nn.Module, modules: Mapping[str, nn.Module]) -> str:
 def _overlap(one: str, other: str) -> bool:
     """Whether one module is the other, or lies in it."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of this name in a model is an adapter's."""
+    return any(part in name for part in (MIXTURE, WHOLE, ROWS))
 
 
 def wrappers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Any]]:

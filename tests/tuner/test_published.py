@@ -166,6 +166,11 @@ def test_the_command(tmp_path: Path) -> None:
         ),
         ('{"peft_type": "MOE"}', None, "adapter_model.safetensors is missing"),
         ('{"peft_type": "MOE"}', {"a": torch.ones(2)}, "has no experts"),
+        (
+            '{"peft_type": "MOE", "modules_to_save": ["lm_head"]}',
+            {"a.0.mlp.moe_up_proj": torch.ones(1, 2, 2), "lm_head.weight": torch.ones(2)},
+            "the adapter has modules_to_save, which the published format cannot hold",
+        ),
     ],
 )
 def test_what_cannot_be_converted(

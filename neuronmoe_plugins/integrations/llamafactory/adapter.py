@@ -17,13 +17,13 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.adapter_fit import require_there
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
-from neuronmoe_plugins.integrations.llamafactory.memory import is_added, num_elements
+from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
-from neuronmoe_plugins.tuner.saved_modules import tensors_in_file
+from neuronmoe_plugins.tuner.saved_modules import is_added, tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-MIXTURE, SAVED = ".moe_", ".modules_to_save."
+from neuronmoe_plugins.tuner.saved_modules import is_added
+
 FLOAT32_BYTES = 4
 # At the peak of the loss's backward: its gradient, the log-probabilities and the gradient of the logits, in float32.
 LOSS_BYTES_PER_LOGIT = 12
@@ -162,11 +163,6 @@ def estimate_memory(model: nn.Module, setup: Setup) -> MemoryEstimate:
         offloaded=("master_weights", "gradients", "optimizer") if setup.offloads_optimizer else (),
         keeps_gradients=setup.keeps_gradients,
     )
-
-
-def is_added(name: str) -> bool:
-    """Whether a parameter of this name is the adapter's."""
-    return MIXTURE in name or SAVED in name
 
 
 def num_elements(parameters: Iterable[nn.Parameter]) -> int:

@@ -17,13 +17,10 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from neuronmoe_plugins.integrations.llamafactory.memory import (
-    MIXTURE,
-    SAVED,
     MemoryEstimate,
     Setup,
     dtype_of,
     estimate_memory,
-    is_added,
     num_elements,
     setup_of,
 )
@@ -38,6 +35,7 @@ from neuronmoe_plugins.integrations.llamafactory.routing import (
 from neuronmoe_plugins.tuner import MoeLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import LayerShapes, MetricSums, RoutingCounts
+from neuronmoe_plugins.tuner.saved_modules import MIXTURE, WHOLE, is_added
 
 LOSSES = ("lm_loss", *(name.removesuffix("_coef") for name in LOSS_COEFFICIENTS))
 
@@ -75,8 +73,8 @@ def layer_table(model: torch.nn.Module) -> Table:
     table.add_row(f"all {len(layers)}", str(experts), "", f"{added:,}", f"{trainable:,}")
     saved: dict[str, list[torch.nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
-        if SAVED in key:
-            saved.setdefault(key.split(SAVED)[0].rpartition(".")[2], []).append(parameter)
+        if WHOLE in key:
+            saved.setdefault(key.split(WHOLE)[0].rpartition(".")[2], []).append(parameter)
     for name, parameters in saved.items():
         table.add_row(name, "", "", f"{num_elements(parameters):,}", f"{num_elements(_trained(parameters)):,}")
     return table

@@ -1,11 +1,13 @@
 """Both stages in two processes, however they are started, against one process at the same global batch size.
 
-Layer 0 has more experts than a process's tokens can choose, so that in every step some get no token there.
+Layer 0 has more experts than a process's tokens can choose, so that in every step some get no token there. Stage 1 also
+trains the embedding and the head, which stage 2 keeps as they are.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,8 @@ def recipe_in(tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.Tem
         save_allocation(folder / "allocation.yaml", NUM_EXPERTS, [9.0, 1.0, 1.0, 5.0])
         data = (("el_even",), ("en_even",), data_dir)
         write_recipe(RecipeRequest(folder / "allocation.yaml", str(tiny_model_dir), folder, *data, device=Device.CUDA))
+        with (folder / "stage1.yaml").open("a", encoding="utf-8") as stage1:
+            stage1.write("additional_target: embed_tokens,lm_head\n")
         return folder
 
     return write
@@ -150,7 +154,8 @@ def loads_outside(adapter: Path, base: Path) -> None:
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     weights = load_file(adapter / "adapter_model.safetensors")
-    parameters = {name.replace(".default", ""): value for name, value in model.named_parameters() if ".moe_" in name}
+    added = (name for name, _ in model.named_parameters() if ".moe_" in name or ".modules_to_save." in name)
+    parameters = {re.sub(r"(\.modules_to_save)?\.default", "", name): model.get_parameter(name) for name in added}
     assert parameters.keys() == weights.keys()
     assert all(value.equal(weights[name]) for name, value in parameters.items())
 
