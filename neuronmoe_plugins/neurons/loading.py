@@ -172,11 +172,17 @@ def tokenize(
     return cut, [len(ids) > max_tokens for ids in full]
 
 
-def require_positions(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> None:
-    """Raise `UserError` if a sentence is longer than the model has positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(ids) for ids in token_ids)
+def require_places(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> None:
+    """Raise `UserError` if a sentence is longer than the model has positions, or has a token that it does not have."""
+    config = model.config.get_text_config()
+    positions, tokens = (getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size"))
+    longest, largest = max(map(len, token_ids)), max(map(max, token_ids))
     if positions is not None and longest > positions:
         raise UserError(
             f"a sentence has {longest} tokens, the model {positions} positions; pass --max-tokens {positions}"
+        )
+    if tokens is not None and largest >= tokens:
+        raise UserError(
+            f"the tokenizer gives the token {largest}, but the model's {tokens} tokens end at {tokens - 1}; put the "
+            "model's own tokenizer into its folder"
         )

@@ -16,7 +16,7 @@ from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import out_of_memory_is_an_error, pool_activations, working_device
 from neuronmoe_plugins.neurons.analysis import Findings
 from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, ModuleKey, ScoreArray, Store
-from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
+from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
@@ -62,7 +62,7 @@ def score_neurons(
         UserError: if the model cannot be loaded or analysed, or an activation is not finite.
     """
     model = load_model(options.model, options.dtype, _choose_device(options, processes), options.adapter)
-    require_positions(model, sentences.token_ids)
+    require_places(model, sentences.token_ids)
     unmeasured: list[str] = []
     if metric.observes == "activation functions":
         places = find_activation_functions(model)

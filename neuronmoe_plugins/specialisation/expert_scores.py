@@ -15,7 +15,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.activations import pool_activations
 from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray, Store
 from neuronmoe_plugins.neurons.average_precision import average_precision, average_precision_torch
-from neuronmoe_plugins.neurons.loading import default_device, load_model, require_positions
+from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
 from neuronmoe_plugins.neurons.metrics import Samples
 from neuronmoe_plugins.neurons.options import SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import Processes
@@ -52,7 +52,7 @@ def score_mixtures(
         UserError: if the model or adapter cannot be loaded or has no mixture, or an activation is not finite.
     """
     model = load_model(options.model, options.dtype, options.device or default_device(), options.adapter)
-    require_positions(model, sentences.token_ids)
+    require_places(model, sentences.token_ids)
     mixtures = find_mixtures(model)
     units, processes = places(mixtures), Processes()
     store = pool_activations(

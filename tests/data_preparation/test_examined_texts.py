@@ -114,6 +114,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "spec.yaml", [{"documents": 2}], tokenizer=str(tmp_path / "none"))
     with pytest.raises(UserError, match="none"):
         prepare(spec, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_sentences_are_one_of_each_document_and_no_document_is_used_again(tmp_path: Path) -> None:
