@@ -10,7 +10,6 @@ from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, feed_forwar
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class FeedForward:
     family: FeedForwardFamily
 
 
-def find_feed_forwards(model: PreTrainedModel) -> dict[int, FeedForward]:
+def find_feed_forwards(model: nn.Module) -> dict[int, FeedForward]:
     """Find the MLP of every decoder layer.
 
     Args:
-        model: A causal LM of transformers, with or without mixtures already in it.
+        model: A causal LM of transformers, or any module with numbered layers, with or without mixtures already in it.
 
     Returns:
         Layer index -> MLP, in order of the layers.
@@ -45,22 +44,30 @@ def find_feed_forwards(model: PreTrainedModel) -> dict[int, FeedForward]:
             if matches(block, family):
                 pattern = ".".join([*parts[:-2], "*", parts[-1]])
                 candidates[family_name, pattern][int(parts[-2])] = FeedForward(name, family)
-    expected = model.config.get_text_config().num_hidden_layers
-    complete = [found for found in candidates.values() if sorted(found) == list(range(expected))]
+    config = getattr(model, "config", None)
+    expected = config.get_text_config().num_hidden_layers if hasattr(config, "get_text_config") else None
+    complete = [
+        found
+        for found in candidates.values()
+        if sorted(found) == list(range(len(found) if expected is None else expected))
+    ]
     if len(complete) != 1:
+        kind = f" ({config.model_type})" if hasattr(config, "model_type") else ""
+        layers = "numbered layers" if expected is None else f"{expected} decoder layers"
         looked_for = "; ".join(f"{name} (a module with {family})" for name, family in families.items())
         found = ", ".join(f"{len(found)} of {pattern} ({name})" for (name, pattern), found in candidates.items())
         raise ValueError(
-            f"{type(model).__name__} ({model.config.model_type}) has no MLP that can become a mixture. Looked in each "
-            f"of its {expected} decoder layers for one of: {looked_for}; found {found or 'none'}. A model that already "
+            f"{type(model).__name__}{kind} has no MLP that can become a mixture. Looked in each of its {layers} "
+            f"for one of: {looked_for}; found {found or 'none'}. A model that already "
             "is a mixture of experts cannot be extended; another kind of MLP can be added by a plugin"
         )
     return dict(sorted(complete[0].items()))
 
 
-def _decoder_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+def _decoder_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The text decoder's modules by their name in `model`; a vision tower's layers look the same."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else model
     modules = dict(model.named_modules())
     prefix = next((name for name, module in modules.items() if module is decoder), "")
     return {name: module for name, module in modules.items() if name.startswith(prefix)}

@@ -8,9 +8,8 @@ from typing import Any, cast
 
 from peft.config import PeftConfig
 from peft.peft_model import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
 
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import whole_tuner
@@ -54,7 +53,8 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
                 "the model has adapters already: give it another mixture by model.add_adapter(name, config), or call "
                 "merge_and_unload() or unload() first"
             )
-        config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(cast(PreTrainedModel, model))
+        _check_no_other_method(model)
+        config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(model)
         plans = config.layer_plans(len(mlps))
         config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
         self._targets = {mlps[layer].name: (layer, mlps[layer].family, plan) for layer, plan in plans.items()}
@@ -161,3 +161,13 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
             yield self.objective.shares
         finally:
             self.objective.shares = None
+
+
+def _check_no_other_method(model: nn.Module) -> None:
+    """Refuse adapters of other methods within the model: they would be frozen as a part of it, and never saved."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, MoeLayer):
+            raise ValueError(
+                f"{name} has an adapter of another method ({type(module).__module__}): merge it into the base model "
+                "first, or delete it"
+            )

@@ -44,7 +44,7 @@ class Objective:
         self.shares: RoutingShares | None = None
         self.added: torch.Tensor | None = None
         self.over_processes = False
-        self._signature = inspect.signature(model.forward)
+        self._names = tuple(inspect.signature(model.forward).parameters)
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -109,7 +109,7 @@ class Objective:
 
     def _arguments(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a model call by name."""
-        return {**self._signature.bind_partial(*args).arguments, **kwargs}
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
 
     def _add_losses(
         self,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from peft import get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.tuner import MoeLayer
-from tuner.tiny import FAMILIES, GEMMA, TINY, moe_config, tiny_model
+from tuner.tiny import FAMILIES, GEMMA, TINY, moe_config, randomised, tiny_model
 
 NAMES = {"phi3": "fused-gated", "gpt_neox": "gpt-neox", "phi": "phi"}
 
@@ -55,6 +56,39 @@ def test_a_model_without_a_known_mlp_is_refused() -> None:
     ):
         assert looked_for in message
     assert "found none" in message
+
+
+class Block(nn.Module):
+    """A layer of a network that is nobody's."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states + self.mlp(states)
+
+
+def test_a_network_that_is_not_of_transformers(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(*(Block(layer.mlp) for layer in tiny_model().model.layers)).eval()
+
+    states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    model = get_peft_model(network(), moe_config(num_experts=[3, 1, 2], task_type=None))
+    torch.testing.assert_close(model(states), network()(states), atol=1e-4, rtol=1e-4)
+    expected = randomised(model)(states)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(network(), tmp_path)(states), expected)
+    with pytest.raises(ValueError, match=r"Sequential has no MLP.* in each of its numbered layers .* found none"):
+        get_peft_model(nn.Sequential(nn.Linear(16, 16)), moe_config(num_experts=2))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("target", ["gate_proj", "q_proj"])
+def test_an_adapter_of_another_method_is_refused(target: str, trained: bool) -> None:
+    model = inject_adapter_in_model(LoraConfig(target_modules=[target], init_lora_weights=not trained), tiny_model())
+    with pytest.raises(ValueError, match=rf"{target} has an adapter of another method \(peft.tuners.lora.*merge it"):
+        get_peft_model(model, moe_config(num_experts=2))
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])

@@ -9,6 +9,7 @@ import os
 from functools import partial
 
 import torch
+from torch._subclasses import FakeTensor
 from transformers.utils import logging
 
 from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
@@ -52,7 +53,9 @@ def run_experts(
 
     Args:
         implementation: `loop`, `sorted`, `grouped_mm`, or `auto`: `grouped_mm` on a GPU that can, otherwise `sorted`.
-            Where `grouped_mm` is not possible, `sorted` stands in and the log says why.
+            Where `grouped_mm` is not possible, `sorted` stands in and the log says why; for `sorted`, which is not
+            compiled, the loop with `fullgraph=True`. Tensors without values, on the meta device or in an export, are
+            run in the ways that they allow.
         tokens: (tokens, hidden).
         weights: (tokens, topk).
         selected_experts: (tokens, topk) int64; an index beyond the experts is a choice that is not used.
@@ -61,6 +64,10 @@ def run_experts(
     Returns:
         (tokens, hidden) in the dtype of `tokens`.
     """
+    if tokens.is_meta or isinstance(tokens, FakeTensor):
+        # Tensors without values: torch.export traces how rows are chosen, and who asks for shapes alone cannot.
+        run = run_loop if torch.compiler.is_compiling() else run_all
+        return run(tokens, weights, selected_experts, experts)
     if implementation == LOOP:
         return run_loop(tokens, weights, selected_experts, experts)
     if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
@@ -71,11 +78,21 @@ def run_experts(
             return run_grouped(tokens, weights, selected_experts, experts)
         if implementation == GROUPED_MM:
             _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
+    if torch.compiler.is_dynamo_compiling() and _must_compile_whole():
+        return run_loop(tokens, weights, selected_experts, experts)
     if experts.is_low_rank:
         return run_low_rank(tokens, weights, selected_experts, experts, grouped=False)
     if len(tokens) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return run_one_token(tokens, weights, selected_experts, experts)
     return run_sorted(tokens, weights, selected_experts, experts)
+
+
+@torch.compiler.assume_constant_result
+def _must_compile_whole() -> bool:
+    """Whether the compiler that runs now may leave nothing to Python (`fullgraph=True`)."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return bool(InstructionTranslator.current_tx().one_graph)
 
 
 @torch.compiler.disable
@@ -96,6 +113,20 @@ def run_loop(
         # Also without a token, so that every expert is in the graph and gets a (zero) gradient.
         output = run(tokens[token_index]).to(tokens.dtype)
         mixed = mixed.index_add(0, token_index, output * weights[token_index, choice, None].to(tokens.dtype))
+    return mixed
+
+
+def run_all(
+    tokens: torch.Tensor, weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts
+) -> torch.Tensor:
+    """Run all experts on all tokens, those that a token did not choose with weight 0; all shapes are known before.
+
+    The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.run_experts`.
+    """
+    mixed = torch.zeros_like(tokens)
+    for index, run in enumerate(experts.runs()):
+        weight = (weights * (selected_experts == index)).sum(dim=-1, keepdim=True)
+        mixed = mixed + run(tokens).to(tokens.dtype) * weight.to(tokens.dtype)
     return mixed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.host_versions import is_fsdp_enabled
@@ -187,7 +188,7 @@ def check_family_computes(module: nn.Module, family: FeedForwardFamily, weights:
         ValueError: if they differ, so that copies of the weights would not be copies of the MLP.
     """
     weight = weights[family.projections[0]]
-    if weight.is_meta or not weights_are_loaded():
+    if weight.is_meta or isinstance(weight, FakeTensor) or not weights_are_loaded():
         return
     generator = torch.Generator().manual_seed(0)
     # With a gradient: bitsandbytes repacks weights in an inference.
