@@ -76,7 +76,8 @@ def check_modules(config: Any, model: nn.Module, mlps: Collection[str]) -> None:
     for target, indices in by_module.items():
         for index in indices:
             _check_index(index, target, modules[rows[target][0]])
-    _check_tied(model, modules, {name for names in whole.values() for name in names}, rows)
+    if rows:
+        _check_tied(model, modules, {name for names in whole.values() for name in names}, rows)
 
 
 def _find(field: str, targets: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
