@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, feed_forward_families
 
@@ -44,7 +44,7 @@ def find_feed_forwards(model: nn.Module) -> dict[int, FeedForward]:
             if matches(block, family):
                 pattern = ".".join([*parts[:-2], "*", parts[-1]])
                 candidates[family_name, pattern][int(parts[-2])] = FeedForward(name, family)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     expected = config.get_text_config().num_hidden_layers if hasattr(config, "get_text_config") else None
     complete = [
         found
