@@ -124,7 +124,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "preference stage": ({"stage": "dpo"}, "stage: pt or sft, not dpo"),
     "reentrant checkpointing": ({"aux_loss_coef": 0.01, "use_reentrant_gc": True}, "set use_reentrant_gc: false"),
     "routers of nothing": ({"train_only_router": True}, "set adapter_name_or_path to that of stage 1"),
-    "no such adapter": ({"adapter_name_or_path": "nowhere"}, "no adapter in nowhere"),
+    "no such adapter": ({"adapter_name_or_path": "nowhere"}, "adapter_name_or_path: nowhere does not exist"),
     "two adapters": ({"adapter_name_or_path": "a,b"}, "one adapter"),
     "lpr without mask": ({"lpr_loss_coef": 0.1}, "set generate_lang_mask: true"),
     "languages without mask": ({"original_languages": "en"}, "no effect without generate_lang_mask"),
