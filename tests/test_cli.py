@@ -74,7 +74,9 @@ def test_version() -> None:
     assert run("--version").output == "neuronmoe-plugins 0.1.0\n"
 
 
-def test_quiet_prints_results_alone(tmp_path: Path) -> None:
+def test_quiet_prints_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "")  # --quiet sets it, which the other tests need not see
     scores = save_scores(tmp_path, {"layer_scores": [1, 2]})
     command = ("allocate", scores, "--strategy=uniform", "--total-experts=5")
     command = (*command, f"--output={tmp_path / 'allocation.yaml'}")

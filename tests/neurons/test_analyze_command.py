@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from neuronmoe_plugins import progress
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.analysis import layer_counts, read_neurons
+from neuronmoe_plugins.neurons import analysis as analysis_module
+from neuronmoe_plugins.neurons.analysis import Analysis, layer_counts, read_neurons, write_analysis
 
 ALPHABETS = {"en": "abcdefgh", "el": "αβγδεζηθ", "tr": "çğışöüab"}
 
@@ -63,6 +66,30 @@ def test_writes_the_three_files_and_nothing_else(analysis: Path) -> None:
     assert sorted(path.name for path in analysis.iterdir()) == ["neurons.parquet", "neurons.png", "summary.json"]
     assert [path.name for path in analysis.parent.iterdir()] == ["analysis"]
     assert (analysis / "neurons.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_is_titled_by_what_it_shows(
+    analysis: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(analysis_module, "save_layer_figure", lambda path, counts, title: titles.append(title))
+    write_analysis(tmp_path, Analysis.load(analysis))
+    assert titles == [f"{tiny_model_dir.name}: language-specific neurons in each decoder layer (ap)"]
+
+
+def test_quiet_leaves_the_counts_alone(
+    corpora: dict[str, Path], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, "")  # --quiet sets it, which the other tests need not see
+    command = arguments(tiny_model_dir, corpora, tmp_path / "out")
+    loud, quiet = (CliRunner().invoke(app, [*flags, *command]) for flags in ([], ["--quiet"]))
+    assert "Collecting activations: 100 %, 0 s left" in loud.stderr
+    assert os.environ["TQDM_DISABLE"] == "1", "read by tqdm when it is imported, as here it has been"
+    assert all("Loading weights" in line for line in quiet.stderr.splitlines() if line)
+    assert quiet.stdout.splitlines() == loud.stdout.splitlines()[:-1]
+    assert len(quiet.stdout.splitlines()) == len(corpora)
 
 
 def test_summary_says_how_to_repeat_it(analysis: Path, corpora: dict[str, Path], tiny_model_dir: Path) -> None:

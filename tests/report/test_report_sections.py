@@ -85,6 +85,18 @@ def test_overlap_is_of_modules_and_units(make_run: Callable[..., Run]) -> None:
     assert cells == [str(number) for number in shared.ravel()]
 
 
+def test_nothing_is_drawn_of_what_is_all_zero(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    apart = [replace(neuron, unit=4 * neuron.unit + run.languages.index(neuron.language)) for neuron in run.neurons]
+    section = overlap_section(replace(run, neurons=apart))
+    assert (section.picture, section.notes) == (None, ["No two of these languages share a neuron."])
+    assert [row[1] for row in section.tables[0].rows] == ["974", "965", "990", "993"]
+    for make_section in (layers_section, components_section):
+        section = make_section(replace(run, neurons=[]))
+        assert section.picture is None
+        assert section.notes == ["No language has a neuron of its own, so there is nothing to show."]
+
+
 def test_components_add_up_to_the_counts_of_each_layer(make_run: Callable[..., Run]) -> None:
     run = make_run()
     counts = module_counts(run, list(UNITS))
