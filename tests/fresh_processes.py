@@ -28,7 +28,7 @@ MOST = {
     "tests/integrations/llamafactory/test_exit_codes.py": 11,
     "tests/integrations/llamafactory/test_host_options.py": 1,
     "tests/integrations/llamafactory/test_killed_runs.py": 1,
-    "tests/integrations/llamafactory/test_launchers.py": 3,
+    "tests/integrations/llamafactory/test_launchers.py": 2,
     "tests/integrations/llamafactory/test_liger.py": 2,  # on a GPU
     "tests/integrations/llamafactory/test_plain_lora.py": 1,
     "tests/integrations/llamafactory/test_train.py": 1,
@@ -38,7 +38,7 @@ MOST = {
     "tests/neurons/test_analyze_command.py": 1,
     "tests/neurons/test_analyze_data.py": 1,
     "tests/specialisation/test_specialise_command.py": 1,
-    "tests/test_autoload.py": 8,
+    "tests/test_autoload.py": 7,
     "tests/test_bad_paths.py": 1,
     "tests/test_cli.py": 2,
     "tests/test_doctor.py": 3,

@@ -50,7 +50,7 @@ def test_a_module_that_is_complete_is_hooked_at_once() -> None:
 @pytest.mark.parametrize(
     ("first", "wrapped"),
     [
-        ("from transformers import Trainer", "Trainer.__init__"),
+        ("from transformers import AutoModelForCausalLM, Trainer", "Trainer.__init__"),
         ("from llamafactory.v1.trainers.sft_trainer import SFTTrainer", "SFTTrainer.compute_loss"),
     ],
 )
@@ -63,7 +63,10 @@ def test_a_program_may_import_a_host_first(first: str, wrapped: str) -> None:
 assert hasattr({wrapped}, "__wrapped__")
 from neuronmoe_plugins.autoload import outcomes
 assert outcomes and not any(outcomes.values()), outcomes
+import peft
+assert "MOE" in peft.PeftType.__members__ and "MOE" in peft.PEFT_TYPE_TO_TUNER_MAPPING
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     assert "cannot extend" not in result.stderr
+    assert "llamafactory" in first or result.stderr == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from probes_data import QUESTION_TASKS, TEXT_TASKS
 from stand_ins import ARC_ROWS, BELEBELE_ROWS, HELLASWAG_ROWS, OKAPI_ROWS, arc_rows, mmlu_rows
 
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
@@ -46,10 +48,21 @@ class FixedLikelihoods(LM):
 
 
 @pytest.fixture(scope="module")
-def evaluate(hub: Path) -> Callable[..., dict[str, Any]]:
-    """Evaluates a model, as the user's command does, where the data sets lie."""
+def indexed() -> tuple[TaskManager, list[logging.LogRecord]]:
+    """lm-eval's own tasks and these, whose index takes ten seconds, and what lm-eval logs of them."""
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("lm_eval"), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "level", logging.DEBUG)
+        patch.setattr(logger, "handlers", [*logger.handlers, handler])
+        return TaskManager(include_path=str(TASKS_DIR)), records
 
-    manager = TaskManager(include_path=str(TASKS_DIR))
+
+@pytest.fixture(scope="module")
+def evaluate(hub: Path, indexed: tuple[TaskManager, list[logging.LogRecord]]) -> Callable[..., dict[str, Any]]:
+    """Evaluates a model, as the user's command does, where the data sets lie."""
+    manager, _ = indexed
 
     def run(tasks: list[str], model: Any, **options: Any) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
@@ -61,6 +74,23 @@ def evaluate(hub: Path) -> Callable[..., dict[str, Any]]:
         return dict(output)
 
     return run
+
+
+def test_lm_eval_lists_all_tasks_and_groups(indexed: tuple[TaskManager, list[logging.LogRecord]]) -> None:
+    manager, records = indexed
+    # lm-eval logs an unreadable YAML at level DEBUG ("Skip ...") and a repeated name at WARNING.
+    assert any(record.levelno == logging.DEBUG for record in records)
+    assert not [record for record in records if record.getMessage().startswith(f"Skip {TASKS_DIR}")]
+    assert not [record for record in records if record.levelno >= logging.WARNING]
+    assert set(manager.all_subtasks) >= {*QUESTION_TASKS, *TEXT_TASKS}
+    members = {name: manager.task_index[name].cfg["task"] for name in manager.all_groups if "_probes" in name}
+    assert members == {
+        "neuronmoe_probes": [*QUESTION_TASKS, *TEXT_TASKS],
+        "neuronmoe_probes_el": ["capitals_el", "bits_per_byte_el"],
+        "neuronmoe_probes_tr": ["exams_tr", "capitals_tr", "bits_per_byte_tr"],
+        "neuronmoe_probes_hu": ["exams_hu", "capitals_hu", "bits_per_byte_hu"],
+        "neuronmoe_probes_es": ["exams_es", "capitals_es", "bits_per_byte_es"],
+    }
 
 
 def share(rows: int, answer: int) -> float:

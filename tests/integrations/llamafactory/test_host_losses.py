@@ -51,23 +51,23 @@ def difference(one: Gradients, other: Gradients) -> Gradients:
     return {name: one[name] - other[name] for name in one}
 
 
-@pytest.mark.parametrize("coefficient", ["aux_loss_coef", "lpr_loss_coef"])
-def test_the_mixtures_loss_is_added_once(coefficient: str, chat_args: dict[str, Any], tmp_path: Path) -> None:
-    added = {coefficient: COEFFICIENT}
-    name = coefficient.removesuffix("_coef")
-    plain, plain_gradients = step(chat_args, tmp_path / "plain")
-    total, total_gradients = step(chat_args, tmp_path / "total", **added)
-    assert total["loss"] == pytest.approx(plain["loss"] + COEFFICIENT * total[name], abs=2e-4)
-    expected = difference(total_gradients, plain_gradients)
-    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
-    for kind, options in LOSSES.items():
-        alone, alone_gradients = step(chat_args, tmp_path / f"{kind}-alone", **options)
-        assert alone["loss"] != pytest.approx(plain["loss"], abs=1e-2), kind
-        both, gradients = step(chat_args, tmp_path / f"{kind}-both", **options, **added)
-        assert both[name] == pytest.approx(total[name], abs=1e-6), kind
-        assert both["loss"] == pytest.approx(alone["loss"] + COEFFICIENT * both[name], abs=2e-4), kind
-        for parameter, gradient in difference(gradients, alone_gradients).items():
-            torch.testing.assert_close(gradient, expected[parameter], atol=1e-5, rtol=1e-3, msg=f"{kind} {parameter}")
+def test_the_mixtures_loss_is_added_once(chat_args: dict[str, Any], tmp_path: Path) -> None:
+    kinds = {"plain": {}, **LOSSES}
+    alone = {kind: step(chat_args, tmp_path / kind, **options) for kind, options in kinds.items()}
+    for kind in LOSSES:
+        assert alone[kind][0]["loss"] != pytest.approx(alone["plain"][0]["loss"], abs=1e-2), kind
+    for coefficient in ("aux_loss_coef", "lpr_loss_coef"):
+        name, added = coefficient.removesuffix("_coef"), {coefficient: COEFFICIENT}
+        outputs = {kind: tmp_path / f"{kind}-{name}" for kind in kinds}
+        both = {kind: step(chat_args, outputs[kind], **options, **added) for kind, options in kinds.items()}
+        expected = difference(both["plain"][1], alone["plain"][1])
+        assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+        for kind, (log, gradients) in both.items():
+            assert log[name] == pytest.approx(both["plain"][0][name], abs=1e-6), kind
+            assert log["loss"] == pytest.approx(alone[kind][0]["loss"] + COEFFICIENT * log[name], abs=2e-4), kind
+            for parameter, gradient in difference(gradients, alone[kind][1]).items():
+                message = f"{kind} {name} {parameter}"
+                torch.testing.assert_close(gradient, expected[parameter], atol=1e-5, rtol=1e-3, msg=message)
 
 
 def test_asft_compares_with_the_mixture_that_it_starts_from(chat_args: dict[str, Any], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def single(recipe_in: Callable[[str], Path], forked: Path) -> Path:
     return folder
 
 
-# The first stage is forked to its last worker; the second is made of the commands that a user starts.
+# Forked to the last worker, but for a second stage by torchrun and one by accelerate: the commands that a user starts.
 def ddp(folder: Path, forked: Path) -> None:
     for stage, name in zip(STAGES, IMPLEMENTATIONS["ddp"], strict=True):
         command = ["llamafactory-cli", "train", stage, f"experts_implementation={name}", ON_CPU]
@@ -69,7 +69,7 @@ def zero3(folder: Path, forked: Path) -> None:
     configuration = f"deepspeed={RECIPES / 'deepspeed' / 'zero3.json'}"
     for stage, name in zip(STAGES, IMPLEMENTATIONS["zero3"], strict=True):
         command = ["llamafactory-cli", "train", stage, f"experts_implementation={name}", configuration]
-        run(command, folder, commands_of(stage, forked), FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+        run(command, folder, forked, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
 
 
 def fsdp(folder: Path, forked: Path) -> None:
