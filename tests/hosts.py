@@ -34,7 +34,10 @@ LIMIT = 900
 
 FILES = {
     "tuner": [
-        *(f"tests/tuner/test_{name}.py" for name in ("lifecycle", "loading", "golden", "extension", "feed_forward")),
+        *(
+            f"tests/tuner/test_{name}.py"
+            for name in ("lifecycle", "lifecycle_matrix", "loading", "golden", "extension", "feed_forward")
+        ),
         "tests/integrations/test_transformers_trainer.py",
     ],
     "training": [f"tests/integrations/llamafactory/test_{name}.py" for name in ("train", "plain_lora")],

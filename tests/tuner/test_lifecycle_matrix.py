@@ -48,7 +48,9 @@ BESIDE: dict[str, tuple[dict[str, Any], set[str]]] = {
 OLD = not hasattr(BaseTuner, "delete_adapter")
 if OLD:  # there, only an embedding has rows
     del BESIDE["tokens by module"]
-beside = pytest.mark.parametrize("name", BESIDE)
+# LoRA is the control of two cases, which its own tests have, too.
+ALL = [(moe, name) for name in BESIDE] + [(lora, name) for name in ("both ends", "tokens")]
+beside = pytest.mark.parametrize(("method", "name"), ALL)
 TIED = [name for name in ("both ends", "tokens", "tokens by module", "head and tokens") if name in BESIDE]
 old_host = pytest.mark.skipif(OLD, reason="peft 0.17 cannot activate an adapter that lacks what another has saved")
 
@@ -81,8 +83,10 @@ def tensors_beside(tensors: dict[str, torch.Tensor]) -> set[str]:
     return {name.removeprefix("base_model.model.") for name in tensors if "moe_" not in name and "lora_" not in name}
 
 
-@both
-@pytest.mark.parametrize(("name", "tied"), [*((name, False) for name in BESIDE), *((name, True) for name in TIED)])
+@pytest.mark.parametrize(
+    ("method", "name", "tied"),
+    [(*case, tied) for case in ALL for tied in ((False, True) if case[1] in TIED else (False,))],
+)
 def test_saved_and_loaded(method: Config, name: str, tied: bool, tmp_path: Path, batch: dict[str, Any]) -> None:
     options, expected_names = BESIDE[name]
     if tied and name in ("tokens by module", "head and tokens"):
@@ -103,7 +107,6 @@ def test_saved_and_loaded(method: Config, name: str, tied: bool, tmp_path: Path,
             assert torch.equal(logits(loaded, batch), logits(made_once(tied), batch))
 
 
-@both
 @beside
 def test_disabled_copied_and_loaded_otherwise(method: Config, name: str, tmp_path: Path, batch: dict[str, Any]) -> None:
     """Without PEFT's class: by the functions that others call, and by transformers."""

@@ -18,50 +18,47 @@ BOTH = {"additional_target": "embed_tokens,lm_head"}
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def stages(
-    tiny_model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of the base, of a stage 1 with its checkpoint, of the same run resumed, and of a stage 2 on it."""
-    from training_runs import stage1_arguments
-
-    folder = tmp_path_factory.mktemp("stages")
-    args = stage1_arguments(tiny_model_dir, data_dir, folder) | BOTH | {"save_strategy": "steps", "save_steps": 2}
-    train(args, folder / "stage1")
-    train(args, folder / "resumed", resume_from_checkpoint=str(folder / "stage1" / "checkpoint-2"))
-    stage2 = {"additional_target": None, "adapter_name_or_path": str(folder / "stage1"), "train_only_router": True}
-    train(args, folder / "stage2", max_steps=1, **stage2)
-    assert PeftConfig.from_pretrained(folder / "stage2").modules_to_save == ["embed_tokens", "lm_head"]
-    files = {name: folder / name / WEIGHTS for name in ("stage1", "resumed", "stage2", "stage1/checkpoint-2")}
+def test_it_is_trained_saved_and_resumed(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
+    args = moe_args | {"additional_target": "embed_tokens,lm_head", "max_steps": 2}
+    train(args, tmp_path / "whole", save_strategy="steps", save_steps=1)
+    checkpoint = tmp_path / "whole" / "checkpoint-1"
+    train(args, tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
+    whole, resumed, half = (
+        load_file(path / WEIGHTS) for path in (tmp_path / "whole", tmp_path / "resumed", checkpoint)
+    )
     base = load_file(tiny_model_dir / "model.safetensors")
-    of_base = {f"base_model.model.{name}": tensor for name, tensor in base.items()}
-    return {"base": of_base} | {name: load_file(file) for name, file in files.items()}
+    for name in ENDS.values():
+        assert not half[name].equal(base[name.removeprefix("base_model.model.")])
+        assert not whole[name].equal(half[name])
+    assert resumed.keys() == whole.keys()
+    assert all(tensor.equal(resumed[name]) for name, tensor in whole.items())
+    assert PeftConfig.from_pretrained(tmp_path / "whole").modules_to_save == ["embed_tokens", "lm_head"]
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
-def test_it_is_trained_in_stage_1_and_kept_in_stage_2(stages: dict[str, dict[str, torch.Tensor]], end: str) -> None:
-    base, half, first = (stages[name][end] for name in ("base", "stage1/checkpoint-2", "stage1"))
-    assert not half.equal(base)
-    assert not first.equal(half)
-    assert stages["stage2"][end].equal(first)
+def test_chat_adds_modules_to_an_adapter_and_warns_of_the_others(
+    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, warnings: list[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
-def test_a_resumed_run_is_the_uninterrupted_one(stages: dict[str, dict[str, torch.Tensor]]) -> None:
-    assert stages["resumed"].keys() == stages["stage1"].keys()
-    assert all(tensor.equal(stages["resumed"][name]) for name, tensor in stages["stage1"].items())
-
-
-def test_chat_adds_modules_to_an_adapter(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter", tiny_model_dir, num_experts=[3, 1, 1, 2], modules_to_save=["lm_head"])
+    model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    with torch.no_grad():
+        for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
+            weight[tokenizer.eos_token_id] = 0
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter", tmp_path / "base", num_experts=[3, 1, 1, 2], modules_to_save=["norm"])
     before = load_file(tmp_path / "adapter" / WEIGHTS)
     chat = {"stage": "sft", "template": "empty", "dataset": "el_chat", "adapter_name_or_path": adapter}
-    train(moe_args, tmp_path / "chat", max_steps=1, learning_rate=1e-4, ada_moe_num_experts_list=None, **chat, **BOTH)
+    chat |= {"model_name_or_path": str(tmp_path / "base"), "additional_target": "norm,embed_tokens"}
+    train(moe_args, tmp_path / "chat", max_steps=1, learning_rate=1e-4, ada_moe_num_experts_list=None, **chat)
     after = load_file(tmp_path / "chat" / WEIGHTS)
-    embedding = load_file(tiny_model_dir / "model.safetensors")["model.embed_tokens.weight"]
-    assert after.keys() == before.keys() | ENDS.values()
-    for new, old in ((after[ENDS["embedding"]], embedding), (after[ENDS["head"]], before[ENDS["head"]])):
-        assert not new.equal(old)
-        torch.testing.assert_close(new, old, atol=2e-4, rtol=0)
+    added = ENDS["embedding"]
+    assert after.keys() == before.keys() | {added}
+    before[added] = model.model.embed_tokens.weight.detach()
+    for name in (added, "base_model.model.model.norm.weight"):
+        assert not after[name].equal(before[name])
+        torch.testing.assert_close(after[name], before[name], atol=2e-4, rtol=0)
+    assert [line.partition(", whose row in ")[2].partition(" was ")[0] for line in warnings] == ["lm_head"]
 
 
 def test_what_an_adapter_has_saved_stays(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -133,18 +130,3 @@ def test_end_tokens_that_the_base_never_saw(tiny_model_dir: Path, warnings: list
     assert len(warnings) == 1
     with pytest.raises(UserError, match=r"^template: the model has no row for <\|im_end\|>, which ends its answers"):
         warn_of_end_tokens(Ends(size, unused=8), tokenizer, "qwen")
-
-
-def test_chat_warns_of_them(
-    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, warnings: list[str]
-) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    with torch.no_grad():
-        model.lm_head.weight[tokenizer.eos_token_id] = 0
-    for saved in (model, tokenizer):
-        saved.save_pretrained(tmp_path / "base")
-    chat = {"stage": "sft", "template": "empty", "dataset": "el_chat", "model_name_or_path": str(tmp_path / "base")}
-    train(moe_args, tmp_path / "chat", max_steps=1, **chat)
-    assert [line.partition(", whose row in ")[2].partition(" was ")[0] for line in warnings] == ["lm_head"]

@@ -121,6 +121,7 @@ def test_two_processes_train_as_one(
         assert [step["grad_norm"] for step in two] == pytest.approx([step["grad_norm"] for step in one], rel=1e-3)
         same_routing(single / stage, folder / stage)
         same_adapter(single / stage, folder / stage)
+    keeps_what_is_saved(folder)
     loads_outside(folder / "stage2", tiny_model_dir)
 
 
@@ -145,6 +146,14 @@ def same_adapter(folder: Path, other: Path) -> None:
         assert weight.dtype == expected[name].dtype
         # Adam makes a whole step of a gradient that is all but zero: elements may differ, a tensor as a whole may not.
         assert (weight - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
+
+
+def keeps_what_is_saved(folder: Path) -> None:
+    """Stage 2 trains routers alone."""
+    first, second = (load_file(folder / stage / "adapter_model.safetensors") for stage in STAGES)
+    saved = [name for name in first if ".moe_" not in name]
+    assert [name.rsplit(".", 2)[1] for name in sorted(saved)] == ["lm_head", "embed_tokens"]
+    assert all(second[name].equal(first[name]) for name in saved)
 
 
 def loads_outside(adapter: Path, base: Path) -> None:

@@ -18,12 +18,12 @@ from neuronmoe_plugins.integrations.llamafactory.run_log import as_text, layer_t
 FLAGS = ("shares_weights", "shares_gradients", "shares_optimizer", "has_buckets", "offloads_optimizer")
 
 
-def extended_model() -> torch.nn.Module:
+def extended_model(**options: Any) -> torch.nn.Module:
     """Layers of 4, 1 and 2 experts; the first kept 3 of its own from an earlier language."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
     base = LlamaForCausalLM(LlamaConfig(vocab_size=61, num_hidden_layers=3, **sizes)).to(torch.bfloat16)
     config = {"peft_type": "MOE", "num_experts": [4, 1, 2], "old_num_experts": [3, 1, 1], "topk": 3}
-    return peft.get_peft_model(base, peft.get_peft_config(config))
+    return peft.get_peft_model(base, peft.get_peft_config(config | options))
 
 
 def cells(text: str) -> list[list[str]]:
@@ -32,10 +32,11 @@ def cells(text: str) -> list[list[str]]:
 
 def test_each_layer_has_a_row_and_all_have_one() -> None:
     expert, row = 3 * 16 * 24, 16
-    assert cells(as_text(layer_table(extended_model())))[2:] == [
+    assert cells(as_text(layer_table(extended_model(modules_to_save=["lm_head"]))))[2:] == [
         ["0", "4", "3", f"{3 * expert + 4 * row:,}", f"{expert + row:,}"],
         ["2", "2", "2", f"{expert + 2 * row:,}", f"{expert + 2 * row:,}"],
         ["all 2", "6", "", f"{4 * expert + 6 * row:,}", f"{2 * expert + 3 * row:,}"],
+        ["lm_head", "", "", "976", "976"],
     ]
 
 
