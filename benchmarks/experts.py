@@ -40,6 +40,9 @@ CPU_CASES = (
     SMALL.but("stage 2", stage=2),
     SMOLLM2,
     SMOLLM2.but("SmolLM2-135M, stage 2", stage=2),
+    *(SMOLLM2.but(f"SmolLM2-135M, rank {rank}", rank=rank) for rank in (16, 64)),
+    # Llama-3.2-3B's shape.
+    SMALL.but("3B, rank 64", tokens=512, hidden=3072, intermediate=8192, rank=64),
 )
 LLAMA = Case("", hidden=3072, intermediate=8192, dtype="bfloat16")
 GPU_CASES = tuple(
@@ -49,6 +52,10 @@ GPU_CASES = tuple(
     for tokens in (8192, 32768)
     for experts in (2, 4, 6)
     for stage in (1, 2)
+) + tuple(
+    LLAMA.but(f"{tokens // 1024}k tokens, 6 experts, rank {rank}", tokens=tokens, rank=rank)
+    for tokens in (8192, 32768)
+    for rank in (16, 64)
 )
 CURVES = {
     "tokens": (32, 128, 512, 2048, 8192),
@@ -79,7 +86,7 @@ def time_case(case: Case, names: Iterable[str], least_seconds: float) -> Seconds
     """Seconds of each run of the floor, the published loop, and ours under the given names, for so long at least."""
     layer = make_layer(case)
     functions = {
-        "floor": _timed(case.make_floor(), case, passes=min(case.topk, case.experts)),
+        "floor": _timed(case.make_floor(), case, passes=case.floor_passes),
         "published": _timed(PublishedLoop(case, layer), case),
     }
     for name in names:

@@ -30,6 +30,7 @@ class Case:
         topk: Experts per token.
         dtype: Of weights and activations.
         stage: 1 trains the experts and the router, 2 the router alone.
+        rank: Of experts that are low-rank deltas; None for copies of the MLP.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     topk: int = 2
     dtype: str = "float32"
     stage: int = 1
+    rank: int | None = None
 
     def but(self, name: str, **changes: int | str) -> Case:
         """Another case, with changes."""
@@ -52,11 +54,17 @@ class Case:
         return LlamaMLP(config).to(DEVICE, getattr(torch, self.dtype)).requires_grad_(False)
 
     def make_floor(self) -> LlamaMLP:
-        """The MLP alone; as many passes as a token has experts are the least that a mixture has to compute.
+        """The MLP alone; as many passes as a token has experts are the least that a mixture of copies has to compute.
 
-        In stage 1 all of its weights have gradients; those of a mixture's base have none. In stage 2 none have.
+        In stage 1 all of its weights have gradients; those of a mixture's base have none. In stage 2 none have. Beside
+        experts of low rank the MLP is frozen, and run once.
         """
-        return self.make_mlp().requires_grad_(self.stage == 1)
+        return self.make_mlp().requires_grad_(self.stage == 1 and self.rank is None)
+
+    @property
+    def floor_passes(self) -> int:
+        """How often the floor runs."""
+        return min(self.topk, self.experts) if self.rank is None else 1
 
     def make_input(self) -> torch.Tensor:
         """(1, tokens, hidden) of random numbers that ask for a gradient, as inside a model."""
@@ -68,9 +76,11 @@ class Case:
 def make_layer(case: Case) -> MoeLayer:
     """This package's layer, its router random."""
     layer = MoeLayer(case.make_mlp(), feed_forward_families()["gated"], 0, ForwardContext())
-    config = MoeConfig(num_experts=case.experts, topk=case.topk, train_only_router=case.stage == 2)
+    config = MoeConfig(
+        num_experts=case.experts, topk=case.topk, train_only_router=case.stage == 2, expert_rank=case.rank
+    )
     torch.manual_seed(2)
-    layer.update_layer("default", LayerPlan(case.experts), config)
+    layer.update_layer("default", LayerPlan(case.experts, expert_rank=case.rank), config)
     layer.set_adapter("default")
     return layer
 

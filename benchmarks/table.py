@@ -28,7 +28,10 @@ def _experts(result: Result) -> Rows:
         for name in result["implementations"]:
             ours = _span(case["seconds"][name], " ms", 1e3)
             what = f"experts, {name}: {case['name']} ({case['runs']} runs)"
-            for baseline, called in (("floor", "dense MLP, as often as top-k"), ("published", "published loop")):
+            low_rank = case.get("rank") is not None
+            dense = "frozen dense MLP, once" if low_rank else "dense MLP, as often as top-k"
+            loop = "published loop of full copies" if low_rank else "published loop"
+            for baseline, called in (("floor", dense), ("published", loop)):
                 seconds = _span(case["seconds"][baseline], " ms", 1e3)
                 yield what, f"{called}: {seconds}", ours, _span(case[f"{name}_to_{baseline}"])
 
