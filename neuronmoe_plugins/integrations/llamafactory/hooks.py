@@ -16,12 +16,13 @@ TRAINER = {
     "save_state": "trainer:save_state",
     "_save_checkpoint(trial)": "trainer:save_checkpoint",
     "_save(output_dir)": "trainer:save",
-    "_load_optimizer_and_scheduler": "trainer:load_optimizer_and_scheduler",
-    "_init_training_state": "trainer:init_training_state",
-    "_run_epoch": "trainer:run_epoch",
+    "_load_optimizer_and_scheduler": "repairs:load_optimizer_and_scheduler",
+    "_init_training_state": "repairs:init_training_state",
+    "_run_epoch": "repairs:run_epoch",
+    "get_batch_samples": "repairs:get_batch_samples",
 }
-# What mends the host, where it has it; the last two came with transformers 5.4.
-REPAIRS = ("_load_optimizer_and_scheduler", "_init_training_state", "_run_epoch")
+# What mends the host, where it has it; the two in the middle came with transformers 5.4.
+REPAIRS = ("_load_optimizer_and_scheduler", "_init_training_state", "_run_epoch", "get_batch_samples")
 # Module of the host -> its function or method, with the parameters that its stand-in reads or sets -> the function of a
 # room here that stands in for it.
 STAND_INS: dict[str, dict[str, str]] = {

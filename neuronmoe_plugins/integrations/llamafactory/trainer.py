@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from llamafactory.train.callbacks import TRAINER_LOG, LogCallback
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from neuronmoe_plugins.files import new_files, write_text
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
-    TRAINER_STATE,
     WEIGHTS,
     begin,
     launch_of,
@@ -30,6 +29,7 @@ from neuronmoe_plugins.integrations.llamafactory.checkpoints import (
     rotate,
 )
 from neuronmoe_plugins.integrations.llamafactory.end_tokens import warn_of_end_tokens
+from neuronmoe_plugins.integrations.llamafactory.repairs import check_resumed_stream
 from neuronmoe_plugins.integrations.llamafactory.run_log import LOSSES, RoutingLog, log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 from neuronmoe_plugins.integrations.stand_ins import Call
@@ -131,6 +131,7 @@ class ResumedLogs(TrainerCallback):
         if args.should_save:
             keep_until(Path(args.output_dir) / TRAINER_LOG, state.global_step)
         if state.global_step:
+            check_resumed_stream(self._trainer)
             _add_sums(self._trainer, read_marker(Path(args.resume_from_checkpoint)).get("since_last_log"))
 
 
@@ -250,43 +251,3 @@ def _stays(line: str, step: int) -> bool:
         return False
     at = entry["current_steps"]
     return at < step or (at == step > 0 and ("loss" in entry or "eval_loss" in entry))
-
-
-# What is mended in the host itself, for `moe` runs alone: it is wrong with other methods, too. Each is needed with the
-# versions that it names; a version without the function is left alone.
-
-
-def load_optimizer_and_scheduler(call: Call) -> Any:
-    """Stand in for `_load_optimizer_and_scheduler(checkpoint)`, in every version of transformers so far.
-
-    With several processes on CPUs, accelerate names the device `cpu:0`, and the host asks torch to load tensors to it.
-    """
-    if call.instance.args.device == torch.device("cpu", 0):
-        torch.serialization.register_package(11, lambda _: None, lambda storage, to: storage if to == "cpu:0" else None)
-    return call.host()
-
-
-def init_training_state(call: Call) -> tuple[int, int]:
-    """Stand in for `_init_training_state(...)`, which returns the passes over the data and the batches to be skipped.
-
-    Of transformers 5.4 and later.
-
-    It takes a stream for one long pass. `state.epoch` tells the passes, and its fraction the batches of the last one.
-    """
-    passes, batches = call.host()
-    if batches and not has_length(call.instance.train_dataset):
-        saved = TrainerState.load_from_json(str(Path(call.instance.args.resume_from_checkpoint) / TRAINER_STATE))
-        passes = int(saved.epoch)
-        batches = round((saved.epoch - passes) * saved.max_steps * call.instance.args.gradient_accumulation_steps)
-    return passes, batches
-
-
-def run_epoch(call: Call) -> Any:
-    """Stand in for `_run_epoch(...)`, which takes a step too many where the checkpoint is of the last one.
-
-    Of transformers 5.4 and later.
-    """
-    if call.instance.state.global_step >= call.instance.state.max_steps:
-        call.instance.control.should_training_stop = True
-        return None
-    return call.host()

@@ -15,7 +15,7 @@ from resumed_runs import SETTINGS, assert_same_run, written_log
 from training_runs import stage1_arguments, train
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.llamafactory import checkpoints, trainer
+from neuronmoe_plugins.integrations.llamafactory import checkpoints, repairs, trainer
 from neuronmoe_plugins.integrations.llamafactory.checkpoints import MARKER
 
 STREAM = {"streaming": True, "dataloader_num_workers": 1, "mix_strategy": "interleave_over", "max_steps": 14}
@@ -196,3 +196,21 @@ def test_lora_runs_resume_as_the_host_has_it(run: tuple[Path, dict[str, Any]], t
     (tmp_path / "lora" / "checkpoint-4" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
         train(lora, tmp_path / "lora", max_steps=6)
+
+
+def test_with_an_older_host_nothing_goes_on_otherwise() -> None:
+    """Before transformers 5.4 a step too many is kept off elsewhere, and later passes over a stream cannot be found."""
+    state = SimpleNamespace(global_step=12, max_steps=12, epoch=1.5)
+    arguments = SimpleNamespace(resume_from_checkpoint="run/checkpoint-12")
+    host = SimpleNamespace(state=state, args=arguments, train_dataset=iter([]))
+    call: Any = SimpleNamespace(instance=host, host=lambda: (["micro-batch"], 5))
+    assert repairs.get_batch_samples(call) == ([], None)
+    with pytest.raises(
+        UserError, match=r"run/checkpoint-12 is of pass 2 over a stream, and transformers .* other data"
+    ):
+        repairs.check_resumed_stream(host)
+    state.global_step, state.epoch = 11, 1.0
+    assert repairs.get_batch_samples(call) == (["micro-batch"], 5)
+    repairs.check_resumed_stream(host)
+    host._init_training_state, state.epoch = repairs.init_training_state, 1.5
+    repairs.check_resumed_stream(host)
