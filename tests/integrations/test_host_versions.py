@@ -8,6 +8,7 @@ from typing import Any
 import peft.utils.save_and_load
 import pytest
 import transformers
+from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import modeling_utils
@@ -48,6 +49,10 @@ class OlderTuner(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.peft_config, self.active_adapter = model, {"one": 1, "two": 2}, "one"
+        self.deleted_beside: list[Any] = []
+
+    def _delete_auxiliary_adapter(self, name: str, new_active_adapters: list[str]) -> None:
+        self.deleted_beside += [name, new_active_adapters]
 
     def _check_merge_allowed(self) -> None:
         raise ValueError("refused")
@@ -59,7 +64,8 @@ def layer() -> Layer:
 
 
 @pytest.fixture
-def tuner(layer: Layer) -> Any:
+def tuner(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(tuners_utils, "BaseTunerLayer", Layer)
     return host_versions.whole_tuner(OlderTuner)(nn.ModuleDict({"mlp": layer}))
 
 
@@ -79,6 +85,7 @@ def test_adapters_live_in_a_tuner_without_a_lifecycle(tuner: Any, layer: Layer) 
         tuner.delete_adapter("three")
     tuner.delete_adapter("two")
     assert (tuner.active_adapter, list(tuner.peft_config)) == (["one"], ["one"])
+    assert tuner.deleted_beside == ["two", ["one"]], "what is saved beside the layers"
 
 
 def test_a_tuner_without_a_lifecycle_is_unloaded_and_never_merged(tuner: Any, layer: Layer) -> None:

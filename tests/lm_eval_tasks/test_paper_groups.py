@@ -53,10 +53,15 @@ def indexed() -> tuple[TaskManager, list[logging.LogRecord]]:
     records: list[logging.LogRecord] = []
     logger, handler = logging.getLogger("lm_eval"), logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logger, "level", logging.DEBUG)
-        patch.setattr(logger, "handlers", [*logger.handlers, handler])
+    before = logger.level
+    # Not by the attribute: loggers below it keep in mind what their level was.
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
         return TaskManager(include_path=str(TASKS_DIR)), records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @pytest.fixture(scope="module")
