@@ -172,9 +172,9 @@ def batch_repeat_interleave(cache: Any, repeats: int) -> None:
         groups[key] = decided.repeat_interleave(repeats)
 
 
-def crop(cache: Any, max_length: int) -> None:
+def crop(cache: Any, *length: Any, **named: Any) -> None:
     """Stand in for a cache's method: what is cut within the prompt has another prompt, whose groups are unknown."""
-    type(cache).crop(cache, max_length)
+    type(cache).crop(cache, *length, **named)
     if int(cache.get_seq_length()) < (vars(cache)[CACHE_ATTRIBUTE].prompt_length or 0):
         del vars(cache)[CACHE_ATTRIBUTE]
 
