@@ -61,12 +61,15 @@ def generate() -> ModuleType:
 def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps what `datasets` prepares out of the user's cache, and reads the card of a data set's 57 subjects once."""
     import datasets
-    from datasets.load import LocalDatasetModuleFactory
+    from datasets import load
 
-    folder, read = tmp_path_factory.mktemp("datasets-cache"), LocalDatasetModuleFactory.get_module
+    # Its name in datasets 3 is the second.
+    names = ("LocalDatasetModuleFactory", "LocalDatasetModuleFactoryWithoutScript")
+    factory = next(getattr(load, name) for name in names if hasattr(load, name))
+    folder, read = tmp_path_factory.mktemp("datasets-cache"), factory.get_module
     known: dict[tuple[str, ...], Any] = {}
 
-    def read_once(self: LocalDatasetModuleFactory) -> Any:
+    def read_once(self: Any) -> Any:
         key = (str(Path(self.path).resolve()), str(self.data_dir), str(self.data_files))
         if key not in known:
             known[key] = read(self)
@@ -74,7 +77,7 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-        patch.setattr(LocalDatasetModuleFactory, "get_module", read_once)
+        patch.setattr(factory, "get_module", read_once)
         yield folder
 
 
