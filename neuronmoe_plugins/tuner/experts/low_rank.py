@@ -9,14 +9,15 @@ Shapes: rows are choices, sorted by expert, those of the base first; A is (exper
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner.experts.sorted import SlicedStack, slices
+from neuronmoe_plugins.tuner.experts.sorted import SlicedStack, fill_gradients, slices
 from neuronmoe_plugins.tuner.experts.stacks import (
     DOWN,
     UP,
@@ -27,20 +28,35 @@ from neuronmoe_plugins.tuner.experts.stacks import (
 )
 
 
-class _Deltas(Protocol):
-    """What the experts add to the rows."""
+class _Deltas(ABC):
+    """What the experts add to the rows.
+
+    Args:
+        stacks: The experts beside the base.
+    """
+
+    def __init__(self, stacks: Sequence[ExpertStack]) -> None:
+        self._stacks = stacks
 
     def low(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Rows (rows, in) of all choices -> (delta rows, rank), scaled."""
-
-    def add(self, name: str, low: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (rows, out), which may be changed in place, with what the low-rank activations add to them."""
-
-    def own(self, values: torch.Tensor) -> torch.Tensor:
-        """Of what all rows have, what those have that get a delta."""
+        return self._project(f"{name}{DOWN}", self.own(rows)) * self._stacks[0].scaling
 
     def high(self, name: str, low: torch.Tensor) -> torch.Tensor:
         """Low-rank activations -> (delta rows, out)."""
+        return self._project(f"{name}{UP}", low)
+
+    @abstractmethod
+    def own(self, values: torch.Tensor) -> torch.Tensor:
+        """Of what all rows have, what those have that get a delta."""
+
+    @abstractmethod
+    def add(self, name: str, low: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (rows, out), which may be changed in place, with what the low-rank activations add to them."""
+
+    @abstractmethod
+    def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Delta rows by one of the experts' tensors."""
 
 
 class _Choices(NamedTuple):
@@ -105,7 +121,7 @@ def _mix(name: str, inputs: torch.Tensor, choices: _Choices, experts: LayerExper
     return output.to(added.dtype).index_add(0, deltas.own(token_index), added)
 
 
-class _SlicedDeltas:
+class _SlicedDeltas(_Deltas):
     """By one slice of rows per expert; see :mod:`~neuronmoe_plugins.tuner.experts.sorted`.
 
     Args:
@@ -114,25 +130,20 @@ class _SlicedDeltas:
     """
 
     def __init__(self, stacks: Sequence[ExpertStack], counts: Sequence[int]) -> None:
+        super().__init__(stacks)
         self._first, start = counts[0], 1
-        self._stacks: list[tuple[ExpertStack, Sequence[int]]] = []
+        self._counts: list[Sequence[int]] = []
         for stack in stacks:
-            self._stacks.append((stack, counts[start : start + len(stack)]))
+            self._counts.append(counts[start : start + len(stack)])
             start += len(stack)
-        self._sizes = [sum(of_stack) for _, of_stack in self._stacks]
+        self._sizes = list(map(sum, self._counts))
 
     def own(self, values: torch.Tensor) -> torch.Tensor:
         return values[self._first :]
 
-    def low(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        return self._project(f"{name}{DOWN}", self.own(rows)) * self._stacks[0][0].scaling
-
-    def high(self, name: str, low: torch.Tensor) -> torch.Tensor:
-        return self._project(f"{name}{UP}", low)
-
     def add(self, name: str, low: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         rows, first = rows.to(torch.promote_types(rows.dtype, low.dtype)), self._first
-        for (stack, counts), part in zip(self._stacks, low.split(self._sizes), strict=True):
+        for stack, counts, part in zip(self._stacks, self._counts, low.split(self._sizes), strict=True):
             weight, _ = stacked_operands(stack, f"{name}{UP}", low.device)
             rows = _AddSlices.apply(rows, part.to(rows.dtype), weight.to(rows.dtype), counts, first)  # type: ignore[no-untyped-call]
             first += len(part)
@@ -141,7 +152,7 @@ class _SlicedDeltas:
     def _project(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         outputs = [
             SlicedStack(stack, counts, [len(stack)]).project(0, name, part)
-            for (stack, counts), part in zip(self._stacks, rows.split(self._sizes), strict=True)
+            for stack, counts, part in zip(self._stacks, self._counts, rows.split(self._sizes), strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -169,11 +180,7 @@ class _AddSlices(torch.autograd.Function):
         own = given[ctx.first :]
         of_low = torch.empty_like(low) if needs_low else None
         of_weight = torch.empty_like(weight) if needs_weight else None
-        for expert, part in slices(ctx.counts):
-            if of_low is not None:
-                torch.mm(own[part], weight[expert], out=of_low[part])
-            if of_weight is not None:
-                torch.mm(own[part].t(), low[part], out=of_weight[expert])
+        fill_gradients(own, low, weight, ctx.counts, of_low, of_weight)
         return given, of_low, of_weight, None, None
 
 
@@ -188,7 +195,7 @@ def _by_slices(weights: torch.Tensor, selected_experts: torch.Tensor, experts: L
     return _Choices(order // selected_experts.shape[1], factors, _SlicedDeltas(experts.stacks, counts))
 
 
-class _GroupedDeltas:
+class _GroupedDeltas(_Deltas):
     """By one grouped product for all experts, of which the base's is nothing.
 
     Args:
@@ -197,16 +204,11 @@ class _GroupedDeltas:
     """
 
     def __init__(self, stacks: Sequence[ExpertStack], ends: torch.Tensor) -> None:
-        self._stacks, self._ends = stacks, ends
+        super().__init__(stacks)
+        self._ends = ends
 
     def own(self, values: torch.Tensor) -> torch.Tensor:
         return values
-
-    def low(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        return self._project(f"{name}{DOWN}", rows) * self._stacks[0].scaling
-
-    def high(self, name: str, low: torch.Tensor) -> torch.Tensor:
-        return self._project(f"{name}{UP}", low)
 
     def add(self, name: str, low: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return rows + self.high(name, low)

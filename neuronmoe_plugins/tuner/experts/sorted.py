@@ -222,14 +222,27 @@ class _SlicedLinear(torch.autograd.Function):
         if needs_weight:
             of_weight = torch.empty_like(weight) if ctx.gradient is None else ctx.gradient.part(ctx.experts)
         of_bias = weight.new_empty(weight.shape[:2]) if needs_bias else None
-        for expert, rows in slices(ctx.counts):
-            if of_inputs is not None:
-                torch.mm(given[rows], weight[expert], out=of_inputs[rows])
-            if of_weight is not None:
-                torch.mm(given[rows].t(), inputs[rows], out=of_weight[expert])
-            if of_bias is not None:
+        fill_gradients(given, inputs, weight, ctx.counts, of_inputs, of_weight)
+        if of_bias is not None:
+            for expert, rows in slices(ctx.counts):
                 of_bias[expert] = given[rows].sum(0)
         return of_inputs, of_weight, of_bias, None, None, None
+
+
+def fill_gradients(
+    given: torch.Tensor,
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    counts: Sequence[int],
+    of_inputs: torch.Tensor | None,
+    of_weight: torch.Tensor | None,
+) -> None:
+    """Fill the gradients of the inputs and the weights of linear layers on slices of rows, those that are wanted."""
+    for expert, rows in slices(counts):
+        if of_inputs is not None:
+            torch.mm(given[rows], weight[expert], out=of_inputs[rows])
+        if of_weight is not None:
+            torch.mm(given[rows].t(), inputs[rows], out=of_weight[expert])
 
 
 def slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
