@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
-from neuronmoe_plugins.allocation.experts import (
-    ExpertPlan,
-    Limits,
-    Score,
-    check_bounds,
-    check_scores,
-    fit_parameters,
-    fit_total,
-    rescale,
-)
+from neuronmoe_plugins.allocation.experts import ExpertPlan, Score, check_bounds, check_scores, rescale
+from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
+from neuronmoe_plugins.allocation.totals import Limits, fit_parameters, fit_total
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose
@@ -33,6 +27,8 @@ def allocate(request: AllocationRequest) -> Allocation:
     if not isinstance(chosen, AllocationStrategy):
         problem = f"is no AllocationStrategy but {chosen!r}; update the plugin"
         raise UserError(f"the strategy {request.strategy!r} of a plugin {problem}")
+    if request.placement is not None and chosen.rule.heeds_scores:
+        chosen = replace(chosen, rule=PLACEMENTS[request.placement])
     origin = AnalysisFolder(request.origin) if request.origin.is_dir() else ScoresFile(request.origin)
     settings = resolve(request, chosen, origin.counts_neurons)
     origin.check_languages(settings.source, settings.targets)
@@ -107,12 +103,13 @@ def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: b
         raise UserError("--total-experts and --max-added-parameters both decide the total; pass one of them")
     has_total = request.total_experts is not None or request.max_added_parameters is not None
     used = strategy.rule.total_options if has_total else strategy.rule.options
+    used |= {"placement"} if strategy.rule.heeds_scores else frozenset()
     used |= strategy.options if counted or not strategy.counts_neurons else frozenset()
     given = {each.name: getattr(request, each.name) for each, _ in declared_options(request)}
     given = {name: value for name, value in given.items() if value is not None}
     for name in HEEDED_BY_SOME:
         if name in given and name not in used:
-            why = _why(name, request.strategy, strategy, has_total)
+            why = _why(name, request, strategy, has_total)
             raise UserError(f"{typed(name)} has no effect {why}; leave it out")
     check_options(request)
     settings = Settings(**({"max_experts": strategy.rule.default_max_experts} | given), used=used)
@@ -120,12 +117,15 @@ def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: b
     return settings
 
 
-def _why(option: str, name: str, strategy: AllocationStrategy, has_total: bool) -> str:
+def _why(option: str, request: AllocationRequest, strategy: AllocationStrategy, has_total: bool) -> str:
     """Why an option that was given has no effect."""
+    with_rule = f"with --strategy {request.strategy}"
+    if request.placement is not None and strategy.rule.heeds_scores:
+        with_rule = f"with --placement {request.placement.value}"
     if has_total and option in strategy.rule.options:
         return "with --total-experts or --max-added-parameters, which decide the experts themselves"
     if not has_total and option in strategy.rule.total_options:
-        return f"with --strategy {name} unless --total-experts or --max-added-parameters is given"
+        return f"{with_rule} unless --total-experts or --max-added-parameters is given"
     if option in strategy.options:
         return "on a scores file, which has one score per layer already"
-    return f"with --strategy {name}"
+    return with_rule

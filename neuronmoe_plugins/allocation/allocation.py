@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from neuronmoe_plugins.allocation.experts import MlpShapes, Rounding, Scale
+from neuronmoe_plugins.allocation.experts import MlpShapes, Placement, Rounding, Scale
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text, writing
 from neuronmoe_plugins.options import declared_options, option
@@ -81,6 +81,11 @@ class AllocationRequest:
         "What a score counts as; sqrt and log keep one outlier layer from taking nearly all experts.",
         None,
         shown="linear",
+    )
+    placement: Placement | None = option(
+        "Of scores to layers: linear as in the paper, or top: one new expert in each of the best layers.",
+        None,
+        shown="the strategy's own",
     )
     rounding: Rounding | None = option("Of scores to experts; floor gives the paper's lists.", None, shown="floor")
     min_experts: int | None = option("Least experts of a layer, the original MLP included.", None, shown="1")
@@ -174,6 +179,7 @@ class Allocation:
         mlp_parameters: Parameters of one copy of each layer's MLP.
         expert_rank: Rank of the new experts; None for copies of the MLPs.
         mlp_widths: Inputs and outputs of each layer's MLP's linear layers, where there is a rank.
+        placement: How scores became places, where that was not left to the strategy: linear or top.
         shape: Which layers get more experts, for the strategy of that name.
         seed: What `random` was drawn with.
         total_experts: Sum of `num_experts`.
@@ -202,6 +208,7 @@ class Allocation:
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
     expert_rank: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_widths: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    placement: str | None = _key(or_null(one_of(*Placement)), f"{', '.join(Placement)} or null", None)
     shape: str | None = _key(or_null(one_of(*Shape)), f"{', '.join(Shape)} or null", None)
     seed: int | None = _key(or_null(_is_seed), "a whole number, 0 or more, or null", None)
     total_experts: int = _key(is_total, "a whole number", init=False)

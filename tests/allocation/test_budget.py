@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronmoe_plugins.allocation.experts import Limits, MlpShapes, Ramp, _ideal_experts, fit_parameters, fit_total
+from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.totals import Limits, Ramp, _ideal_experts, fit_parameters, fit_total
 from neuronmoe_plugins.errors import UserError
 
 QUICK = settings(max_examples=150, deadline=None)
