@@ -81,6 +81,15 @@ def _accelerator_has_bf16() -> bool | None:
     return is_torch_bf16_gpu_available()
 
 
+def fast_dtype() -> str:
+    """`bfloat16`, or `float32` on a CPU without instructions for it, where bfloat16 takes many times as long."""
+    import torch
+
+    if _accelerator_has_bf16() is None and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "float32"
+    return "bfloat16"
+
+
 # "auto" is filled in by transformers' Trainer from its own arguments.
 COMMON: dict[str, Any] = {
     "train_batch_size": "auto",

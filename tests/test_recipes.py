@@ -244,3 +244,16 @@ def test_torch_says_what_the_accelerator_can_do(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: native)
     assert machines._accelerator_has_bf16() is (False if native else None)  # transformers knows none that is here
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cpu", "dtype"), [(None, True, "bfloat16"), (None, False, "float32"), (True, False, "bfloat16")]
+)
+def test_a_cpu_without_bfloat16_gets_float32(
+    monkeypatch: pytest.MonkeyPatch, accelerator: bool | None, cpu: bool, dtype: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(machines, "_accelerator_has_bf16", lambda: accelerator)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: cpu)
+    assert machines.fast_dtype() == dtype

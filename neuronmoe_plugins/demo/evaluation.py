@@ -34,7 +34,13 @@ _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def measure_bits_per_byte(
-    model: Path, adapter: Path | None, texts: Mapping[str, Path], max_length: int, output: Path, log: Path
+    model: Path,
+    adapter: Path | None,
+    texts: Mapping[str, Path],
+    max_length: int,
+    output: Path,
+    log: Path,
+    dtype: str = "bfloat16",
 ) -> None:
     """Run lm-eval on local texts.
 
@@ -45,12 +51,13 @@ def measure_bits_per_byte(
         max_length: Tokens that the model sees at once.
         output: Folder to create: lm-eval's tasks, its results file, and `bits_per_byte.json` (name -> value).
         log: Receives lm-eval's output.
+        dtype: In which the model computes.
 
     Raises:
         UserError: if lm-eval fails.
     """
-    # Without a softmax in float32, log-probabilities would be rounded to bfloat16's 8 bits.
-    model_args = f"pretrained={model},dtype=bfloat16,softmax_dtype=float32,max_length={max_length}"
+    # Without a softmax in float32, bfloat16's log-probabilities would be rounded to bfloat16's 8 bits.
+    model_args = f"pretrained={model},dtype={dtype},softmax_dtype=float32,max_length={max_length}"
     if adapter:
         model_args += f",peft={adapter}"
     with new_directory(output) as directory:
@@ -124,7 +131,7 @@ def _has_text(line: str) -> bool:
 
 
 def measure_expert0_share(
-    model: Path, adapter: Path, texts: Mapping[str, Path], max_length: int, max_tokens: int
+    model: Path, adapter: Path, texts: Mapping[str, Path], max_length: int, max_tokens: int, dtype: str
 ) -> dict[str, dict[int, float]]:
     """Measure, for each text, which share of its tokens each router gives to expert 0, the base model's MLP.
 
@@ -134,12 +141,13 @@ def measure_expert0_share(
         texts: Name -> JSON lines file of documents.
         max_length: Tokens of a document that are read.
         max_tokens: Documents are read until a text has given so many tokens.
+        dtype: In which the model computes.
 
     Returns:
         Name -> layer index -> share of the tokens whose most probable expert is expert 0, in 0..1.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map=default_device())
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), device_map=default_device())
     mixture = PeftModel.from_pretrained(base, str(adapter)).eval()
     tuner = cast(MoeModel, mixture.base_model)
     shares = {}

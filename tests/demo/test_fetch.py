@@ -25,7 +25,7 @@ def test_model_and_texts(tmp_path: Path) -> None:
 
     split = split_help(fetch_help(tmp_path), TextSizes(), seed=42)
     udhr = fetch_udhr(tmp_path)
-    fetch_model(tmp_path, tmp_path / "model")
+    fetch_model(tmp_path, tmp_path / "model", "float32")
 
     assert greek_share("".join(split.train)) > 0.9
     assert greek_share(udhr["el"]) > 0.99
