@@ -37,10 +37,10 @@ def register_commands(register: Register) -> None:
     """In the order of `neuronmoe --help`, which is that of the work."""
     from neuronmoe_plugins.cli.neurons import analyze, specialise
     from neuronmoe_plugins.cli.results import compare, demo, doctor, paths, plugins, report
-    from neuronmoe_plugins.cli.training import allocate, convert, data, recipe
+    from neuronmoe_plugins.cli.training import allocate, compress, convert, data, recipe
 
-    commands = (data, analyze, allocate, recipe, specialise, compare, report, convert, demo, paths, plugins, doctor)
-    for command in commands:
+    on_the_way = (data, analyze, allocate, recipe, specialise, compare, report)
+    for command in (*on_the_way, compress, convert, demo, paths, plugins, doctor):
         register(command.__name__, command)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, writable_folder, write_json, writing
-from neuronmoe_plugins.reading import read_json_object
+from neuronmoe_plugins.files import new_directory, new_folder, write_json, writing
+from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, adapter_weights, read_adapter_config
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = ADAPTER[0]
 # Metadata of the weights: the configuration that they were converted from, so that converting back restores it.
 SOURCE = "neuronmoe_source_config"
 
@@ -29,17 +29,16 @@ def convert(source: Path, output: Path) -> str:
     Raises:
         UserError: if the folder holds no `moe` adapter, the output exists, or tensors are missing.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: choose another folder, or remove it")
-    writable_folder("OUT", output)
-    config = _read_config(source / CONFIG)
-    tensors, metadata = _read_tensors(source / WEIGHTS)
+    new_folder("OUT", output)
+    config = read_adapter_config(source)
+    with adapter_weights(source) as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published, tensors_to_published
 
     to_published = not is_published(tensors)
     layers = sorted({int(match[1]) for name in tensors if (match := re.search(r"\.(\d+)\.\w+\.moe_", name))})
     if not layers:
-        raise UserError(f"{source / WEIGHTS} has no experts: it is not the adapter of a mixture")
+        raise UserError(f"{source / ADAPTER_WEIGHTS} has no experts: it is not the adapter of a mixture")
     tensors = tensors_to_published(tensors) if to_published else tensors_from_published(tensors)
     converted = _convert_config(config, layers, to_published)
     if SOURCE in metadata:
@@ -48,7 +47,7 @@ def convert(source: Path, output: Path) -> str:
     from safetensors.torch import save_file
 
     with writing(f"OUT {output}"), new_directory(output) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata=metadata)
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
         write_json(folder / CONFIG, converted)
     return "published" if to_published else "neuronmoe-plugins"
 
@@ -74,22 +73,3 @@ def _restore(
     if config == _convert_config(source, layers, not to_published):
         return source
     return source | converted
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json_object(path, "name the folder of an adapter")
-    if config.get("peft_type") != "MOE":
-        raise UserError(f"{path} is not the configuration of a moe adapter: its peft_type is not MOE")
-    return config
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; adapters in adapter_model.bin (pickle) are not read")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

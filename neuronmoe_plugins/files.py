@@ -31,6 +31,13 @@ def writable_folder(flag: str, path: Path) -> None:
     _require_writable(flag, path, path, "folder")
 
 
+def new_folder(flag: str, path: Path) -> None:
+    """The same for one that has to be new or empty; raises `UserError` if it is not, too."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{flag} {path} exists already: choose another folder, or remove it")
+    writable_folder(flag, path)
+
+
 def writable_file(flag: str, path: Path) -> None:
     """The same for a file; raises `UserError` if it is a folder, too."""
     _require_writable(flag, path, path.parent, "file")

@@ -1,4 +1,4 @@
-"""Names of models and adapters, each a folder here or a name on the Hugging Face Hub: whether there can be such a one.
+"""Models and adapters, folders here or names on the Hugging Face Hub: whether there can be such a one, and its files.
 
 What loads them would ask the hub for every one of their files, for up to a minute, also for a path that was mistyped.
 """
@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.files import read_json
+from neuronmoe_plugins.reading import read_json_object
 
 MODEL, ADAPTER = ("config.json",), ("adapter_config.json",)
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer_config.json", "*token*", "*vocab*", "*merges*", "*.model")
 """Files by which a folder is known, or patterns of their names; it has one of them."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -81,3 +86,45 @@ def _require_on_hub(flag: str, name: str, file: str, is_needed: bool) -> None:
     except Exception as error:  # of the network, by whichever library the hub's uses
         if is_needed:
             raise UserError(f"{missing}and the hub cannot be asked ({one_line(error)})") from error
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a `moe` adapter; raises `UserError` if the folder holds none."""
+    path = folder / ADAPTER[0]
+    config = read_json_object(path, "name the folder of an adapter")
+    if config.get("peft_type") != "MOE":
+        raise UserError(f"{path} is not the configuration of a moe adapter: its peft_type is not MOE")
+    return config
+
+
+@contextmanager
+def adapter_weights(folder: Path) -> Iterator[Any]:
+    """The open safetensors file of an adapter, of which parts can be read; raises `UserError` if it cannot be."""
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing; adapters in adapter_model.bin (pickle) are not read")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def weight_in_files(find: Callable[[str], Path | None], name: str) -> Any:
+    """A weight in a model's safetensors files, of which parts can be read; None if it is not there.
+
+    Args:
+        find: From the name of one of the model's files to where it is; None if it has none of that name.
+        name: Of the weight.
+    """
+    from safetensors import safe_open
+
+    index = find("model.safetensors.index.json")
+    shards = {} if index is None else read_json(index)["weight_map"]
+    file = find(shards.get(name, "model.safetensors"))
+    if file is None:
+        return None
+    tensors = safe_open(file, framework="pt")
+    return tensors.get_slice(name) if name in tensors.keys() else None  # noqa: SIM118

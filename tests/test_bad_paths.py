@@ -27,6 +27,7 @@ WRITERS = {
     "specialise": (f"specialise {BASE} --adapter {ADAPTER} {CORPORA} --output", "--output"),
     "recipe": (f"recipe {BASE} --allocation allocation.yaml {DATASETS} --output", "--output"),
     "convert": (f"convert {ADAPTER}", "OUT"),
+    "compress": (f"compress {ADAPTER} --rank 2 --output", "--output"),
     "demo": ("demo --output", "--output"),
     "allocate": ("allocate scores.json --output", "--output"),
     "figure": ("allocate scores.json --output a.yaml --figure", "--figure"),
@@ -62,6 +63,8 @@ MISSING = {
     "allocate scores.json --output x.yaml --compare nix": r"nix does not exist",
     "report nix": r"nix is no folder; name the one",
     "convert nix x": r"nix/adapter_config\.json does not exist; name the folder of an adapter",
+    "compress nix --rank 2 --output x": r"nix/adapter_config\.json does not exist; name the folder of an adapter",
+    f"compress {ADAPTER} --rank 2 --output x --model nix": rf"--model nix {HUB}",
     "compare nix other.json": r"nix does not exist",
     f"recipe --model ./nix --allocation allocation.yaml {DATASETS} --output x": r"--model \./nix does not exist, and",
     f"recipe --model run --allocation allocation.yaml {DATASETS} --output x": r"--model run has no config\.json$",
@@ -151,7 +154,7 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file(writer: str, answers: dict[
     start, flag = WRITERS[writer]
     place = other_kind(writer)
     message = "run is a folder; name a file" if place == "run" else "a.txt is a file; name a folder"
-    message = "a.txt exists already" if writer == "convert" else f"{flag} {message}"
+    message = "a.txt exists already" if writer in ("compress", "convert") else f"{flag} {message}"
     require_one_line(answers[f"{start} {place}"], re.escape(message))
 
 

@@ -21,12 +21,12 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.models import ADAPTER, require_model
+from neuronmoe_plugins.models import ADAPTER, require_model, weight_in_files
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_weights, other_weights
@@ -150,14 +150,7 @@ def _config_here(name: str, model_args: Any) -> PretrainedConfig | None:
 
 
 def _weight_in_files(model: str, model_args: Any, name: str) -> Any:
-    """A weight in a model's files, of which parts can be read; None if it is not there."""
-    index = _local_file(model, SAFE_WEIGHTS_INDEX_NAME, model_args)
-    shards = {} if index is None else read_json(index)["weight_map"]
-    file = _local_file(model, shards.get(name, SAFE_WEIGHTS_NAME), model_args)
-    if file is None:
-        return None
-    tensors = safe_open(file, framework="pt")
-    return tensors.get_slice(name) if name in tensors.keys() else None  # noqa: SIM118
+    return weight_in_files(lambda file: _local_file(model, file, model_args), name)
 
 
 def load_base_config(model_args: Any) -> PretrainedConfig:

@@ -166,6 +166,26 @@ def new_experts(
     return tensors
 
 
+def nearest_low_rank(delta: torch.Tensor, rank: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The low-rank delta that is nearest to a matrix in the Frobenius norm (Eckart and Young, 1936).
+
+    Args:
+        delta: (out, in).
+        rank: At most the smaller side.
+        scaling: What the product is multiplied by.
+
+    Returns:
+        A (rank, in) and B (out, rank), in the dtype of `delta`, with equal norms for each direction: scaling B A is
+        near `delta`. Directions that `delta` does not have are like those of a new expert: in A alone, of the norm
+        that a random row has there, so that they can still be trained.
+    """
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    noise = values[0] * max(delta.shape) * torch.finfo(delta.dtype).eps
+    roots = (torch.where(values > noise, values, 0) / scaling).sqrt()
+    return right * torch.where(roots > 0, roots, 3**-0.5).unsqueeze(1), left * roots
+
+
 def returns_last_projection(module: nn.Module, family: FeedForwardFamily) -> bool:
     """Whether what an MLP returns is what its last projection gives, and nothing after it."""
     outputs: dict[str, torch.Tensor] = {}

@@ -1,0 +1,251 @@
+"""`neuronmoe compress`: the low-rank experts that are nearest to those of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuronmoe_plugins.errors import UserError, one_line
+from neuronmoe_plugins.files import new_directory, new_folder, write_json, writing
+from neuronmoe_plugins.models import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    adapter_weights,
+    read_adapter_config,
+    require_model,
+    weight_in_files,
+)
+from neuronmoe_plugins.options import check_options, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neuronmoe_plugins.tuner import MoeConfig
+    from neuronmoe_plugins.tuner.plans import LayerPlan
+    from neuronmoe_plugins.tuner.saved_experts import SavedExperts, SavedProjection
+
+RECORD = "compression.json"
+
+
+def _rank(flag: str, value: str) -> None:
+    if not all(part.strip().isdecimal() and int(part) for part in value.split(",")):
+        raise UserError(
+            f"{flag} is {value}; it must be a whole number, 1 or more, or one per layer with commas between"
+        )
+
+
+@dataclass(frozen=True)
+class CompressRequest:
+    """What `neuronmoe compress` is told."""
+
+    adapter: Path = option("Folder of an adapter.", metavar="ADAPTER")
+    rank: str = option("Of the new experts, or one per layer with commas between.", value="N[,N...]", check=_rank)
+    output: Path = option("Folder for the compressed adapter.", check=new_folder)
+    model: str | None = option("Folder or hub name of the base model.", None, shown="the one that the adapter names")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def ranks(self) -> int | list[int]:
+        """The rank, or one per layer."""
+        ranks = list(map(int, self.rank.split(",")))
+        return ranks if len(ranks) > 1 else ranks[0]
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """What became of the experts of one layer.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        experts: Beside the base MLP.
+        rank: Of each.
+        delta: Squared Frobenius norm of what they add to the base's weights, over all of them.
+        lost: The same of what the low-rank deltas, as they are saved, leave of it.
+    """
+
+    layer: int
+    experts: int
+    rank: int
+    delta: float = 0.0
+    lost: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius norm of what is lost, relative to that of all; 0 of nothing."""
+        return (self.lost / self.delta) ** 0.5 if self.delta else 0.0
+
+    @property
+    def energy_kept(self) -> float:
+        """Share of the squared norm that is kept."""
+        return 1 - self.relative_error**2
+
+    def errors(self) -> dict[str, float]:
+        """Both by their names."""
+        return {"relative_error": self.relative_error, "energy_kept": self.energy_kept}
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What was written.
+
+    Attributes:
+        layers: By decoder layer.
+        parameters: Of the compressed adapter.
+        parameters_before: Of the adapter that it was made from.
+    """
+
+    layers: Sequence[CompressedLayer]
+    parameters: int
+    parameters_before: int
+
+    @property
+    def total(self) -> CompressedLayer:
+        """All layers together; its index and rank mean nothing."""
+        experts, delta, lost = (sum(getattr(row, name) for row in self.layers) for name in ("experts", "delta", "lost"))
+        return CompressedLayer(-1, experts, 0, delta, lost)
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for `compression.json`."""
+        sizes = {"parameters": self.parameters, "parameters_before": self.parameters_before}
+        return sizes | self.total.errors() | {"layers": [asdict(row) | row.errors() for row in self.layers]}
+
+
+def compress(request: CompressRequest, progress: bool = False) -> Compression:
+    """Write an adapter whose experts have low rank, nearest to those of another in the Frobenius norm.
+
+    Experts of low rank get another rank. Routers, classifiers, what is saved beside the mixtures and the rest of the
+    configuration stay as they are. The files are read an expert's projection at a time.
+
+    Args:
+        request: What to compress, and how far.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        UserError: if the adapter or the model cannot be read or do not fit each other, a rank is above the smaller
+            side of a weight, or an expert has a bias of its own, for which experts of low rank have no place.
+    """
+    config = read_adapter_config(request.adapter)
+    model = _base_model(request, config)
+    with adapter_weights(request.adapter) as file:
+        from neuronmoe_plugins.progress import track
+        from neuronmoe_plugins.tuner.saved_experts import SavedExperts
+
+        low_rank = config | {"expert_rank": request.ranks, "lora_alpha": None, "use_rslora": False}
+        before, after = _read_plans(config, ADAPTER[0], model), _read_plans(low_rank, "--rank", model)
+        source = SavedExperts(file, str(request.adapter / ADAPTER_WEIGHTS), *before)
+        read = _check(source, request, model, config, after[1])
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name not in source.names}  # noqa: SIM118
+        layers = {
+            layer: CompressedLayer(layer, plan.num_experts - 1, plan.expert_rank or 0)
+            for layer, plan in sorted(after[1].items())
+        }
+        for each in track(source.projections, "Compressing experts", progress):
+            own = layers[each.layer]
+            delta, lost, factors = _compress(each, source, read, own.rank, after[0].scaling(own.rank))
+            layers[each.layer] = replace(own, delta=own.delta + delta, lost=own.lost + lost)
+            tensors |= factors
+        before_size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    compression = Compression(list(layers.values()), sum(tensor.numel() for tensor in tensors.values()), before_size)
+    from safetensors.torch import save_file
+
+    with writing(f"--output {request.output}"), new_directory(request.output) as folder:
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / RECORD, {"adapter": str(request.adapter), "model": model} | compression.record())
+        write_json(folder / ADAPTER[0], low_rank)
+    return compression
+
+
+def _base_model(request: CompressRequest, config: Mapping[str, Any]) -> str:
+    """The base model's name; raises `UserError` if there can be none of it."""
+    named, file = config.get("base_model_name_or_path"), request.adapter / ADAPTER[0]
+    if request.model is None and not named:
+        raise UserError(f"{file} names no base model; name it with --model")
+    model = request.model or str(named)
+    require_model("--model" if request.model else f"{file}: base_model_name_or_path", model)
+    return model
+
+
+def _read_plans(config: Mapping[str, Any], where: str, model: str) -> tuple[MoeConfig, dict[int, LayerPlan]]:
+    """A configuration, and what it makes of the base's layers; raises `UserError` that begins with `where`."""
+    from transformers import AutoConfig
+
+    from neuronmoe_plugins.tuner import MoeConfig
+
+    try:
+        num_layers = AutoConfig.from_pretrained(model).get_text_config().num_hidden_layers
+    except Exception as error:  # whatever transformers makes of a damaged file
+        raise UserError(f"--model {model} cannot be loaded: {one_line(error)}") from error
+    try:
+        made: MoeConfig = MoeConfig.from_peft_type(**config)
+        return made, made.layer_plans(num_layers)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {one_line(error)}") from error
+
+
+def _check(
+    source: SavedExperts, request: CompressRequest, model: str, config: Mapping[str, Any], plans: dict[int, LayerPlan]
+) -> Callable[[str], Any]:
+    """What reads the base's weights, after all that could be wrong has been looked at."""
+    from neuronmoe_plugins.tuner.fingerprint import has_other_weights, other_weights
+
+    for each in source.projections:
+        rank, (out, into) = plans[each.layer].expert_rank or 0, source.shape(each)
+        if rank > min(out, into):
+            raise UserError(
+                f"--rank is {rank}, but {each.projection} of layer {each.layer} is {out} x {into}: give at most "
+                f"{min(out, into)}"
+            )
+    saved = config.get("base_fingerprint") or {}
+    read = _reader(model, next(iter(saved), f"{source.projections[0].base_name}.weight"))
+    if different := other_weights(saved, read):
+        raise UserError(f"{request.adapter} is an adapter of another model, {has_other_weights(model, different)}")
+    source.check_base(read)
+    return read
+
+
+def _reader(model: str, name: str) -> Callable[[str], Any]:
+    """Reads a model's weights from its files, or, where these have none of that name, from the whole model."""
+    from transformers.utils import cached_file
+
+    def find(file: str) -> Path | None:
+        found = cached_file(
+            model, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        return None if found is None else Path(found)
+
+    read = partial(weight_in_files, find)
+    if read(name) is not None:
+        return read
+    from neuronmoe_plugins.neurons.loading import load_model
+    from neuronmoe_plugins.tuner.fingerprint import read_weight
+
+    return partial(read_weight, load_model(model, "float32", "cpu"))
+
+
+def _compress(
+    each: SavedProjection, source: SavedExperts, read: Callable[[str], Any], rank: int, scaling: float
+) -> tuple[float, float, dict[str, Tensor]]:
+    """One projection of a layer's experts: squared norms of all and of what is lost, and A and B by their names."""
+    import torch
+
+    from neuronmoe_plugins.neurons.loading import default_device
+    from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP
+    from neuronmoe_plugins.tuner.experts.weights import nearest_low_rank
+
+    factors: list[tuple[Tensor, Tensor]] = []
+    norm, lost, device = 0.0, 0.0, default_device()
+    for delta, dtype in source.deltas(each, read):
+        delta = delta.to(device)
+        down, up = (factor.to(dtype) for factor in nearest_low_rank(delta, rank, scaling))
+        left = delta - scaling * up.to(delta.dtype) @ down.to(delta.dtype)
+        norm += delta.square().sum(dtype=torch.float64).item()
+        lost += left.square().sum(dtype=torch.float64).item()
+        factors.append((down.cpu(), up.cpu()))
+    downs, ups = zip(*factors, strict=True)
+    return norm, lost, {f"{each.name}{DOWN}": torch.stack(downs), f"{each.name}{UP}": torch.stack(ups)}
