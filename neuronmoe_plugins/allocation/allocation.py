@@ -72,7 +72,9 @@ class AllocationRequest:
     source: str | None = option("The one that the model knows.", None, value="LANGUAGE")
     targets: tuple[str, ...] = option("To learn; may be repeated.", (), flag="target", value="LANGUAGE")
     strategy: str = option(
-        "neuron-diversity, source-only, layer-similarity, shape, uniform, or a plugin's.", "neuron-diversity"
+        "neuron-diversity, source-only, layer-similarity, gradient, gradient-ratio, spectral, shape, uniform, or a "
+        "plugin's.",
+        "neuron-diversity",
     )
     combine: Combine | None = option(
         "The languages' neurons together: union, or mean: source + mean over the targets.", None, shown="union"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.analysis import NeuronIdentity
 
 ANALYZE_AGAIN = "run `neuronmoe analyze` again"
+MEASURED_BY = {"layer_gradients": "gradient", "layer_spectra": "spectral"}
+"""Keys of a summary -> the `--measure` of an analysis that gives them."""
 FORM = 'a scores file is {"layer_scores": [..]}, or {"layer_similarities": [..]} for layer-similarity'
 # Rounding in float32 can lift a mean cosine a little above 1.
 LARGEST_COSINE = 1.001
@@ -90,6 +92,8 @@ class AnalysisFolder(Origin):
 
     def remedy_for(self, key: str) -> str:
         """To analyze again, unless the analysis looked for MLPs and found none that it knows."""
+        if key in MEASURED_BY:
+            return f"{ANALYZE_AGAIN} with --measure {MEASURED_BY[key]}"
         unknown_mlps = key.startswith("mlp_") and key in self.record
         return "the model's MLPs are of no known kind" if unknown_mlps else ANALYZE_AGAIN
 
@@ -130,6 +134,21 @@ class AnalysisFolder(Origin):
         languages = self.record["languages"]
         rows = [languages.index(language) for language in new]
         return [layer_similarity(cosines, [languages.index(old)], rows) for cosines in self._cosines(len(languages))]
+
+    def gradients(self, language: str) -> list[float]:
+        """The mean squared gradient of each layer's MLP over blocks of the language."""
+        measured = self.require("layer_gradients")
+        languages = measured.get("languages") if isinstance(measured, dict) else None
+        return self._of_layers(f"layer_gradients of {language}", (languages or {}).get(language))
+
+    def spectra(self) -> list[float]:
+        """The heavy-tailed exponent of each layer's MLP."""
+        return self._of_layers("layer_spectra", self.require("layer_spectra"))
+
+    def _of_layers(self, key: str, values: Any) -> list[float]:
+        if not list_of_length(self.num_layers, is_number)(values):
+            raise UserError(f"{self.json_path}: {key} must be {self.num_layers} numbers; {ANALYZE_AGAIN}")
+        return [float(value) for value in values]
 
     def _cosines(self, size: int) -> list[list[list[float]]]:
         """Mean cosines between the languages, layers x size x size."""

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from statistics import fmean
 from typing import TypeAlias
 
 from neuronmoe_plugins.allocation.allocation import Combine, Settings, Shape
@@ -74,6 +75,41 @@ def _similarity_scores(origin: AllocationOrigin, settings: Settings) -> Sequence
     return dissimilarities(origin.similarities(settings.source, settings.targets))
 
 
+def _gradient_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """Squared gradient of the language-model loss by each layer's MLP, the mean over blocks of the targets' texts.
+
+    The trace of the empirical Fisher information of the MLP's weights, as they are; of several targets the mean.
+    """
+    if isinstance(origin, ScoresFile):
+        return origin.layer_scores()
+    if not settings.targets:
+        raise UserError(f"{origin.path} is an analysis: pass at least one --target LANGUAGE")
+    return [fmean(layer) for layer in zip(*map(origin.gradients, settings.targets), strict=True)]
+
+
+def _gradient_ratio_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """The same by that of the source: where the targets pull more than what the model knows already."""
+    if isinstance(origin, ScoresFile):
+        return origin.layer_scores()
+    source, _ = origin.require_languages(settings.source, settings.targets)
+    by = origin.gradients(source)
+    if 0 in by:
+        raise UserError(
+            f"{origin.json_path}: the gradient of {source} in layer {by.index(0)} is 0; use another --strategy"
+        )
+    return [own / other for own, other in zip(_gradient_scores(origin, settings), by, strict=True)]
+
+
+def _spectral_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """alpha^2.5 of each layer's MLP (AlphaLoRA, Qing et al. 2024): the lighter its spectra's tails, the more experts.
+
+    AlphaLoRA gives layer l the part alpha_l^beta / sum(alpha^beta) of all experts, with beta = 2.5.
+    """
+    if isinstance(origin, ScoresFile):
+        return origin.layer_scores()
+    return [exponent**2.5 for exponent in origin.spectra()]
+
+
 def _equal_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
     """The same for every layer."""
     return [1] * origin.num_layers
@@ -132,12 +168,18 @@ neuron_diversity = AllocationStrategy(
 source_only = AllocationStrategy(_source_scores, LinearRule(), "distinct neurons of the source", counts_neurons=True)
 layer_similarity = AllocationStrategy(_similarity_scores, ShareRule(), "1 / similarity")
 shape = AllocationStrategy(_shape_scores, FormRule(), "weight of the layer", options=frozenset({"shape", "seed"}))
+gradient = AllocationStrategy(_gradient_scores, LinearRule(), "squared gradient")
+gradient_ratio = AllocationStrategy(_gradient_ratio_scores, LinearRule(), "squared gradient by the source's")
+spectral = AllocationStrategy(_spectral_scores, FormRule(), "spectral exponent ^ 2.5")
 uniform = AllocationStrategy(_equal_scores, EvenRule())
 
 BUILT_IN = {
     "neuron-diversity": neuron_diversity,
     "source-only": source_only,
     "layer-similarity": layer_similarity,
+    "gradient": gradient,
+    "gradient-ratio": gradient_ratio,
+    "spectral": spectral,
     "uniform": uniform,
     "shape": shape,
 }

@@ -46,12 +46,14 @@ class Findings:
         model: What the summary says about the model; JSON values.
         similarity: The tokens compared of each language, and for every layer the mean cosine between languages of the
             MLP's inputs; None if the model's MLPs are of no known family.
+        measures: What else was measured of each layer's MLP, by its name in the summary; JSON values.
     """
 
     scores: Mapping[ModuleKey, ScoreArray]
     neurons: list[Neuron]
     model: dict[str, Any]
     similarity: dict[str, Any] | None
+    measures: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def build_summary(languages: Sequence[str], settings: Mapping[str, Any], finding
             "+".join(pair): layer_counts(neurons, pair, num_layers, identity) for pair in combinations(languages, 2)
         },
         "mlp_input_similarity": findings.similarity,
+        **findings.measures,
         "score_histogram": _histogram(scores, languages, components),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }

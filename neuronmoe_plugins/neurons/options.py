@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Component = Literal["attention", "mlp"]
 """The two parts of a decoder layer that have neurons."""
 COMPONENTS: tuple[Component, ...] = get_args(Component)
+MEASURES = ("gradient", "spectral")
+"""What can be measured of each layer's MLP beside its neurons; strategies of `neuronmoe allocate` have their names."""
+BLOCK_TOKENS = 512
+"""Tokens of a block of the gradient, unless the model has fewer positions."""
 # By the first part of a projection's name inside its layer, as in self_attn.q_proj, attention.dense, mlp.c_fc, fc1.
 COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
     "attention": re.compile("attn|attention"),
@@ -136,8 +140,27 @@ class AnalyzeOptions(MeasuringOptions):
         check=one_of("module", "unit"),
     )
 
+    measures: Sequence[str] | None = option(
+        "Also of each layer's MLP, for `neuronmoe allocate`: gradient, spectral or gradient,spectral.",
+        None,
+        flag="measure",
+        shown="none",
+        split=True,
+        check=one_of(*MEASURES),
+    )
+    gradient_blocks: int | None = option(
+        f"For --measure gradient: blocks of {BLOCK_TOKENS} tokens of each language.",
+        None,
+        shown="6",
+        check=at_least_one,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gradient_blocks is not None and "gradient" not in (self.measures or ()):
+            raise UserError("--gradient-blocks has no effect without --measure gradient; leave it out")
+        if self.measures and self.adapter is not None:
+            raise UserError(f"--measure {','.join(self.measures)} is of a model's own MLPs; leave out --adapter")
         if self.concepts is None and not self.corpora:
             raise UserError(
                 "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, --data DIR or --concepts DIR"

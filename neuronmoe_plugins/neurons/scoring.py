@@ -16,6 +16,7 @@ from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import out_of_memory_is_an_error, pool_activations, working_device
 from neuronmoe_plugins.neurons.analysis import Findings
 from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, ModuleKey, ScoreArray, Store
+from neuronmoe_plugins.neurons.layer_measures import Sharing, measure_layers
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
@@ -69,6 +70,7 @@ def score_neurons(
     else:
         places, unmeasured = find_projections(model, settings["components"])
     description = _describe_model(options, model, unmeasured)
+    measures = measure_layers(options, model, sentences, Sharing(folder, processes, progress))
     inputs = find_mlp_inputs(model)
     everything = {
         **{key: (place, POOLING[settings["pooling"]]) for key, place in places.items()},
@@ -84,7 +86,7 @@ def score_neurons(
         scores = score_modules(score, scored, store, sentences, folder, processes, progress)
     share = {} if metric.share is None else {"share": settings["share"]}
     neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"], **share)
-    return Findings(scores, neurons, description, _mlp_input_similarity(inputs, store, sentences))
+    return Findings(scores, neurons, description, _mlp_input_similarity(inputs, store, sentences), measures)
 
 
 def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:
