@@ -20,11 +20,11 @@ from typing import Any
 from safetensors import safe_open
 
 from benchmarks.results import RESULTS, environment, write_result
-from neuronmoe_plugins.demo.evaluation import write_tasks
 from neuronmoe_plugins.demo.pipeline import ON_CPU, STAGE2, TRAINING
-from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, TRAIN
+from neuronmoe_plugins.evaluation import write_tasks
 from neuronmoe_plugins.files import read_json, write_json
+from neuronmoe_plugins.steps import run_command
 
 TEXTS = ("help_el", "udhr_el", "help_en", "udhr_en")
 MLP = "gate_proj,up_proj,down_proj"

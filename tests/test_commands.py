@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neuronmoe_plugins.demo.steps import run_command
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.steps import run_command
 
 
 def test_output_and_variables_go_to_the_log(tmp_path: Path) -> None:
