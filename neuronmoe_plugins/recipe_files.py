@@ -58,7 +58,7 @@ class RecipeRequest:
     @cached_property
     def recipe(self) -> Recipe:
         """What the YAMLs say; imports torch if `device` is `auto`. Raises `UserError` where the parts do not fit."""
-        return _make_recipe(self)
+        return make_recipe(self, Allocation.load(self.allocation))
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def write_recipe(request: RecipeRequest) -> list[Path]:
     return _write_all({output / name: text for name, text in texts.items()}, request.force)
 
 
-def _make_recipe(request: RecipeRequest) -> Recipe:
-    allocation = Allocation.load(request.allocation)
+def make_recipe(request: RecipeRequest, allocation: Allocation) -> Recipe:
+    """A recipe for an allocation, which errors call as the request does; raises `UserError` if they do not fit."""
     if max(allocation.num_experts) < 2:
         raise UserError(f"{request.allocation}: num_experts is 1 in every layer, so there is nothing to train")
     require_model("--model", request.model, is_needed=False)
@@ -127,18 +127,22 @@ def _make_recipe(request: RecipeRequest) -> Recipe:
 
 def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:
     """Compare with a model on disk; LLaMA-Factory's start compares in any case."""
-    path = cached_config(request.model)
-    if path is None:
-        return
-    config = read_json_object(path, "it must be the configuration of a model")
-    num_layers = (config.get("text_config") or config).get("num_hidden_layers")
-    if not is_count(num_layers):
-        num_layers = _layers_by_transformers(path)
-    if num_layers != len(allocation.num_experts):
+    num_layers = layers_of(request.model)
+    if num_layers not in (None, len(allocation.num_experts)):
         raise UserError(
             f"{request.allocation}: num_experts has {len(allocation.num_experts)} entries, but {request.model} has "
             f"{num_layers} layers; allocate from an analysis of this model"
         )
+
+
+def layers_of(model: str) -> int | None:
+    """The decoder layers of a model on disk; None for another. Raises `UserError` if they are not known."""
+    path = cached_config(model)
+    if path is None:
+        return None
+    config = read_json_object(path, "it must be the configuration of a model")
+    num_layers = (config.get("text_config") or config).get("num_hidden_layers")
+    return num_layers if is_count(num_layers) else _layers_by_transformers(path)
 
 
 def _layers_by_transformers(path: Path) -> int:

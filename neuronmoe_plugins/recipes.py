@@ -89,6 +89,10 @@ class Recipe:
 
     def stage1(self) -> str:
         """YAML of the first stage: new experts learn the new languages."""
+        return _render(self._header(), self.stage1_sections())
+
+    def stage1_sections(self) -> Sections:
+        """What it says, by sections."""
         adapter: list[Entry] = []
         old_experts: list[Entry] = []
         if self.extends is not None:
@@ -97,42 +101,44 @@ class Recipe:
             old_experts = [("old_moe_num_experts_list", self.extends.num_experts, comment)]
         comment = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
         rank: list[Entry] = [] if self.expert_rank is None else [("moe_expert_rank", self.expert_rank, comment)]
-        return _render(
-            self._header(),
-            {
-                "Model": [("model_name_or_path", self.model, None), *adapter],
-                "Method": [
-                    *_method(),
-                    *old_experts,
-                    (
-                        "ada_moe_num_experts_list",
-                        self.num_experts,
-                        "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
-                    ),
-                    *rank,
-                    (
-                        "topk",
-                        2,
-                        "Experts that each token uses; with 2 or more the untrained mixture is the base model.",
-                    ),
-                    (
-                        "aux_loss_coef",
-                        0.01,
-                        "Weight of the load-balancing loss, which spreads tokens over the experts.",
-                    ),
-                ],
-                "Data": self._data(self.target_datasets, cutoff_len=BLOCK),
-                "Output": self._output("stage1"),
-                "Training": [
-                    self._duration(),
-                    *self._training(learning_rate=1e-4),
-                ],
-                **self._distribution(),
-            },
-        )
+        return {
+            "Model": [("model_name_or_path", self.model, None), *adapter],
+            "Method": [
+                *_method(),
+                *old_experts,
+                (
+                    "ada_moe_num_experts_list",
+                    self.num_experts,
+                    "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
+                ),
+                *rank,
+                (
+                    "topk",
+                    2,
+                    "Experts that each token uses; with 2 or more the untrained mixture is the base model.",
+                ),
+                (
+                    "aux_loss_coef",
+                    0.01,
+                    "Weight of the load-balancing loss, which spreads tokens over the experts.",
+                ),
+            ],
+            "Data": self._data(self.target_datasets, cutoff_len=BLOCK),
+            "Output": self._output("stage1"),
+            "Training": [
+                self._duration(),
+                *self._training(learning_rate=1e-4),
+            ],
+            **self._distribution(),
+        }
 
     def stage2(self) -> str:
         """YAML of the second stage: the routers relearn the old languages."""
+        what = "Stage 2: the routers learn to send the old languages to the original MLPs; the experts are frozen."
+        return _render([what, *self._machine_lines()], self.stage2_sections())
+
+    def stage2_sections(self) -> Sections:
+        """What it says, by sections."""
         # Without this key the older router rows of an extended adapter would stay frozen.
         comment = "The experts of all languages: their router rows learn again."
         routers_of_all = [("old_moe_num_experts_list", self.num_experts, comment)] if self.extends is not None else []
@@ -143,38 +149,32 @@ class Recipe:
             languages.append(
                 ("original_languages", ",".join(self.original_languages), "Language codes that count as old.")
             )
-        return _render(
-            [
-                "Stage 2: the routers learn to send the old languages to the original MLPs; the experts are frozen.",
-                *self._machine_lines(),
+        return {
+            "Model": [
+                ("model_name_or_path", self.model, None),
+                ("adapter_name_or_path", f"{self.output_dir}/stage1", "Stage 1's experts and routers."),
             ],
-            {
-                "Model": [
-                    ("model_name_or_path", self.model, None),
-                    ("adapter_name_or_path", f"{self.output_dir}/stage1", "Stage 1's experts and routers."),
-                ],
-                "Method": [
-                    *_method(),
-                    *routers_of_all,
-                    ("topk", 2, "Experts that each token uses, as in stage 1."),
-                    ("train_only_router", True, "Train nothing but the routers."),
-                    (
-                        "lpr_loss_coef",
-                        0.1,
-                        "Weight of the language-prior routing loss, which draws old-language tokens to expert 0, the "
-                        "original MLP.",
-                    ),
-                    *languages,
-                ],
-                "Data": [
-                    *self._data([*self.replay_datasets, *self.target_datasets], cutoff_len=512),
-                    ("max_samples", 100000, "At most so many documents of each data set: a little replay is enough."),
-                ],
-                "Output": self._output("stage2"),
-                "Training": [("num_train_epochs", 1.0, None), *self._training(learning_rate=5e-5)],
-                **self._distribution(),
-            },
-        )
+            "Method": [
+                *_method(),
+                *routers_of_all,
+                ("topk", 2, "Experts that each token uses, as in stage 1."),
+                ("train_only_router", True, "Train nothing but the routers."),
+                (
+                    "lpr_loss_coef",
+                    0.1,
+                    "Weight of the language-prior routing loss, which draws old-language tokens to expert 0, the "
+                    "original MLP.",
+                ),
+                *languages,
+            ],
+            "Data": [
+                *self._data([*self.replay_datasets, *self.target_datasets], cutoff_len=512),
+                ("max_samples", 100000, "At most so many documents of each data set: a little replay is enough."),
+            ],
+            "Output": self._output("stage2"),
+            "Training": [("num_train_epochs", 1.0, None), *self._training(learning_rate=5e-5)],
+            **self._distribution(),
+        }
 
     def _duration(self) -> Entry:
         if (self.epochs_of_max_steps or 0) > MAX_EPOCHS:
