@@ -37,9 +37,9 @@ def register_commands(register: Register) -> None:
     """In the order of `neuronmoe --help`, which is that of the work."""
     from neuronmoe_plugins.cli.neurons import analyze, specialise
     from neuronmoe_plugins.cli.results import compare, demo, doctor, paths, plugins, report
-    from neuronmoe_plugins.cli.training import allocate, compress, convert, data, recipe
+    from neuronmoe_plugins.cli.training import allocate, compress, convert, data, recipe, vocabulary
 
-    on_the_way = (data, analyze, allocate, recipe, specialise, compare, report)
+    on_the_way = (data, vocabulary, analyze, allocate, recipe, specialise, compare, report)
     for command in (*on_the_way, compress, convert, demo, paths, plugins, doctor):
         register(command.__name__, command)
 

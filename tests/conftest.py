@@ -12,6 +12,7 @@ import pytest
 
 import fresh_processes
 from forking.commands import forked_commands
+from tiny_llama import save_byte_tokenizer, save_tiny_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,9 +75,6 @@ def install_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., N
     plugins.plugin_manager.cache_clear()
 
 
-SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
-
-
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random 4-layer Llama (hidden 32, MLP 48) and a byte-level tokenizer that adds `<s>`."""
@@ -101,51 +99,3 @@ def named_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 4}')
     (folder / "tokenizer_config.json").write_text("{}")
     return folder
-
-
-def save_byte_tokenizer(folder: Path) -> int:
-    """Save a tokenizer with one token per byte plus pad, bos and eos; returns its vocabulary size."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    symbols = SPECIAL_TOKENS + sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", symbols.index("<s>"))]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],  # transformers 4 adds token_type_ids
-    )
-    fast.save_pretrained(folder)
-    return len(symbols)
-
-
-def save_tiny_llama(folder: Path, vocab_size: int, seed: int = 0, intermediate_size: int = 48) -> None:
-    """Save a random float32 LlamaForCausalLM whose hidden states vary enough to tell tokens apart."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Tokenizers that do not know all of a text."""
+"""Tokenizers that do not know all of a text, and a real small one that does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ def word_tokenizer(words: Sequence[str]) -> Any:
 
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
     return fast_tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"), pre_tokenizers.Whitespace())
+
+
+def trained_tokenizer(texts: Sequence[str], size: int, **more: Any) -> Any:
+    """A byte-level BPE trained on texts, with special tokens in its vocabulary and one that is added behind it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    for name, value in more.items():
+        setattr(tokenizer.model, name, value)
+    made = fast_tokenizer(tokenizer.model, tokenizer.pre_tokenizer, decoder=decoders.ByteLevel())
+    made.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    return made
 
 
 def fast_tokenizer(model: Any, pre_tokenizer: Any = None, normalizer: Any = None, decoder: Any = None) -> Any:

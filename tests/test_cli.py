@@ -16,8 +16,8 @@ from allocations import save_scores
 from neuronmoe_plugins.cli import app
 
 ORDER = (
-    *("data", "analyze", "allocate", "recipe", "specialise", "compare", "report", "compress", "convert"),
-    *("demo", "paths", "plugins", "doctor"),
+    *("data", "vocabulary", "analyze", "allocate", "recipe", "specialise", "compare", "report"),
+    *("compress", "convert", "demo", "paths", "plugins", "doctor"),
 )
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib", "rich"]
 

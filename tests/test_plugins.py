@@ -115,7 +115,7 @@ def test_listed_with_what_each_registers(install_plugins: Callable[..., None]) -
     assert f"neuronmoe-plugins {version('neuronmoe-plugins')}" in result.output
     assert "metric: ap, lape" in result.output
     assert "allocation strategy: neuron-diversity, source-only, layer-similarity, " in result.output
-    assert "command: data, analyze, allocate" in result.output
+    assert "command: data, vocabulary, analyze, allocate" in result.output
     assert "command: greet, doctor" in result.output
     assert "report section: greetings" in result.output
 

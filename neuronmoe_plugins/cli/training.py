@@ -1,4 +1,4 @@
-"""The commands on the way to a training, `data`, `allocate` and `recipe`, and what rewrites adapters."""
+"""The commands on the way to a training, from `data` to `recipe`, and what rewrites adapters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from neuronmoe_plugins.compress import Compression, CompressRequest
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import writable_file, writing
 from neuronmoe_plugins.recipe_files import RecipeRequest
+from neuronmoe_plugins.vocabulary.options import VocabularyOptions
 
 
 def data(
@@ -48,6 +49,33 @@ def _data_table(entries: list[dict[str, Any]]) -> Any:
         for entry in entries
     ]
     return Table("", ["data set", *words[1:], *numbers], rows, words=range(3), groups=[3, 1, 1, 1, 1])
+
+
+def _to_learn(corpus: list[str] | None) -> tuple[Any, ...]:
+    from neuronmoe_plugins.corpora import parse_corpus_specs
+
+    return parse_corpus_specs(corpus, least=1) if corpus else ()
+
+
+def _to_keep(keep: list[str] | None) -> tuple[Any, ...]:
+    from neuronmoe_plugins.corpora import parse_corpus_specs
+
+    return parse_corpus_specs(keep, "--keep", least=1) if keep else ()
+
+
+@takes(VocabularyOptions, corpora=_to_learn, kept=_to_keep)
+def vocabulary(options: VocabularyOptions) -> None:
+    """Extend a base model's vocabulary by tokens of a new language; old text keeps exactly its tokens."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.tables import print_table
+    from neuronmoe_plugins.vocabulary.extend import extend_vocabulary
+    from neuronmoe_plugins.vocabulary.measures import measures_table
+
+    extended = extend_vocabulary(options, progress=not is_quiet())
+    print_table(Console(), measures_table(extended.measures))
+    typer.echo(extended.summary())
+    note(f"Wrote {options.output}")
 
 
 @takes(AllocationRequest)

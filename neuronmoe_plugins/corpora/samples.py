@@ -66,8 +66,13 @@ class Corpus:
         return [sentence.name for sentence in self.sentences]
 
 
-class _Reservoir:
-    """A uniform sample, without replacement, of a stream of unknown length (Vitter 1985, algorithm R)."""
+class Reservoir:
+    """A uniform sample, without replacement, of a stream of unknown length (Vitter 1985, algorithm R).
+
+    Args:
+        size: How many sentences it has at most.
+        generator: What chooses them.
+    """
 
     def __init__(self, size: int, generator: random.Random) -> None:
         self.seen = 0
@@ -76,6 +81,7 @@ class _Reservoir:
         self._kept: list[tuple[int, Sentence]] = []
 
     def offer(self, sentence: Sentence) -> None:
+        """Take the next of the stream."""
         self.seen += 1
         slot = len(self._kept) if len(self._kept) < self._size else self._generator.randrange(self.seen)
         if slot < self._size:
@@ -105,19 +111,16 @@ def sample_corpus(
         UserError: a missing, unreadable or empty source, a broken record, or fewer sentences than asked for.
     """
     split = sentence_splitter(spec.language) if split_sentences else _whole
-    reservoir = _Reservoir(samples, random.Random(f"{seed}:{spec.language}"))
+    reservoir = Reservoir(samples, random.Random(f"{seed}:{spec.language}"))
     files: list[CorpusFile] = []
     records = empty = 0
     for path, read in _parts(spec, text_field):
         digest, before = hashlib.sha256(), reservoir.seen
-        try:
-            for text in read(digest.update):
-                records += 1
-                empty += has_fields(path) and not text.text.strip()
-                for sentence in split(text):
-                    reservoir.offer(sentence)
-        except NotUtf8Error as error:
-            raise UserError(f"{error}; {older_encoding(beginning(Path(path)), spec.language)}") from error
+        for text in read(digest.update):
+            records += 1
+            empty += has_fields(path) and not text.text.strip()
+            for sentence in split(text):
+                reservoir.offer(sentence)
         files.append(CorpusFile(path, digest.hexdigest(), reservoir.seen - before))
     if reservoir.seen == 0:
         raise UserError(f"{spec.named(spec.source)} is empty: it has no sentence")
@@ -144,7 +147,20 @@ def _parts(spec: CorpusSpec, field: str) -> Iterator[tuple[str, Callable[[Digest
     except UserError as error:
         raise UserError(spec.named(error)) from error
     for file in files:
-        yield str(file), partial(read_file, file, field)
+        yield str(file), partial(_read_file, spec.language, file, field)
+
+
+def _read_file(language: str, path: Path, field: str, digest: Digest) -> Iterator[Sentence]:
+    try:
+        yield from read_file(path, field, digest)
+    except NotUtf8Error as error:
+        raise UserError(f"{error}; {older_encoding(beginning(path), language)}") from error
+
+
+def corpus_texts(spec: CorpusSpec, text_field: str = "text") -> Iterator[Sentence]:
+    """All texts of a corpus, in the order of the source; raises `UserError` for one that cannot be read."""
+    for _, read in _parts(spec, text_field):
+        yield from read(lambda block: None)
 
 
 def _whole(text: Sentence) -> Iterator[Sentence]:

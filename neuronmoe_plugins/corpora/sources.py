@@ -11,6 +11,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import NAME
 from neuronmoe_plugins.models import HUB_NAME
 
+CORPUS = "--corpus"
 HUB = "hub:"
 HUB_DATASET = re.compile(
     r"(?P<name>[^:@]*/[^:@]*)(:(?P<config>[^:@]+))?(@(?P<split>[\w.-]+)(\[:(?P<rows>[1-9][0-9]*)\])?)?"
@@ -66,32 +67,33 @@ class CorpusSpec:
         return self.source == other.source
 
 
-def parse_corpus_specs(values: Sequence[str]) -> tuple[CorpusSpec, ...]:
-    """Read `LANGUAGE=SOURCE` values; raises `UserError` for a malformed or repeated one, or fewer than two."""
-    specs = tuple(_parse_spec(value) for value in values)
+def parse_corpus_specs(values: Sequence[str], flag: str = CORPUS, least: int = 2) -> tuple[CorpusSpec, ...]:
+    """Read `LANGUAGE=SOURCE` values; raises `UserError` for a malformed or repeated one, or fewer than `least`."""
+    specs = tuple(_parse_spec(value, flag) for value in values)
     for position, spec in enumerate(specs):
         for earlier in specs[:position]:
             if earlier.language == spec.language:
-                raise UserError(f"--corpus names {spec.language} twice ({earlier.source} and {spec.source}); keep one")
+                raise UserError(f"{flag} names {spec.language} twice ({earlier.source} and {spec.source}); keep one")
             if earlier.same_source(spec):
-                raise UserError(f"--corpus gives {spec.source} to both {earlier.language} and {spec.language}")
-    if len(specs) < 2:
-        raise UserError(f"--corpus was given {len(specs)} time(s); specificity needs at least two languages")
+                raise UserError(f"{flag} gives {spec.source} to both {earlier.language} and {spec.language}")
+    if len(specs) < least:
+        raise UserError(f"{flag} was given {len(specs)} time(s); specificity needs at least two languages")
     return specs
 
 
-def _parse_spec(value: str) -> CorpusSpec:
+def _parse_spec(value: str, flag: str) -> CorpusSpec:
     language, separator, source = value.partition("=")
     if not separator or not source or not NAME.fullmatch(language):
-        raise UserError(f"--corpus {value!r} is not LANGUAGE=SOURCE, as in el=greek.jsonl (letters, digits, - and _)")
-    return CorpusSpec(language, _parse_hub(value, source) if source.startswith(HUB) else Path(source))
+        raise UserError(f"{flag} {value!r} is not LANGUAGE=SOURCE, as in el=greek.jsonl (letters, digits, - and _)")
+    found = _parse_hub(value, source, flag) if source.startswith(HUB) else Path(source)
+    return CorpusSpec(language, found, None if flag == CORPUS else f"{flag} {language}=")
 
 
-def _parse_hub(value: str, source: str) -> HubDataset:
+def _parse_hub(value: str, source: str, flag: str) -> HubDataset:
     match = HUB_DATASET.fullmatch(source.removeprefix(HUB))
     if match is None:
         raise UserError(
-            f"--corpus {value!r} is not LANGUAGE=hub:OWNER/NAME[:CONFIG][@SPLIT], "
+            f"{flag} {value!r} is not LANGUAGE=hub:OWNER/NAME[:CONFIG][@SPLIT], "
             "as in el=hub:uonlp/CulturaX:el@train, or @train[:20000] for the first 20000 rows"
         )
     rows = match["rows"]

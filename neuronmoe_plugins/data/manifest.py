@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -147,6 +147,31 @@ def analysis_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
         CorpusSpec(language, dataset.path, f"--data, data set {dataset.name}: ", dataset.documents)
         for language, dataset in chosen.items()
     )
+
+
+def corpora_of_roles(
+    folder: Path, needed: Mapping[str, str], others: Mapping[str, str]
+) -> dict[str, Sequence[CorpusSpec]]:
+    """The data sets of some roles as corpora.
+
+    Args:
+        folder: Where they are.
+        needed: What they are called in the result -> role, of which there must be one.
+        others: The same for roles of which there may be none.
+
+    Raises:
+        UserError: if the folder cannot be used, or has none of a role that is needed.
+    """
+    manifest = read_manifest(folder)
+    found: dict[str, Sequence[CorpusSpec]] = {}
+    for name, role in {**needed, **others}.items():
+        found[name] = tuple(
+            CorpusSpec(dataset.language, dataset.path, f"--data, data set {dataset.name}: ", dataset.documents)
+            for dataset in manifest.with_role(role)
+        )
+        if name in needed and not found[name]:
+            raise UserError(f"{manifest.path} has no data set of role {role}; add one {AGAIN}")
+    return found
 
 
 def training_datasets(

@@ -27,7 +27,7 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 
     Args:
         name: What `from_pretrained` takes: a local folder or a name on the hub.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for that of the files.
         device: A torch device, as in `cpu` or `cuda:0`, or `auto` for as many as the model needs.
         adapter: A PEFT adapter to put on it, folder or hub name.
 
@@ -42,8 +42,9 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
 
     placement = {"device_map": "auto"} if device == "auto" else {}
     loader: Any = AutoModelForCausalLM  # whose annotation does not know the second result
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with _loading("--model", name):
-        model, loaded = loader.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True, **placement)
+        model, loaded = loader.from_pretrained(name, dtype=kind, output_loading_info=True, **placement)
     _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:
         model = _with_adapter(model, adapter)

@@ -55,7 +55,10 @@ REFUSED = {
     "use_megatron_bridge": "it has a training loop of its own",
     "use_hyper_parallel": "it has a training loop of its own",
 }
-NEW_ROWS = "the rows of new tokens would stay random, and the adapter could not be loaded: extend the base model first"
+NEW_ROWS = (
+    "the rows of new tokens would stay random, and the adapter could not be loaded: extend the base model first, by "
+    "`neuronmoe vocabulary`"
+)
 REFUSED_OF_MODEL = {
     "use_unsloth": "it has models of its own",
     "use_kt": "it has models of its own",

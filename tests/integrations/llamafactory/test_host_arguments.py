@@ -50,7 +50,7 @@ BAD_INPUT |= {
     f"a larger vocabulary: {name}": (
         {name: value},
         f"^finetuning_type: moe does not work with {name}: the rows of new tokens would stay random, and the adapter "
-        "could not be loaded: extend the base model first$",
+        "could not be loaded: extend the base model first, by `neuronmoe vocabulary`$",
     )
     for name, value in (
         *(("add_tokens", "new"), ("add_special_tokens", "<new>"), ("resize_vocab", True)),
