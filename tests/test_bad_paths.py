@@ -25,6 +25,7 @@ WRITERS = {
     "data": ("data spec.yaml --output", "--output"),
     "analyze": (f"analyze {BASE} {CORPORA} --output", "--output"),
     "specialise": (f"specialise {BASE} --adapter {ADAPTER} {CORPORA} --output", "--output"),
+    "prune": (f"prune {ADAPTER} {BASE} {CORPORA} --target el --output", "--output"),
     "recipe": (f"recipe {BASE} --allocation allocation.yaml {DATASETS} --output", "--output"),
     "convert": (f"convert {ADAPTER}", "OUT"),
     "compress": (f"compress {ADAPTER} --rank 2 --output", "--output"),
@@ -59,6 +60,10 @@ MISSING = {
     f"analyze {BASE} --data nix --output x": r"nix holds no data sets \(no manifest\.json\)",
     f"specialise {BASE} --adapter nix {CORPORA} --output x": rf"--adapter nix {HUB}",
     f"specialise --model ~/nix --adapter nix {CORPORA} --output x": r"--model ~/nix does not exist, and is no name on",
+    f"prune nix {BASE} {CORPORA} --target el --output x": rf"ADAPTER nix {HUB}",
+    f"prune lora {BASE} {CORPORA} --target el --output x": r"ADAPTER has no mixture of experts; .*, not lora",
+    f"prune {ADAPTER} --model ./nix {CORPORA} --target el --output x": r"--model \./nix does not exist, and",
+    f"prune {ADAPTER} {BASE} --data nix --output x": r"nix holds no data sets \(no manifest\.json\)",
     "allocate nix --output x.yaml": r"nix does not exist",
     "allocate scores.json --output x.yaml --compare nix": r"nix does not exist",
     "report nix": r"nix is no folder; name the one",
@@ -154,7 +159,11 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file(writer: str, answers: dict[
     start, flag = WRITERS[writer]
     place = other_kind(writer)
     message = "run is a folder; name a file" if place == "run" else "a.txt is a file; name a folder"
-    message = "a.txt exists already" if writer in ("compress", "convert") else f"{flag} {message}"
+    exists = {
+        "prune": f"{flag} {place} exists already",
+        **dict.fromkeys(("compress", "convert"), "a.txt exists already"),
+    }
+    message = exists.get(writer, f"{flag} {message}")
     require_one_line(answers[f"{start} {place}"], re.escape(message))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,11 @@ def chosen_corpora(
     data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
     text_field: str | None = None,
     concepts: Path | None = None,
+    of_folder: Callable[[Path], tuple[Any, ...]] | None = None,
 ) -> tuple[Any, ...]:
     """The corpora (`CorpusSpec`) that a command line names with `--corpus`, or all of a folder with `--data`, if any.
+
+    `of_folder` finds those of a folder: of role analysis, unless given.
 
     Raises:
         UserError: if both are given, `--data` goes with an option that would have no effect, or they cannot be used.
@@ -37,7 +41,7 @@ def chosen_corpora(
         raise UserError("--text-field has no effect with --data, whose texts are in the field text; leave it out")
     from neuronmoe_plugins.data.manifest import analysis_corpora
 
-    return analysis_corpora(data)
+    return (of_folder or analysis_corpora)(data)
 
 
 @takes(AnalyzeOptions, corpora=chosen_corpora)

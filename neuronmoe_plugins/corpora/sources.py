@@ -52,6 +52,8 @@ class CorpusSpec:
     """What stands before the source in errors; `--corpus LANGUAGE=` unless given."""
     drawn: int | None = None
     """Of a data set of `--data` how many texts it has, if its manifest says so."""
+    is_learned: bool | None = None
+    """Of a data set of `--data` whether another one there, of role target, is for learning its language."""
 
     def __str__(self) -> str:
         return f"{self.language}={self.source}"

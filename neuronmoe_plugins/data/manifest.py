@@ -10,6 +10,7 @@ from typing import Any
 from neuronmoe_plugins.corpora import CorpusSpec
 from neuronmoe_plugins.data.spec import ROLES
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.languages import base_code
 from neuronmoe_plugins.reading import read_json_object
 
 MANIFEST = "manifest.json"
@@ -128,14 +129,7 @@ def analysis_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
         UserError: if the folder cannot be used, has two such data sets for a language, or not two languages.
     """
     manifest = read_manifest(folder)
-    chosen: dict[str, ManifestDataset] = {}
-    for dataset in manifest.with_role("analysis"):
-        earlier = chosen.setdefault(dataset.language, dataset)
-        if earlier is not dataset:
-            raise UserError(
-                f"{manifest.path}: {earlier.name} and {dataset.name} are both of role analysis and language "
-                f"{dataset.language}; keep one in its specification and run `neuronmoe data` again"
-            )
+    chosen = _one_per_language(manifest, "analysis")
     if not chosen:
         raise UserError(f"{manifest.path} has no data set of role analysis; add one for each language {AGAIN}")
     if len(chosen) < 2:
@@ -143,8 +137,47 @@ def analysis_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
             f"{manifest.path} has a data set of role analysis for {next(iter(chosen))} alone, and specificity needs at "
             f"least two languages; add one for another {AGAIN}"
         )
+    return _as_corpora(manifest, chosen)
+
+
+def unseen_corpora(folder: Path) -> tuple[CorpusSpec, ...]:
+    """The texts that no training of the folder's sees, for a loss: of role held-out, or else analysis, per language.
+
+    Raises:
+        UserError: if the folder cannot be used, has no such data set, or two of them for a language.
+    """
+    manifest = read_manifest(folder)
+    chosen = _one_per_language(manifest, "analysis") | _one_per_language(manifest, "held-out")
+    if not chosen:
+        raise UserError(
+            f"{manifest.path} has no data set of role held-out or analysis; add one for each language {AGAIN}"
+        )
+    return _as_corpora(manifest, chosen)
+
+
+def _one_per_language(manifest: Manifest, role: str) -> dict[str, ManifestDataset]:
+    """Language -> its data set of this role; raises `UserError` if it has two."""
+    chosen: dict[str, ManifestDataset] = {}
+    for dataset in manifest.with_role(role):
+        earlier = chosen.setdefault(dataset.language, dataset)
+        if earlier is not dataset:
+            raise UserError(
+                f"{manifest.path}: {earlier.name} and {dataset.name} are both of role {role} and language "
+                f"{dataset.language}; keep one in its specification and run `neuronmoe data` again"
+            )
+    return chosen
+
+
+def _as_corpora(manifest: Manifest, chosen: Mapping[str, ManifestDataset]) -> tuple[CorpusSpec, ...]:
+    learned = {base_code(dataset.language) for dataset in manifest.with_role("target")}
     return tuple(
-        CorpusSpec(language, dataset.path, f"--data, data set {dataset.name}: ", dataset.documents)
+        CorpusSpec(
+            language,
+            dataset.path,
+            f"--data, data set {dataset.name}: ",
+            dataset.documents,
+            base_code(language) in learned,
+        )
         for language, dataset in chosen.items()
     )
 

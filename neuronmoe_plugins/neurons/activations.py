@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.arrays import FileStore, MemoryStore, ModuleKey, Store
 from neuronmoe_plugins.neurons.chat import Span
-from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.options import AnalyzeOptions, MeasuringOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import PaddingSide, TokenizedSentences
 from neuronmoe_plugins.progress import track
@@ -94,14 +94,14 @@ def open_store(
 
 
 @contextmanager
-def out_of_memory_is_an_error(options: AnalyzeOptions) -> Iterator[None]:
+def out_of_memory_is_an_error(options: MeasuringOptions) -> Iterator[None]:
     """Raise `UserError`, which names the options that help, where the device's memory is too small for the block."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--batch-size {options.batch_size} with sentences of up to {options.max_tokens} tokens does not fit into "
-            "the device's memory; pass a smaller --batch-size, --max-tokens or --memory-limit, or --dtype bfloat16"
+            f"the device's memory; pass a smaller {options.take_memory}, or --dtype bfloat16"
         ) from error
 
 

@@ -22,7 +22,9 @@ def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
 
 
-def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -> PreTrainedModel:
+def load_model(
+    name: str, dtype: str, device: str, adapter: str | None = None, adapter_flag: str = "--adapter"
+) -> PreTrainedModel:
     """Load a causal language model, in evaluation mode.
 
     Args:
@@ -30,6 +32,7 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
         dtype: `float32`, `bfloat16`, `float16`, or `auto` for that of the files.
         device: A torch device, as in `cpu` or `cuda:0`, or `auto` for as many as the model needs.
         adapter: A PEFT adapter to put on it, folder or hub name.
+        adapter_flag: What names that, for errors.
 
     Returns:
         The model, or the PEFT model around it.
@@ -47,7 +50,7 @@ def load_model(name: str, dtype: str, device: str, adapter: str | None = None) -
         model, loaded = loader.from_pretrained(name, dtype=kind, output_loading_info=True, **placement)
     _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = _with_adapter(model, adapter, adapter_flag)
     if not placement and not getattr(model, "is_quantized", False):
         with _using(device):
             model.to(device)
@@ -71,20 +74,20 @@ def _using(device: str | None) -> Iterator[None]:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _with_adapter(model: Any, adapter: str) -> Any:
+def _with_adapter(model: Any, adapter: str, flag: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
     from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
-    with _loading("--adapter", adapter), refused_on_other_base():
+    with _loading(flag, adapter), refused_on_other_base():
         adapted = PeftModel.from_pretrained(model, adapter)
         # Those of a published one by the names that they get when they are loaded.
         in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
     needed = get_peft_model_state_dict(adapted).keys()
-    _require_whole("--adapter", adapter, sorted(needed - in_file))
+    _require_whole(flag, adapter, sorted(needed - in_file))
     if unused := sorted(in_file - needed):
-        raise UserError(f"--adapter {adapter} is of another model, which has a place for {unused[0]}")
+        raise UserError(f"{flag} {adapter} is of another model, which has a place for {unused[0]}")
     return adapted
 
 

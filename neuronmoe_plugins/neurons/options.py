@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import writable_folder
@@ -52,6 +52,8 @@ _average_precision = _must(lambda value: 0 < value <= 1, "an average precision i
 @dataclass(frozen=True, kw_only=True)
 class MeasuringOptions:
     """How sentences are sampled and run through a model; None leaves the choice to what measures."""
+
+    take_memory: ClassVar[str] = "--batch-size, --max-tokens or --memory-limit"
 
     samples: int | None = option(
         "Sentences per language.", None, shown="500, or what --data has if it is less", check=at_least_one

@@ -58,7 +58,7 @@ def specialise(options: SpecialiseOptions, progress: bool = False) -> Specialisa
 
 def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[TokenizedSentences, dict[str, Any]]:
     """Sample and tokenise the corpora, and keep or make the working folder."""
-    _require_mixture(options.adapter)
+    require_mixture("--adapter", options.adapter)
     sentences, description = prepare_sentences(options.analysis(), AVERAGE_PRECISION)
     sources = describe_sources(options.model, options.adapter)
     machine = {"command": "specialise", "device": options.device, "dtype": options.dtype}
@@ -67,11 +67,11 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
     return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
 
 
-def _require_mixture(adapter: str) -> None:
-    """Refuse an adapter of another method before the model is loaded."""
+def require_mixture(flag: str, adapter: str) -> None:
+    """Refuse an adapter of another method, which an option names, before the model is loaded; raises `UserError`."""
     path = Path(adapter) / "adapter_config.json"
     if path.is_file() and read_json_object(path, "name the folder of an adapter").get("peft_type") != "MOE":
-        raise UserError(f"--adapter has no mixture of experts; name one of the method moe, not {adapter}")
+        raise UserError(f"{flag} has no mixture of experts; name one of the method moe, not {adapter}")
 
 
 def measure_drift(options: AnalyzeOptions, progress: bool = False) -> list[LayerDrift]:

@@ -1,0 +1,46 @@
+"""The command that makes a trained adapter smaller: `prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neuronmoe_plugins.cli.neurons import chosen_corpora
+from neuronmoe_plugins.cli.options import takes
+from neuronmoe_plugins.cli.output import is_quiet, note, warn
+from neuronmoe_plugins.pruning.options import PruneOptions
+
+DATA_HELP = "Instead: a folder of `neuronmoe data`, whose texts of role held-out, or else analysis, are taken."
+
+
+def chosen_texts(
+    corpus: list[str] | None,
+    data: Annotated[Path | None, typer.Option(help=DATA_HELP)] = None,
+    text_field: str | None = None,
+) -> tuple[Any, ...]:
+    """As :func:`chosen_corpora`, but of a folder with `--data` what no training sees."""
+    from neuronmoe_plugins.data.manifest import unseen_corpora
+
+    return chosen_corpora(corpus, data, text_field, of_folder=unseen_corpora)
+
+
+@takes(PruneOptions, corpora=chosen_texts)
+def prune(options: PruneOptions) -> None:
+    """Drop the experts of an adapter that hardly anything needs, within a bound on the loss."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.neurons.analysis import corpus_warnings
+    from neuronmoe_plugins.pruning.display import layers_table, losses_table, summary
+    from neuronmoe_plugins.pruning.prune import prune as prune_adapter
+    from neuronmoe_plugins.pruning.record import RECORD
+    from neuronmoe_plugins.tables import print_table
+
+    pruning = prune_adapter(options, progress=not is_quiet())
+    warn(corpus_warnings(pruning.settings))
+    console = Console()
+    for table in (layers_table(pruning), losses_table(pruning)):
+        print_table(console, table, str(options.output / RECORD))
+    typer.echo(summary(pruning))
+    note(f"Wrote {options.output}")

@@ -1,0 +1,47 @@
+"""Shows a pruning: experts per layer before and after, and the loss on every language."""
+
+from __future__ import annotations
+
+from neuronmoe_plugins.pruning.record import Pruning
+from neuronmoe_plugins.tables import Table, count
+
+
+def layers_table(pruning: Pruning) -> Table:
+    """One row per mixture: its experts, the base included, and those that were dropped, by their old numbers."""
+    rows = []
+    for layer, experts in pruning.layers.items():
+        dropped = [str(row.expert) for row in experts if row.dropped]
+        left = 1 + len(experts) - len(dropped)
+        rows.append(
+            [str(layer), str(1 + len(experts)), str(left) if left > 1 else "1 (dense)", ", ".join(dropped) or "-"]
+        )
+    total, left = len(pruning.experts), len(pruning.experts) - len(pruning.dropped)
+    footer = ["beside the base", count(total), count(left), count(total - left)]
+    caption = "Experts per layer; expert 0 is the original MLP, and always stays"
+    return Table(caption, ["layer", "experts before", "after", "dropped"], rows, words=(3,), footer=footer)
+
+
+def losses_table(pruning: Pruning) -> Table:
+    """One row per language: the loss before and after."""
+    rows = [
+        [
+            row.language,
+            "new" if row.is_new else "old",
+            f"{row.tokens:,}",
+            f"{row.before:.4f}",
+            f"{row.after:.4f}",
+            f"{100 * row.rise:+.2f}",
+        ]
+        for row in pruning.languages
+    ]
+    caption = f"Loss in nats per token; it may rise by {100 * pruning.settings['below']:g} %"
+    return Table(caption, ["language", "", "tokens", "before", "after", "change (%)"], rows, words=(0, 1))
+
+
+def summary(pruning: Pruning) -> str:
+    """In one line, what is left of the adapter."""
+    before, after = pruning.parameters_before, pruning.parameters_after
+    return (
+        f"{len(pruning.dropped)} of {len(pruning.experts)} experts dropped; parameters of the adapter: {before:,} -> "
+        f"{after:,} ({100 * (after / before - 1):+.1f} %)"
+    )
