@@ -7,11 +7,11 @@ from dataclasses import replace
 from fractions import Fraction
 
 from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
-from neuronmoe_plugins.allocation.experts import ExpertPlan, Score, check_bounds, check_scores, rescale
+from neuronmoe_plugins.allocation.experts import Choose, ExpertPlan, Score, check_bounds, check_scores, rescale
 from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
-from neuronmoe_plugins.allocation.totals import Limits, fit_parameters, fit_total
+from neuronmoe_plugins.allocation.totals import Limits, fit_parameters, fit_rank, fit_total
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose
@@ -44,7 +44,16 @@ def allocate(request: AllocationRequest) -> Allocation:
 def _plan(
     scores: Sequence[Fraction], strategy: AllocationStrategy, settings: Settings, origin: AllocationOrigin
 ) -> ExpertPlan:
-    """Experts per layer: what the rule says, or what fits the total or the parameters."""
+    """Experts per layer and their rank: what the rule says, or what fits the total or the parameters."""
+    if settings.choose is Choose.RANK and settings.max_added_parameters is not None:
+        try:
+            plan = _plan(scores, strategy, replace(settings, max_added_parameters=None), origin)
+        except UserError as error:
+            raise UserError(f"--choose rank leaves how many experts there are to other options: {error}") from error
+        origin.require_shapes(1)
+        assert origin.shapes is not None
+        rank, note = fit_rank(plan.num_experts, origin.shapes, settings.max_added_parameters)
+        return ExpertPlan(plan.num_experts, "; ".join(filter(None, (plan.note, note))) or None, rank)
     limits = Limits(settings.min_experts, settings.max_experts)
     if settings.total_experts is not None:
         num_experts = fit_total(strategy.rule.ramp(scores, settings), limits, settings.total_experts)
@@ -52,10 +61,11 @@ def _plan(
         ramp, shapes = strategy.rule.ramp(scores, settings), origin.require_shapes(settings.expert_rank)
         num_experts = fit_parameters(ramp, limits, shapes, settings.max_added_parameters)
     else:
-        return strategy.rule.experts(scores, settings)
+        return replace(strategy.rule.experts(scores, settings), expert_rank=settings.expert_rank)
     if len(set(scores)) == 1 and "scale" in settings.used:
-        return ExpertPlan(num_experts, "all layers have the same score, so the experts are spread evenly")
-    return ExpertPlan(num_experts)
+        note = "all layers have the same score, so the experts are spread evenly"
+        return ExpertPlan(num_experts, note, settings.expert_rank)
+    return ExpertPlan(num_experts, expert_rank=settings.expert_rank)
 
 
 def _record(
@@ -79,8 +89,8 @@ def _record(
         neuron_identity=identity,
         hidden_size=origin.shapes.hidden_size if origin.shapes else None,
         mlp_parameters=origin.shapes.mlp_parameters if origin.shapes else None,
-        mlp_widths=origin.shapes.mlp_widths if origin.shapes and settings.expert_rank is not None else None,
-        expert_rank=settings.expert_rank,
+        mlp_widths=origin.shapes.mlp_widths if origin.shapes and plan.expert_rank is not None else None,
+        expert_rank=plan.expert_rank,
         scores_from=str(origin.path),
         scores_sha256=origin.sha256,
         note=plan.note,
@@ -99,11 +109,16 @@ def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: b
     Raises:
         UserError: naming the option.
     """
-    if request.total_experts is not None and request.max_added_parameters is not None:
+    chooses_rank = request.choose is Choose.RANK
+    fits_experts = request.max_added_parameters is not None and not chooses_rank
+    if request.total_experts is not None and fits_experts:
         raise UserError("--total-experts and --max-added-parameters both decide the total; pass one of them")
-    has_total = request.total_experts is not None or request.max_added_parameters is not None
+    if chooses_rank and request.expert_rank is not None:
+        raise UserError("--expert-rank has no effect with --choose rank, which finds it; leave it out")
+    has_total = request.total_experts is not None or fits_experts
     used = strategy.rule.total_options if has_total else strategy.rule.options
     used |= {"placement"} if strategy.rule.heeds_scores else frozenset()
+    used |= {"choose"} if request.max_added_parameters is not None else frozenset()
     used |= strategy.options if counted or not strategy.counts_neurons else frozenset()
     given = {each.name: getattr(request, each.name) for each, _ in declared_options(request)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -119,13 +134,16 @@ def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: b
 
 def _why(option: str, request: AllocationRequest, strategy: AllocationStrategy, has_total: bool) -> str:
     """Why an option that was given has no effect."""
+    if option == "choose":
+        return "without --max-added-parameters N, which it spends"
     with_rule = f"with --strategy {request.strategy}"
     if request.placement is not None and strategy.rule.heeds_scores:
         with_rule = f"with --placement {request.placement.value}"
+    totals = "--total-experts" + ("" if request.choose is Choose.RANK else " or --max-added-parameters")
     if has_total and option in strategy.rule.options:
         return "with --total-experts or --max-added-parameters, which decide the experts themselves"
     if not has_total and option in strategy.rule.total_options:
-        return f"{with_rule} unless --total-experts or --max-added-parameters is given"
+        return f"{with_rule} unless {totals} is given"
     if option in strategy.options:
         return "on a scores file, which has one score per layer already"
     return with_rule

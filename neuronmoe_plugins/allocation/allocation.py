@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from neuronmoe_plugins.allocation.experts import MlpShapes, Placement, Rounding, Scale
+from neuronmoe_plugins.allocation.experts import Choose, MlpShapes, Placement, Rounding, Scale
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text, writing
 from neuronmoe_plugins.options import declared_options, option
@@ -103,6 +103,9 @@ class AllocationRequest:
     max_added_parameters: int | None = option(
         "As many experts as fit into so many new parameters.", None, check=_of_64_bits
     )
+    choose: Choose | None = option(
+        "What --max-added-parameters is spent on: experts, or rank, the highest that fits.", None, shown="experts"
+    )
     expert_rank: int | None = option(
         "Rank of the new experts, low-rank deltas on the MLPs; without it they are copies.", None, check=_of_64_bits
     )
@@ -176,6 +179,7 @@ class Allocation:
         budget: What LayerMoE's formula shared out.
         requested_total_experts: `--total-experts`.
         max_added_parameters: `--max-added-parameters`.
+        choose: What these were spent on, where that was said: experts or rank.
         scores_sha256: Checksum of the scores file, or of the analysis' summary.json.
         hidden_size: Width of the model's hidden states.
         mlp_parameters: Parameters of one copy of each layer's MLP.
@@ -205,6 +209,7 @@ class Allocation:
     budget: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     requested_total_experts: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     max_added_parameters: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
+    choose: str | None = _key(or_null(one_of(*Choose)), f"{', '.join(Choose)} or null", None)
     scores_sha256: str | None = _key(or_null(is_text), "a checksum (in quotes) or null", None)
     hidden_size: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)

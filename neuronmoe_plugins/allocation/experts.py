@@ -53,12 +53,23 @@ class Placement(str, Enum):
     TOP = "top"
 
 
+class Choose(str, Enum):
+    """What new parameters are spent on: as many experts as fit, or the highest rank of the experts that there are."""
+
+    EXPERTS = "experts"
+    RANK = "rank"
+
+
 @dataclass(frozen=True)
 class ExpertPlan:
-    """Experts per layer, the base MLP included, and why they are what they are where that needs saying."""
+    """Experts per layer, the base MLP included, and why they are what they are where that needs saying.
+
+    `expert_rank` is that of the new ones; None for copies.
+    """
 
     num_experts: list[int]
     note: str | None = None
+    expert_rank: int | None = None
 
 
 def scale_experts(

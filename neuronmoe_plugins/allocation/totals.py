@@ -125,6 +125,45 @@ def fit_parameters(ramp: Ramp, limits: Limits, shapes: MlpShapes, most_parameter
     )
 
 
+def fit_rank(num_experts: Sequence[int], shapes: MlpShapes, most_parameters: int) -> tuple[int, str | None]:
+    """The highest rank of new experts at which they and their routers add at most so many parameters.
+
+    Args:
+        num_experts: Experts per layer, the base MLP included.
+        shapes: The model's, with `mlp_widths`.
+        most_parameters: What may be added.
+
+    Returns:
+        The rank, and why it is no higher where that needs saying: no expert is larger than a copy of its MLP.
+
+    Raises:
+        UserError: if no layer has a new expert, or not even those of rank 1 fit; names what these add.
+    """
+    widths = shapes.mlp_widths or []
+    copies = [
+        copy // width
+        for copy, width, experts in zip(shapes.mlp_parameters, widths, num_experts, strict=True)
+        if experts > 1
+    ]
+    if not copies:
+        raise UserError("--choose rank: no layer has a new expert whose rank could be chosen; allow more experts")
+
+    def added(rank: int) -> int:
+        of_rank = shapes.of_rank(rank)
+        assert of_rank is not None, "the widths are known"
+        return sum(of_rank.added_parameters(num_experts))
+
+    ranks = range(1, min(copies) + 1)
+    rank = bisect_right(ranks, most_parameters, key=added)
+    if not rank:
+        raise UserError(
+            f"--max-added-parameters {most_parameters} is too small: these {sum(num_experts)} experts, of which "
+            f"{sum(num_experts) - len(num_experts)} new, add {added(1)} at rank 1"
+        )
+    capped = rank == len(ranks) and added(rank + 1) <= most_parameters
+    return rank, f"above rank {rank} the new experts would be larger than copies of the MLPs" if capped else None
+
+
 def _ideal_experts(ramp: Ramp, limits: Limits, total: int) -> list[Fraction]:
     """Fractional experts per layer, within the limits, that follow the ramp and sum to a possible total."""
     num_layers, low = len(ramp.slopes), limits.min_experts

@@ -9,6 +9,7 @@ from neuronmoe_plugins.allocation.allocate import allocate
 from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
 from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.allocation.display import Bars, Line, draw_experts
+from neuronmoe_plugins.allocation.experts import Choose
 from neuronmoe_plugins.allocation.scores import read_shapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of
@@ -141,7 +142,7 @@ def _budget_note(named: tuple[str, Allocation]) -> str:
     name, allocation = named
     if allocation.requested_total_experts is not None:
         reason = f"{allocation.requested_total_experts} experts in all were asked for (--total-experts)"
-    elif allocation.max_added_parameters is not None:
+    elif allocation.max_added_parameters is not None and allocation.choose != Choose.RANK:
         reason = f"as many experts as fit into {allocation.max_added_parameters:,} new parameters were asked for"
         reason += " (--max-added-parameters)"
     elif allocation.budget is not None:
@@ -149,6 +150,9 @@ def _budget_note(named: tuple[str, Allocation]) -> str:
     else:
         most = "any number" if allocation.max_experts is None else str(allocation.max_experts)
         reason = f"no budget was given; {allocation.strategy} gives each layer {allocation.min_experts} to {most}"
+    if allocation.choose == Choose.RANK:
+        reason += f"; their rank, {allocation.expert_rank}, is the highest at which the new ones have at most "
+        reason += f"{allocation.max_added_parameters:,} parameters (--choose rank)"
     return f"{name}, {allocation.total_experts} experts: {reason}."
 
 
