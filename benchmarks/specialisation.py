@@ -30,13 +30,13 @@ from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.activations import memory_limit, observe_sentences, open_store
 from neuronmoe_plugins.neurons.arrays import MemoryStore, ModuleKey, Store
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
-from neuronmoe_plugins.neurons.places import find_mlp_inputs, find_projections
+from neuronmoe_plugins.neurons.places import find_mixtures, find_mlp_inputs, find_projections
 from neuronmoe_plugins.neurons.pooling import recording
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.scoring import make_scorer, score_modules
 from neuronmoe_plugins.specialisation import SpecialiseOptions
 from neuronmoe_plugins.specialisation.expert_scores import score_experts
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures, observing, places
+from neuronmoe_plugins.specialisation.mixtures import observing, places
 
 LANGUAGES = ["en", "el"]
 Sizes = Mapping[ModuleKey, int]

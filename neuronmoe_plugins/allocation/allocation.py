@@ -72,8 +72,8 @@ class AllocationRequest:
     source: str | None = option("The one that the model knows.", None, value="LANGUAGE")
     targets: tuple[str, ...] = option("To learn; may be repeated.", (), flag="target", value="LANGUAGE")
     strategy: str = option(
-        "neuron-diversity, source-only, layer-similarity, gradient, gradient-ratio, spectral, shape, uniform, or a "
-        "plugin's.",
+        "neuron-diversity, source-only, layer-similarity, gradient, gradient-ratio, spectral, parameter-deviation, "
+        "knock-out, shape, uniform, or a plugin's.",
         "neuron-diversity",
     )
     combine: Combine | None = option(

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.analysis import NeuronIdentity
 
 ANALYZE_AGAIN = "run `neuronmoe analyze` again"
-MEASURED_BY = {"layer_gradients": "gradient", "layer_spectra": "spectral"}
+MEASURED_BY = {
+    "layer_gradients": "gradient",
+    "layer_spectra": "spectral",
+    "layer_deviations": "parameter-deviation",
+    "layer_knock_outs": "knock-out",
+}
 """Keys of a summary -> the `--measure` of an analysis that gives them."""
 FORM = 'a scores file is {"layer_scores": [..]}, or {"layer_similarities": [..]} for layer-similarity'
 # Rounding in float32 can lift a mean cosine a little above 1.
@@ -135,17 +140,12 @@ class AnalysisFolder(Origin):
         rows = [languages.index(language) for language in new]
         return [layer_similarity(cosines, [languages.index(old)], rows) for cosines in self._cosines(len(languages))]
 
-    def gradients(self, language: str) -> list[float]:
-        """The mean squared gradient of each layer's MLP over blocks of the language."""
-        measured = self.require("layer_gradients")
-        languages = measured.get("languages") if isinstance(measured, dict) else None
-        return self._of_layers(f"layer_gradients of {language}", (languages or {}).get(language))
-
-    def spectra(self) -> list[float]:
-        """The heavy-tailed exponent of each layer's MLP."""
-        return self._of_layers("layer_spectra", self.require("layer_spectra"))
-
-    def _of_layers(self, key: str, values: Any) -> list[float]:
+    def measured(self, key: str, language: str | None = None) -> list[float]:
+        """What `--measure` gave for each layer, under a key of `MEASURED_BY`; of a language where it is by language."""
+        values = self.require(key)
+        if language is not None:
+            languages = values.get("languages") if isinstance(values, dict) else None
+            values, key = (languages or {}).get(language), f"{key} of {language}"
         if not list_of_length(self.num_layers, is_number)(values):
             raise UserError(f"{self.json_path}: {key} must be {self.num_layers} numbers; {ANALYZE_AGAIN}")
         return [float(value) for value in values]

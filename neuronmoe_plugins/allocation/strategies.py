@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from statistics import fmean
 from typing import TypeAlias
 
@@ -75,29 +76,26 @@ def _similarity_scores(origin: AllocationOrigin, settings: Settings) -> Sequence
     return dissimilarities(origin.similarities(settings.source, settings.targets))
 
 
-def _gradient_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
-    """Squared gradient of the language-model loss by each layer's MLP, the mean over blocks of the targets' texts.
-
-    The trace of the empirical Fisher information of the MLP's weights, as they are; of several targets the mean.
-    """
+def _of_targets(key: str, origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """What an analysis measured under that key of each layer, the mean over the targets."""
     if isinstance(origin, ScoresFile):
         return origin.layer_scores()
     if not settings.targets:
         raise UserError(f"{origin.path} is an analysis: pass at least one --target LANGUAGE")
-    return [fmean(layer) for layer in zip(*map(origin.gradients, settings.targets), strict=True)]
+    by_target = [origin.measured(key, target) for target in settings.targets]
+    return [fmean(layer) for layer in zip(*by_target, strict=True)]
 
 
 def _gradient_ratio_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
-    """The same by that of the source: where the targets pull more than what the model knows already."""
+    """The targets' gradient by that of the source: where they pull more than what the model knows already."""
     if isinstance(origin, ScoresFile):
         return origin.layer_scores()
     source, _ = origin.require_languages(settings.source, settings.targets)
-    by = origin.gradients(source)
+    by, own = origin.measured("layer_gradients", source), _of_targets("layer_gradients", origin, settings)
     if 0 in by:
-        raise UserError(
-            f"{origin.json_path}: the gradient of {source} in layer {by.index(0)} is 0; use another --strategy"
-        )
-    return [own / other for own, other in zip(_gradient_scores(origin, settings), by, strict=True)]
+        wrong = f"the gradient of {source} in layer {by.index(0)} is 0"
+        raise UserError(f"{origin.json_path}: {wrong}; use another --strategy")
+    return [mine / other for mine, other in zip(own, by, strict=True)]
 
 
 def _spectral_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
@@ -107,7 +105,17 @@ def _spectral_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[S
     """
     if isinstance(origin, ScoresFile):
         return origin.layer_scores()
-    return [exponent**2.5 for exponent in origin.spectra()]
+    return [exponent**2.5 for exponent in origin.measured("layer_spectra")]
+
+
+def _deviation_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """How far a few steps of training took a new expert of each layer (DMoE, Li et al. 2025)."""
+    return origin.layer_scores() if isinstance(origin, ScoresFile) else origin.measured("layer_deviations")
+
+
+def _knock_out_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
+    """By how much the targets' loss grows without the expert of each layer; 0 where it falls."""
+    return [max(growth, 0) for growth in _of_targets("layer_knock_outs", origin, settings)]
 
 
 def _equal_scores(origin: AllocationOrigin, settings: Settings) -> Sequence[Score]:
@@ -168,9 +176,11 @@ neuron_diversity = AllocationStrategy(
 source_only = AllocationStrategy(_source_scores, LinearRule(), "distinct neurons of the source", counts_neurons=True)
 layer_similarity = AllocationStrategy(_similarity_scores, ShareRule(), "1 / similarity")
 shape = AllocationStrategy(_shape_scores, FormRule(), "weight of the layer", options=frozenset({"shape", "seed"}))
-gradient = AllocationStrategy(_gradient_scores, LinearRule(), "squared gradient")
+gradient = AllocationStrategy(partial(_of_targets, "layer_gradients"), LinearRule(), "squared gradient")
 gradient_ratio = AllocationStrategy(_gradient_ratio_scores, LinearRule(), "squared gradient by the source's")
 spectral = AllocationStrategy(_spectral_scores, FormRule(), "spectral exponent ^ 2.5")
+parameter_deviation = AllocationStrategy(_deviation_scores, LinearRule(), "change by training")
+knock_out = AllocationStrategy(_knock_out_scores, LinearRule(), "growth of the loss without it")
 uniform = AllocationStrategy(_equal_scores, EvenRule())
 
 BUILT_IN = {
@@ -180,6 +190,8 @@ BUILT_IN = {
     "gradient": gradient,
     "gradient-ratio": gradient_ratio,
     "spectral": spectral,
+    "parameter-deviation": parameter_deviation,
+    "knock-out": knock_out,
     "uniform": uniform,
     "shape": shape,
 }

@@ -1,27 +1,26 @@
-"""What an analysis measures of each layer's MLP beside its neurons, where it is asked to: gradients, and spectra.
-
-Shapes: B blocks of T tokens, L decoder layers.
-"""
+"""What an analysis measures of each decoder layer beside its neurons, where it is asked to."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.feed_forward import find_feed_forwards
-from neuronmoe_plugins.neurons.activations import working_device
 from neuronmoe_plugins.neurons.arrays import Arena, ScoreArray
+from neuronmoe_plugins.neurons.layer_scores import (
+    deviation,
+    knock_outs,
+    mean_exponent,
+    mixtures_of_all_layers,
+    mlp_weights,
+    squared_gradients,
+)
 from neuronmoe_plugins.neurons.options import BLOCK_TOKENS, AnalyzeOptions
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
@@ -30,8 +29,7 @@ from neuronmoe_plugins.progress import track
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Of an eigenvalue by the largest: below, float32 has nothing but rounding.
-SMALLEST_LOGARITHM = math.log(1e-12)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Sharing:
         """Float64 (count, columns) in all processes, each of which measures its share of the rows."""
         shapes = {(row, name): (1, columns) for row in range(count)}
         arena = self.processes.first_first(lambda: Arena(self.folder / f"{name}.f64", shapes, np.float64))
-        for row in track(self.processes.share(range(count)), f"Measuring the {name}", self.progress):
+        for row in track(self.processes.share(range(count)), f"Measuring {name}", self.progress):
             arena[row, name][:] = measure(row)
         self.processes.wait_for_all()
         return np.concatenate(list(arena.values()))
@@ -55,70 +53,77 @@ class Sharing:
 def measure_layers(
     options: AnalyzeOptions, model: PreTrainedModel, sentences: TokenizedSentences, sharing: Sharing
 ) -> dict[str, Any]:
-    """What `--measure` asks for, as the summary has it: `layer_gradients` and `layer_spectra`, None where not asked.
+    """What `--measure` asks for, as the summary has it, None where it was not asked for.
 
     Args:
         options: What to measure, and on how many blocks.
-        model: A causal language model on its devices, without an adapter; afterwards no parameter requires a gradient.
+        model: A causal language model on its devices; afterwards no parameter requires a gradient if one was measured.
         sentences: The sentences of all languages.
         sharing: With the processes that run the same call.
 
+    Returns:
+        One number per decoder layer: `layer_spectra` and `layer_deviations`; `layer_gradients` and `layer_knock_outs`
+        by language, with the number and size of the blocks.
+
     Raises:
-        UserError: for MLPs of no known kind, weights that are quantised or elsewhere, too little text, and results that
-            are not finite.
+        UserError: for MLPs of no known kind, weights that are quantised or elsewhere, an adapter without an expert in
+            some layer, too little text, and results that are not finite.
     """
-    measures = options.measures or ()
-    weights = _mlp_weights(model) if measures else []
-    return {
-        "layer_gradients": _gradients(options, model, weights, sentences, sharing) if "gradient" in measures else None,
-        "layer_spectra": _spectra(weights, sharing) if "spectral" in measures else None,
+    measures: dict[str, tuple[str, Callable[[], Any]]] = {
+        "gradient": ("layer_gradients", lambda: _gradients(options, model, sentences, sharing)),
+        "spectral": ("layer_spectra", lambda: _of_layers(mlp_weights(model), mean_exponent, "spectra", sharing)),
+        "parameter-deviation": (
+            "layer_deviations",
+            lambda: _of_layers(list(mixtures_of_all_layers(model).values()), deviation, "deviations", sharing),
+        ),
+        "knock-out": ("layer_knock_outs", lambda: _knock_outs(options, model, sentences, sharing)),
     }
+    asked = options.measures or ()
+    return {key: measure() if name in asked else None for name, (key, measure) in measures.items()}
 
 
-def _spectra(weights: Sequence[dict[str, nn.Parameter]], sharing: Sharing) -> list[float]:
-    found = sharing.rows("spectrum", len(weights), 1, lambda layer: [mean_exponent(weights[layer])])
-    return [float(exponent) for exponent in found[:, 0]]
+def _of_layers(layers: Sequence[T], measure: Callable[[T], float], name: str, sharing: Sharing) -> list[float]:
+    found: list[float] = sharing.rows(name, len(layers), 1, lambda layer: [measure(layers[layer])])[:, 0].tolist()
+    return found
 
 
 def _gradients(
+    options: AnalyzeOptions, model: PreTrainedModel, sentences: TokenizedSentences, sharing: Sharing
+) -> dict[str, Any]:
+    weights = mlp_weights(model)
+    with squared_gradients(model, weights) as of_block:
+        return _by_language("gradient", of_block, len(weights), options, model, sentences, sharing)
+
+
+def _knock_outs(
+    options: AnalyzeOptions, model: PreTrainedModel, sentences: TokenizedSentences, sharing: Sharing
+) -> dict[str, Any]:
+    mixtures = mixtures_of_all_layers(model)
+    of_block = partial(knock_outs, model, mixtures)
+    return _by_language("knock-out", of_block, len(mixtures), options, model, sentences, sharing)
+
+
+def _by_language(
+    name: str,
+    of_block: Callable[[Sequence[int]], Sequence[float]],
+    num_layers: int,
     options: AnalyzeOptions,
     model: PreTrainedModel,
-    weights: Sequence[dict[str, nn.Parameter]],
     sentences: TokenizedSentences,
     sharing: Sharing,
 ) -> dict[str, Any]:
+    """The mean over each language's blocks of what a block gives for each layer."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    count, tokens = options.gradient_blocks or 6, min(BLOCK_TOKENS, positions or BLOCK_TOKENS)
+    count, tokens = options.blocks or 6, min(BLOCK_TOKENS, positions or BLOCK_TOKENS)
     blocks = language_blocks(sentences, count, tokens, options.sampling()["seed"])
     every = [block for own in blocks.values() for block in own]
-    with squared_gradients(model, weights) as of_block:
-        rows = sharing.rows("gradient", len(every), len(weights), lambda row: of_block(every[row]))
-    means = rows.reshape(len(blocks), count, len(weights)).mean(axis=1)
+    rows = sharing.rows(f"{name}s", len(every), num_layers, lambda row: of_block(every[row]))
+    means = rows.reshape(len(blocks), count, num_layers).mean(axis=1)
     for language, row in zip(blocks, means, strict=True):
         if not np.isfinite(row).all():
             layer = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise UserError(
-                f"--measure gradient: that of {language} in layer {layer} is {row[layer]}; use --dtype float32"
-            )
+            raise UserError(f"--measure {name}: {language} gives {row[layer]} in layer {layer}; use --dtype float32")
     return {"blocks": count, "tokens": tokens, "languages": dict(zip(blocks, means.tolist(), strict=True))}
-
-
-def _mlp_weights(model: PreTrainedModel) -> list[dict[str, nn.Parameter]]:
-    """The weights and biases of each decoder layer's MLP by name, all of which are here and in floating point."""
-    try:
-        mlps = find_feed_forwards(model)
-    except ValueError as error:
-        raise UserError(f"--measure: {error}") from error
-    found = []
-    for mlp in mlps.values():
-        names = [f"{mlp.name}.{name}" for name in mlp.family.projections]
-        own = {f"{name}.{kind}": each for name in names for kind, each in model.get_submodule(name).named_parameters()}
-        for name, parameter in own.items():
-            if parameter.is_meta or not parameter.is_floating_point():
-                problem = "is not in memory" if parameter.is_meta else f"is quantised ({parameter.dtype})"
-                raise UserError(f"--measure needs the MLPs' weights as they were trained: {name} {problem}")
-        found.append(own)
-    return found
 
 
 def language_blocks(sentences: TokenizedSentences, count: int, tokens: int, seed: int) -> dict[str, list[list[int]]]:
@@ -134,80 +139,10 @@ def language_blocks(sentences: TokenizedSentences, count: int, tokens: int, seed
         random.Random(f"{seed}:{language}").shuffle(rows)
         joined = [token for row in rows for token in sentences.token_ids[row][slice(*spans[row])]]
         if len(joined) < count * tokens:
-            instead = f" or --gradient-blocks {len(joined) // tokens}" if len(joined) >= tokens else ""
+            instead = f" or --blocks {len(joined) // tokens}" if len(joined) >= tokens else ""
             raise UserError(
-                f"{language}: --measure gradient needs {count} x {tokens} tokens, but the {len(rows)} sampled "
-                f"sentences have {len(joined)}; pass more --samples{instead}"
+                f"{language}: {count} blocks of {tokens} tokens are to be measured, but the {len(rows)} sampled "
+                f"sentences have {len(joined)} in all; pass more --samples{instead}"
             )
         blocks[language] = [joined[start : start + tokens] for start in range(0, count * tokens, tokens)]
     return blocks
-
-
-@contextmanager
-def squared_gradients(
-    model: PreTrainedModel, weights: Sequence[dict[str, nn.Parameter]]
-) -> Iterator[Callable[[Sequence[int]], list[float]]]:
-    """A function from a block to the squared gradient of its mean loss, summed over each layer's MLP weights.
-
-    The trace of the empirical Fisher information, for one block. A weight's gradient is squared, summed and freed as
-    soon as the backward pass has it, so that there is never more than one beside the block's activations.
-    """
-    sums = [0.0] * len(weights)
-
-    def take(layer: int, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        sums[layer] += float(parameter.grad.float().square().sum(dtype=torch.float64))
-        parameter.grad = None
-
-    def run(block: Sequence[int]) -> list[float]:
-        sums[:] = [0.0] * len(weights)
-        ids = torch.tensor([block], device=working_device(model))
-        try:
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the backward pass of a block of {len(block)} tokens does not fit into the device's memory; pass "
-                "--dtype bfloat16 or --device auto, or leave --measure gradient out"
-            ) from error
-        return list(sums)
-
-    model.requires_grad_(False)
-    with ExitStack() as hooks:
-        for layer, own in enumerate(weights):
-            for parameter in own.values():
-                parameter.requires_grad_(True)
-                hooks.callback(parameter.register_post_accumulate_grad_hook(partial(take, layer)).remove)
-        yield run
-    model.requires_grad_(False)
-
-
-def mean_exponent(weights: dict[str, nn.Parameter]) -> float:
-    """The mean of the exponents of an MLP's matrices; raises `UserError` naming one that has none."""
-    exponents = []
-    for name, weight in weights.items():
-        if weight.dim() == 2:
-            exponents.append(hill_exponent(torch.linalg.svdvals(weight.detach().float()).double().square()))
-            if not math.isfinite(exponents[-1]):
-                why = "its larger eigenvalues are all equal, or half of them are zero"
-                raise UserError(f"--measure spectral: {name} has no exponent: {why}")
-    return sum(exponents) / len(exponents)
-
-
-def hill_exponent(eigenvalues: Tensor) -> float:
-    """PL_Alpha_Hill of AlphaLoRA (Qing et al. 2024, arXiv 2410.10054), Hill's estimator of a power law's exponent.
-
-    alpha = 1 + k / sum_{i=1..k} ln(lambda_{n-i+1} / lambda_{n-k}), for ascending eigenvalues and k = n // 2: the larger
-    half of them is taken for the tail of a density in proportion to lambda^-alpha. The larger alpha, the lighter the
-    tail and the less a layer was trained. The published code takes attention's matrices, too, and the k at which the
-    Kolmogorov-Smirnov distance is least.
-
-    Args:
-        eigenvalues: Those of W^T W, float64 (n,), in descending order, n >= 2.
-
-    Returns:
-        alpha > 1; infinite if the tail is flat, or zero but for rounding.
-    """
-    tail = len(eigenvalues) // 2
-    logarithms = (eigenvalues[: tail + 1] / eigenvalues[0]).log()
-    total = float((logarithms[:tail] - logarithms[tail]).sum())
-    return 1 + tail / total if total > 0 and logarithms[tail] > SMALLEST_LOGARITHM else math.inf

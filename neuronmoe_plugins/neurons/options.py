@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 Component = Literal["attention", "mlp"]
 """The two parts of a decoder layer that have neurons."""
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-MEASURES = ("gradient", "spectral")
-"""What can be measured of each layer's MLP beside its neurons; strategies of `neuronmoe allocate` have their names."""
+MEASURES = {"gradient": False, "spectral": False, "parameter-deviation": True, "knock-out": True}
+"""What can be measured of each layer beside its neurons, and whether it is of a trained adapter's experts.
+
+Strategies of `neuronmoe allocate` have these names.
+"""
+ON_BLOCKS = ("gradient", "knock-out")
 BLOCK_TOKENS = 512
-"""Tokens of a block of the gradient, unless the model has fewer positions."""
+"""Tokens of a block, unless the model has fewer positions."""
 # By the first part of a projection's name inside its layer, as in self_attn.q_proj, attention.dense, mlp.c_fc, fc1.
 COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
     "attention": re.compile("attn|attention"),
@@ -143,15 +147,16 @@ class AnalyzeOptions(MeasuringOptions):
     )
 
     measures: Sequence[str] | None = option(
-        "Also of each layer's MLP, for `neuronmoe allocate`: gradient, spectral or gradient,spectral.",
+        "Also of each layer, for `neuronmoe allocate`: gradient,spectral of the MLPs, or of the adapter's experts "
+        "parameter-deviation,knock-out.",
         None,
         flag="measure",
         shown="none",
         split=True,
         check=one_of(*MEASURES),
     )
-    gradient_blocks: int | None = option(
-        f"For --measure gradient: blocks of {BLOCK_TOKENS} tokens of each language.",
+    blocks: int | None = option(
+        f"For --measure gradient or knock-out: blocks of {BLOCK_TOKENS} tokens of each language.",
         None,
         shown="6",
         check=at_least_one,
@@ -159,10 +164,13 @@ class AnalyzeOptions(MeasuringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gradient_blocks is not None and "gradient" not in (self.measures or ()):
-            raise UserError("--gradient-blocks has no effect without --measure gradient; leave it out")
-        if self.measures and self.adapter is not None:
-            raise UserError(f"--measure {','.join(self.measures)} is of a model's own MLPs; leave out --adapter")
+        if self.blocks is not None and not set(self.measures or ()) & set(ON_BLOCKS):
+            raise UserError(f"--blocks has no effect without --measure {' or '.join(ON_BLOCKS)}; leave it out")
+        for name in self.measures or ():
+            if MEASURES[name] and self.adapter is None:
+                raise UserError(f"--measure {name} is of trained experts; pass --adapter")
+            if not MEASURES[name] and self.adapter is not None:
+                raise UserError(f"--measure {name} is of a model's own MLPs; leave out --adapter")
         if self.concepts is None and not self.corpora:
             raise UserError(
                 "nothing to analyse: pass --corpus LANGUAGE=SOURCE for each language, --data DIR or --concepts DIR"

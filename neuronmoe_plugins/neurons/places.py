@@ -16,6 +16,8 @@ from neuronmoe_plugins.neurons.options import COMPONENTS, Component, component_o
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from neuronmoe_plugins.tuner import MoeLayer
+
 
 @dataclass(frozen=True)
 class Place:
@@ -136,6 +138,16 @@ def find_mlp_inputs(model: PreTrainedModel) -> dict[ModuleKey, Place]:
         (layer, f"{mlp.name.split('.')[-1]} input"): Place(model.get_submodule(mlp.name), hidden_size, of_input=True)
         for layer, mlp in mlps.items()
     }
+
+
+def find_mixtures(model: PreTrainedModel) -> dict[int, MoeLayer]:
+    """The mixtures by decoder layer; raises `UserError` if the adapter has none."""
+    from neuronmoe_plugins.tuner import MoeLayer
+
+    found = {module.layer_index: module for module in model.modules() if isinstance(module, MoeLayer) and module.plans}
+    if not found:
+        raise UserError("--adapter has no mixture of experts; name one of the method moe")
+    return dict(sorted(found.items()))
 
 
 def mlp_sizes(model: PreTrainedModel) -> dict[str, list[int]] | None:

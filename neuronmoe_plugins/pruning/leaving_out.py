@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray
 from neuronmoe_plugins.neurons.language_losses import LanguageLosses
+from neuronmoe_plugins.neurons.places import find_mixtures
 from neuronmoe_plugins.neurons.pooling import take_input
 from neuronmoe_plugins.progress import track
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.sentences import TokenizedSentences

@@ -18,13 +18,13 @@ from neuronmoe_plugins.neurons.average_precision import average_precision, avera
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
 from neuronmoe_plugins.neurons.metrics import Samples
 from neuronmoe_plugins.neurons.options import SpecialiseOptions
+from neuronmoe_plugins.neurons.places import find_mixtures
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.scoring import read_finite
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 from neuronmoe_plugins.progress import track
 from neuronmoe_plugins.specialisation.mixtures import (
     ROUTING,
-    find_mixtures,
     language_routing,
     observing,
     places,

@@ -18,8 +18,6 @@ from neuronmoe_plugins.neurons.pooling import take_input
 from neuronmoe_plugins.specialisation.specialisation import LanguageRouting
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from neuronmoe_plugins.tuner import MoeLayer
 
 ROUTING = "routing"
@@ -28,16 +26,6 @@ ROUTING = "routing"
 def projection_of(layer: int, expert: int, projection: str) -> ModuleKey:
     """Under which key an expert's projection is observed; expert 0 is the original MLP."""
     return layer, f"expert {expert} {projection}"
-
-
-def find_mixtures(model: PreTrainedModel) -> dict[int, MoeLayer]:
-    """The mixtures by decoder layer; raises `UserError` if the adapter has none."""
-    from neuronmoe_plugins.tuner import MoeLayer
-
-    found = {module.layer_index: module for module in model.modules() if isinstance(module, MoeLayer) and module.plans}
-    if not found:
-        raise UserError("--adapter has no mixture of experts; name one of the method moe")
-    return dict(sorted(found.items()))
 
 
 def places(mixtures: Mapping[int, MoeLayer]) -> dict[ModuleKey, int]:

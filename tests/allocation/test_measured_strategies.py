@@ -1,4 +1,4 @@
-"""`gradient`, `gradient-ratio` and `spectral` on what an analysis measured, by hand."""
+"""The strategies that rest on what `neuronmoe analyze --measure` measured, by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def analysis_of(folder: Path, **more: Any) -> Path:
 @pytest.fixture
 def analysis(tmp_path: Path) -> Path:
     measured = {"blocks": 6, "tokens": 512, "languages": GRADIENTS}
-    return analysis_of(tmp_path, layer_gradients=measured, layer_spectra=[1.0, 4.0, 2.0])
+    lost = {
+        "blocks": 6,
+        "tokens": 512,
+        "languages": {"el": [0.5, -0.1, 0.25], "tr": [0.1, 0.3, -0.75], "en": [9, 9, 9]},
+    }
+    measured_layers = {"layer_spectra": [1.0, 4.0, 2.0], "layer_deviations": [0.5, 0.25, 0.75]}
+    return analysis_of(tmp_path, layer_gradients=measured, layer_knock_outs=lost, **measured_layers)
 
 
 def test_the_target_s_gradient(analysis: Path, tmp_path: Path) -> None:
@@ -47,7 +53,16 @@ def test_spectral_shares_the_new_experts(analysis: Path, tmp_path: Path) -> None
     assert allocation.num_experts == [1, 12, 3]
 
 
-@pytest.mark.parametrize("strategy", ["gradient", "gradient-ratio", "spectral"])
+def test_what_training_changed_and_gained(analysis: Path, tmp_path: Path) -> None:
+    allocation = allocated(tmp_path, analysis, "--strategy", "parameter-deviation")
+    assert (allocation.layer_scores, allocation.num_experts) == ([0.5, 0.25, 0.75], [3, 1, 6])
+    options = ("--strategy", "knock-out", "--target", "el")
+    assert allocated(tmp_path, analysis, *options).layer_scores == [0.5, 0, 0.25]
+    # The mean over the targets, before what falls counts as nothing.
+    assert allocated(tmp_path, analysis, *options, "--target", "tr").layer_scores == pytest.approx([0.3, 0.1, 0])
+
+
+@pytest.mark.parametrize("strategy", ["gradient", "gradient-ratio", "spectral", "parameter-deviation", "knock-out"])
 def test_a_file_has_the_scores(tmp_path: Path, strategy: str) -> None:
     path = save_scores(tmp_path, {"layer_scores": [5, 1, 2]})
     assert allocated(tmp_path, path, "--strategy", strategy, *TOTAL, "--placement", "top").num_experts == [3, 1, 1]
@@ -56,6 +71,8 @@ def test_a_file_has_the_scores(tmp_path: Path, strategy: str) -> None:
 LACKS = "summary.json has no layer_{}; run `neuronmoe analyze` again with --measure {}"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gradient --target el", {}, LACKS.format("gradients", "gradient")),
+    ("parameter-deviation", {}, LACKS.format("deviations", "parameter-deviation")),
+    ("knock-out --target el", {}, LACKS.format("knock_outs", "knock-out")),
     ("spectral --total-experts 5", {"layer_spectra": None}, LACKS.format("spectra", "spectral")),
     ("spectral", {"layer_spectra": [1, 2, 3]}, "--strategy spectral needs --total-experts N or --max-added-parameters"),
     ("spectral --total-experts 5", {"layer_spectra": [1, 2]}, "layer_spectra must be 3 numbers; run `neuronmoe"),

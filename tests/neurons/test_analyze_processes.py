@@ -48,7 +48,7 @@ def command(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
         lines = ("".join(generator.choices(letters, k=generator.randint(4, 40))) + "." for _ in range(40))
         (folder / f"{language}.txt").write_text("\n".join(lines))
     corpora = [f"--corpus={language}={folder / language}.txt" for language in ("en", "el")]
-    options = ["--samples", "30", "--batch-size", "6", "--measure", "gradient,spectral", "--gradient-blocks", "1"]
+    options = ["--samples", "30", "--batch-size", "6", "--measure", "gradient,spectral", "--blocks", "1"]
     return ["analyze", "--model", str(tiny_model_dir), *corpora, *options, "--output"]
 
 

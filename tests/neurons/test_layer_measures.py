@@ -17,14 +17,19 @@ from typer.testing import CliRunner
 from allocations import allocated
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.layer_measures import (
-    _mlp_weights,
+from neuronmoe_plugins.neurons.layer_measures import language_blocks
+from neuronmoe_plugins.neurons.layer_scores import (
+    deviation,
     hill_exponent,
-    language_blocks,
+    knock_outs,
     mean_exponent,
+    mixtures_of_all_layers,
+    mlp_weights,
     squared_gradients,
 )
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
+from specialisation.extending import load_extended, save_adapter
+from tuner.tiny import moe_config, randomised
 
 
 def tiny(kind: str) -> Any:
@@ -54,7 +59,7 @@ def test_gradients_are_those_of_autograd_and_never_two_at_once(kind: str, matric
         parameter.register_post_accumulate_grad_hook(
             lambda _: held.append(sum(each.grad is not None for each in model.parameters()))
         )
-    with squared_gradients(model, _mlp_weights(model)) as of_block:
+    with squared_gradients(model, mlp_weights(model)) as of_block:
         ours = [of_block(block) for block in blocks]
     assert np.array(ours) == pytest.approx(np.array(expected), rel=1e-5)
     assert held == [1] * (len(blocks) * len(mlps) * matrices)
@@ -91,13 +96,13 @@ def test_blocks_join_sentences_in_an_order_that_the_seed_draws() -> None:
 
 @pytest.mark.parametrize(
     ("count", "tokens", "advice"),
-    [(9, 9, "pass more --samples or --gradient-blocks 4"), (1, 64, "pass more --samples")],
+    [(9, 9, "pass more --samples or --blocks 4"), (1, 64, "pass more --samples")],
 )
 def test_too_little_text(count: int, tokens: int, advice: str) -> None:
     only = sentences(languages=["b"], membership=[[0] + [1] * 10])
     with pytest.raises(UserError) as error:
         language_blocks(only, count, tokens, seed=1)
-    wrong = f"b: --measure gradient needs {count} x {tokens} tokens, but the 10 sampled sentences have 40; "
+    wrong = f"b: {count} blocks of {tokens} tokens are to be measured, but the 10 sampled sentences have 40 in all; "
     assert str(error.value) == wrong + advice
 
 
@@ -136,13 +141,64 @@ def test_weights_that_cannot_be_measured() -> None:
     with pytest.raises(
         UserError, match=rf"^--measure needs the MLPs' weights as they were trained: {name} is quantised"
     ):
-        _mlp_weights(model)
+        mlp_weights(model)
     layer.to("meta")
     with pytest.raises(UserError, match=r"layers.1.mlp.gate_proj.weight is not in memory$"):
-        _mlp_weights(model)
+        mlp_weights(model)
     del layer.up_proj
     with pytest.raises(UserError, match=r"^--measure: LlamaForCausalLM .* has no MLP that can become a mixture"):
-        _mlp_weights(model)
+        mlp_weights(model)
+
+
+def extended(topk: int = 2, **options: Any) -> Any:
+    """Tiny Llama with two experts in each layer, all of whose weights are others."""
+    import peft
+
+    return randomised(peft.get_peft_model(tiny("llama"), moe_config(num_experts=2, topk=topk, **options))).eval()
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_deviations_are_those_of_the_weights(rank: int | None) -> None:
+    model = extended(expert_rank=rank)
+    for layer, mixture in mixtures_of_all_layers(model).items():
+        parameters = dict(mixture.named_parameters())
+        total = 0.0
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            if rank is None:
+                change = parameters[f"moe_{name}.default"][0] - getattr(mixture.get_base_layer(), name).weight
+            else:
+                change = (
+                    mixture.scaling["default"]
+                    * parameters[f"moe_{name}_lora_B.default"][0]
+                    @ parameters[f"moe_{name}_lora_A.default"][0]
+                )
+            total += torch.linalg.matrix_norm(change.double()).item() ** 2
+        assert deviation(mixture) == pytest.approx(math.sqrt(total), rel=1e-5)
+        assert mixture.layer_index == layer
+    with pytest.raises(UserError, match=r"^--measure parameter-deviation .* of layer 1 is not all in memory$"):
+        deviation(mixtures_of_all_layers(model)[1].to("meta"))
+
+
+def test_knock_outs_are_the_losses_of_models_without_the_expert() -> None:
+    """Of one whose experts of that layer are the original MLP again."""
+    model, block = extended(), torch.randint(50, (20,)).tolist()
+    ids = torch.tensor([block])
+
+    def loss() -> float:
+        return F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).item()
+
+    with torch.no_grad():
+        whole, expected = loss(), []
+        for mixture in mixtures_of_all_layers(model).values():
+            kept = {name: getattr(mixture, f"moe_{name}")["default"].clone() for name in mixture.weight_names}
+            for name in kept:
+                getattr(mixture, f"moe_{name}")["default"].copy_(getattr(mixture.get_base_layer(), name).weight)
+            expected.append(loss() - whole)
+            for name, values in kept.items():
+                getattr(mixture, f"moe_{name}")["default"].copy_(values)
+    assert knock_outs(model, mixtures_of_all_layers(model), block) == pytest.approx(expected, abs=2e-6)
+    assert max(map(abs, expected)) > 1e-3
+    assert loss() == whole
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +219,7 @@ def test_an_analysis_with_measures_is_allocated_without_the_model(
     tiny_model_dir: Path, corpora: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "analysis"
-    result = analyze(tiny_model_dir, corpora, output, "--measure", "spectral,gradient", "--gradient-blocks", "2")
+    result = analyze(tiny_model_dir, corpora, output, "--measure", "spectral,gradient", "--blocks", "2")
     assert result.exit_code == 0, (result.output, result.exception)
     targets, total = ("--target", "el"), ("--total-experts", "6")
     pulled = allocated(tmp_path, output, "--strategy", "gradient", *targets, *total, "--placement", "top")
@@ -181,20 +237,47 @@ def test_an_analysis_with_measures_is_allocated_without_the_model(
     assert spectral.layer_scores == pytest.approx([alpha**2.5 for alpha in alphas])
 
 
+def test_an_analysis_of_experts_that_a_short_training_left(
+    tiny_model_dir: Path, corpora: list[str], tmp_path: Path
+) -> None:
+    adapter, output = save_adapter(tiny_model_dir, tmp_path / "adapter", 2), tmp_path / "analysis"
+    measure = ("--measure", "parameter-deviation,knock-out", "--blocks", "1", "--adapter")
+    result = analyze(tiny_model_dir, corpora, output, *measure, str(adapter))
+    assert result.exit_code == 0, (result.output, result.exception)
+    model = load_extended(tiny_model_dir, adapter)
+    mixtures = mixtures_of_all_layers(model)
+    total = ("--total-experts", "6")
+    went = allocated(tmp_path, output, "--strategy", "parameter-deviation", *total)
+    assert went.layer_scores == pytest.approx([deviation(mixture) for mixture in mixtures.values()])
+    worth = allocated(tmp_path, output, "--strategy", "knock-out", "--target", "el", *total)
+    assert len(worth.layer_scores) == 4
+    assert max(worth.layer_scores) > 0
+    some = save_adapter(tiny_model_dir, tmp_path / "some", [2, 1, 2, 2])
+    result = analyze(tiny_model_dir, corpora, tmp_path / "out", *measure, str(some))
+    assert str(result.exception).startswith(
+        "--adapter has no new expert in layer 1; train one in every layer, as `neuron"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gradient-blocks", "2"], "--gradient-blocks has no effect without --measure gradient; leave it out"),
-        (["--measure", "spectral", "--gradient-blocks", "2"], "--gradient-blocks has no effect without --measure gra"),
-        (["--measure", "gradient", "--gradient-blocks", "0"], "--gradient-blocks is 0; it must be at least 1"),
-        (["--measure", "gradient,hessian"], "unknown --measure 'hessian'; there are: gradient, spectral"),
+        (["--blocks", "2"], "--blocks has no effect without --measure gradient or knock-out; leave it out"),
+        (["--measure", "spectral", "--blocks", "2"], "--blocks has no effect without --measure gra"),
+        (["--measure", "gradient", "--blocks", "0"], "--blocks is 0; it must be at least 1"),
+        (
+            ["--measure", "gradient,hessian"],
+            "unknown --measure 'hessian'; there are: gradient, spectral, parameter-dev",
+        ),
+        (["--measure", "spectral,knock-out"], "--measure knock-out is of trained experts; pass --adapter"),
         (
             ["--measure", "gradient", "--adapter", "x"],
             "--measure gradient is of a model's own MLPs; leave out --adapter",
         ),
         (
             ["--measure", "gradient"],
-            "en: --measure gradient needs 6 x 512 tokens, but the 30 sampled sentences have 11",
+            "en: 6 blocks of 512 tokens are to be measured, but the 30 sampled sentences have 1130 in all; pass",
         ),
     ],
 )

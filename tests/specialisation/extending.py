@@ -12,9 +12,10 @@ import torch
 from neuronmoe_plugins.neurons.activations import observe_sentences
 from neuronmoe_plugins.neurons.arrays import FloatArray, MemoryStore, ModuleKey
 from neuronmoe_plugins.neurons.loading import load_model
+from neuronmoe_plugins.neurons.places import find_mixtures
 from neuronmoe_plugins.neurons.sentences import PaddingSide
 from neuronmoe_plugins.specialisation import Specialisation
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures, observing, places
+from neuronmoe_plugins.specialisation.mixtures import observing, places
 from tuner.tiny import moe_config, randomised
 
 EXPERTS = [3, 1, 4, 2]

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronmoe_plugins import MoeConfig, SpecialiseOptions, specialise
 from neuronmoe_plugins.convert import convert
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures, projection_of
+from neuronmoe_plugins.neurons.places import find_mixtures
+from neuronmoe_plugins.specialisation.mixtures import projection_of
 from specialisation.by_definition import by_definition
 from specialisation.extending import (
     EXPERTS,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from neuronmoe_plugins.neurons import activations, arrays
+from neuronmoe_plugins.neurons.places import find_mixtures
 from neuronmoe_plugins.specialisation import Specialisation, SpecialiseOptions, specialise
-from neuronmoe_plugins.specialisation.mixtures import find_mixtures
 from specialisation.extending import counts, load_extended, observed, scores_in, tokens_of
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
