@@ -131,3 +131,19 @@ def set_layer_adapter(
     if inference_mode:
         for name in layer.adapter_layer_names:
             getattr(layer, name).requires_grad_(False)
+
+
+def weights_dtype(dtype: Any) -> dict[str, Any]:
+    """transformers before 4.56 has no `dtype`: what `from_pretrained` takes for the dtype of the weights."""
+    from transformers import PretrainedConfig
+
+    return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
+
+
+def rotary_settings(config: Any) -> tuple[float, dict[str, Any] | None]:
+    """transformers 4 has no `rope_parameters`: the base of rotary positions, and how they are scaled, lie apart."""
+    settings: dict[str, Any] | None = getattr(config, "rope_parameters", None)
+    if settings is None:
+        return config.rope_theta, getattr(config, "rope_scaling", None)
+    scaling = {key: value for key, value in settings.items() if key != "rope_theta"}
+    return settings["rope_theta"], None if scaling.get("rope_type") == "default" else scaling

@@ -38,6 +38,7 @@ COMMANDS = {
         0,
         "OUT out cannot be written: Error while serializing: I/O error: File",
     ),
+    f"export {BASE.with_name('adapter')} --model {BASE} --output out": (0, "--output out cannot be written: File too"),
     "analyze --model MODEL --corpus el=el.txt --corpus en=en.txt --samples 1 --output out": (
         0,
         "--output out cannot be",

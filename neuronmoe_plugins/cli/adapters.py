@@ -1,4 +1,4 @@
-"""The command that makes a trained adapter smaller: `prune`."""
+"""What is made of trained adapters: `prune`, which makes them smaller, and `export`, which makes them whole models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from neuronmoe_plugins.cli.neurons import chosen_corpora
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
+from neuronmoe_plugins.export.request import ExportRequest
 from neuronmoe_plugins.pruning.options import PruneOptions
 
 DATA_HELP = "Instead: a folder of `neuronmoe data`, whose texts of role held-out, or else analysis, are taken."
@@ -44,3 +45,19 @@ def prune(options: PruneOptions) -> None:
         print_table(console, table, str(options.output / RECORD))
     typer.echo(summary(pruning))
     note(f"Wrote {options.output}")
+
+
+@takes(ExportRequest)
+def export(request: ExportRequest) -> None:
+    """Write a trained adapter and its base as one checkpoint that runs without this package."""
+    from neuronmoe_plugins.export.export import export as export_adapter
+
+    exported = export_adapter(request, progress=not is_quiet())
+    compared = exported.comparison
+    warn(exported.warnings())
+    typer.echo(f"{exported.model_type}: {exported.parameters}")
+    typer.echo(
+        f"On {compared.text} its logits differ from the adapter's by at most {compared.difference:.1e}; the largest is "
+        f"{compared.largest:.1f}"
+    )
+    note(f"Wrote {request.output}")

@@ -43,15 +43,18 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    placement = {"device_map": "auto"} if device == "auto" else {}
+    from neuronmoe_plugins.host_versions import weights_dtype
+
     loader: Any = AutoModelForCausalLM  # whose annotation does not know the second result
-    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    how = weights_dtype(dtype if dtype == "auto" else getattr(torch, dtype))
+    if device == "auto":
+        how |= {"device_map": "auto"}
     with _loading("--model", name):
-        model, loaded = loader.from_pretrained(name, dtype=kind, output_loading_info=True, **placement)
+        model, loaded = loader.from_pretrained(name, output_loading_info=True, **how)
     _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:
         model = _with_adapter(model, adapter, adapter_flag)
-    if not placement and not getattr(model, "is_quantized", False):
+    if device != "auto" and not getattr(model, "is_quantized", False):
         with _using(device):
             model.to(device)
     return model.eval()

@@ -1,0 +1,1 @@
+"""Checkpoints of trained mixtures in architectures that transformers and engines know."""

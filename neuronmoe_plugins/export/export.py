@@ -1,0 +1,174 @@
+"""`neuronmoe export`: from an adapter to a checkpoint that needs this package no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.export.checkpoint import (
+    copy_beside,
+    num_parameters,
+    require_space,
+    write_card,
+    write_weights,
+)
+from neuronmoe_plugins.export.containers import CONTAINERS, Container
+from neuronmoe_plugins.export.request import ExportRequest
+from neuronmoe_plugins.export.sources import Mixture, Source
+from neuronmoe_plugins.files import new_directory, write_json, writing
+from neuronmoe_plugins.neurons.loading import default_device, load_model, load_tokenizer
+
+# Of the largest logit: what float32 rounds in other orders of the same sums, and what 16 bits do to the weights.
+SAME, ROUNDED = 1e-4, 0.1
+RANDOM_SEQUENCES, RANDOM_TOKENS = 2, 32
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How near the logits of an export are to the adapter's, both in float32.
+
+    Attributes:
+        text: On what.
+        difference: The largest difference.
+        largest: The largest logit.
+    """
+
+    text: str
+    difference: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        model_type: The architecture.
+        parameters: What it costs, as a sentence.
+        comparison: With the adapter.
+        is_rounded: Whether weights were rounded to the dtype.
+        has_tokenizer: Whether a tokenizer was there to be copied.
+    """
+
+    model_type: str
+    parameters: str
+    comparison: Comparison
+    is_rounded: bool
+    has_tokenizer: bool
+
+    def warnings(self) -> list[str]:
+        """What may be wrong with it, a line each."""
+        found = []
+        if self.is_rounded:
+            found.append("weights were rounded to the dtype of the checkpoint; --dtype float32 keeps them")
+        if not self.has_tokenizer:
+            found.append("neither the adapter nor the base model has a tokenizer, so that the checkpoint has none")
+        return found
+
+
+def export(request: ExportRequest, progress: bool = False) -> Export:
+    """Write an adapter and its base as one checkpoint of an architecture that transformers knows.
+
+    It is in `request.output` only once its logits were found to be the adapter's.
+
+    Args:
+        request: What is asked for.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        UserError: for bad input, a mixture that no architecture can hold exactly, and logits that differ.
+    """
+    mixture = Mixture(request.adapter, request.model)
+    container, tensors = choose_container(request.container, mixture)
+    dtype = mixture.base.dtype if request.dtype is None else getattr(torch, request.dtype)
+    require_space(request.output, tensors, dtype)
+    tokens, text = _tokens(request, mixture)
+    parameters = _cost(container, mixture, tensors)
+    with writing(f"--output {request.output}"), new_directory(request.output) as folder:
+        write_json(folder / "config.json", container.config(mixture, dtype))
+        has_tokenizer = copy_beside(mixture, folder)
+        is_rounded = write_weights(folder, tensors, dtype, progress)
+        comparison = _compare(request, mixture, folder, tokens, text)
+        limit = (ROUNDED if is_rounded else SAME) * comparison.largest
+        if not comparison.difference <= limit:
+            found = f"differ from the adapter's by {comparison.difference:.1e}, and may by {limit:.1e}"
+            raise UserError(f"ADAPTER {mixture.name}: its logits as {container.model_type} {found}; nothing is written")
+        write_card(
+            folder,
+            request.output,
+            mixture,
+            model_type=container.model_type,
+            parameters=parameters,
+            compared=text,
+            difference=comparison.difference,
+            largest=comparison.largest,
+        )
+    return Export(container.model_type, parameters, comparison, is_rounded, has_tokenizer)
+
+
+def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str, Source]]:
+    """The architecture, and its tensors by name.
+
+    Args:
+        wanted: Its model type, or `auto` for the first of `CONTAINERS` that is exact.
+        mixture: What it shall hold.
+
+    Raises:
+        UserError: if it cannot hold the mixture exactly, or none can; with the reasons.
+    """
+    asked = [each for each in CONTAINERS if wanted in ("auto", each.model_type)]
+    refusals = {each.model_type: each.refusal(mixture) for each in asked}
+    exact = next((each for each in asked if refusals[each.model_type] is None), None)
+    if exact is not None:
+        return exact, dict(exact.tensors(mixture))
+    if wanted != "auto":
+        raise UserError(f"--as {wanted} cannot hold ADAPTER {mixture.name} exactly: {refusals[wanted]}")
+    family = mixture.base.config.model_type
+    told = [f"{each.model_type}: {refusals[each.model_type]}" for each in asked if family in each.families]
+    if not told:
+        known = sorted({name for each in CONTAINERS for name in each.families})
+        told = [f"known are those for {', '.join(known)}, and the base is {family}"]
+    raise UserError(
+        f"ADAPTER {mixture.name}: no architecture of transformers holds it exactly ({'; '.join(told)}); run it as an "
+        "adapter"
+    )
+
+
+def _cost(container: Container, mixture: Mixture, tensors: dict[str, Source]) -> str:
+    """What the checkpoint has more than the base and the adapter together."""
+    base = sum(torch.Size(mixture.base.files.shape(name)).numel() for name in mixture.base.names)
+    adapter, total = mixture.num_parameters(), num_parameters(tensors)
+    return (
+        f"{total:,} parameters: {base:,} of the base, {adapter:,} of the adapter, and {total - base - adapter:,} that "
+        f"{container.model_type} needs more."
+    )
+
+
+def _tokens(request: ExportRequest, mixture: Mixture) -> tuple[torch.Tensor, str]:
+    """Token ids (texts, tokens) to compare on, and what they are."""
+    if request.text is None:
+        generator = torch.Generator().manual_seed(0)
+        size = (RANDOM_SEQUENCES, min(RANDOM_TOKENS, mixture.base.config.max_position_embeddings))
+        ids = torch.randint(mixture.base.config.vocab_size, size, generator=generator)
+        return ids, f"{ids.numel()} random tokens"
+    ids = torch.tensor([load_tokenizer(mixture.base.name)(request.text)["input_ids"]])
+    if not ids.numel():
+        raise UserError("--text has no tokens; give some words")
+    return ids, f"{ids.numel()} tokens of a given text"
+
+
+def _compare(request: ExportRequest, mixture: Mixture, folder: Path, tokens: torch.Tensor, text: str) -> Comparison:
+    device = default_device() if request.device is None else request.device
+    expected = _logits(load_model(mixture.base.name, "float32", device, request.adapter, "ADAPTER"), tokens)
+    difference = (_logits(load_model(str(folder), "float32", device), tokens) - expected).abs().max()
+    return Comparison(text, difference.item(), expected.abs().max().item())
+
+
+def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=tokens.to(model.device)).logits.float().cpu()
+    return logits

@@ -1,0 +1,53 @@
+"""What `neuronmoe export` is told, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.files import writable_folder
+from neuronmoe_plugins.models import ADAPTER, require_model
+from neuronmoe_plugins.options import check_options, one_of, option
+
+
+def _adapter(flag: str, name: str) -> None:
+    require_model("ADAPTER", name, ADAPTER)
+
+
+def _new_folder(flag: str, path: Path) -> None:
+    writable_folder(flag, path)
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} is not empty: choose another folder, or remove it")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of an export.
+
+    Raises:
+        UserError: for a value that cannot be used.
+    """
+
+    adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter)
+    output: Path = option("Folder for the checkpoint.", check=_new_folder)
+    container: str = option(
+        "Its architecture: qwen2_moe, qwen3_moe, ernie4_5_moe, or auto for the cheapest that is exact.",
+        "auto",
+        flag="as",
+        check=one_of("auto", "qwen2_moe", "qwen3_moe", "ernie4_5_moe"),
+    )
+    model: str | None = option("The base model.", None, shown="the one that the adapter names", check=require_model)
+    dtype: str | None = option(
+        "float32, bfloat16 or float16.",
+        None,
+        shown="the base model's",
+        check=one_of("float32", "bfloat16", "float16"),
+    )
+    text: str | None = option("On which its logits are compared with the adapter's.", None, shown="random tokens")
+    device: str | None = option(
+        "Where they are computed, in float32: cpu, cuda:0, or auto for all.", None, shown="CUDA if there is any"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
