@@ -156,7 +156,7 @@ def draw_cells(
 def draw_expert_shares(
     panels: Mapping[str, NDArray[np.float64]],
     title: str,
-    layers: Sequence[int],
+    layers: Sequence[int] | Sequence[str],
     write: Callable[[float], str] | None,
     columns: int,
 ) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.mixture import MixtureLayer
 from neuronmoe_plugins.tuner.saved_modules import is_added
 
 
@@ -17,7 +17,8 @@ def mark_leaf_modules(model: nn.Module) -> None:
     """
     from deepspeed.utils import set_z3_leaf_modules
 
-    set_z3_leaf_modules(model, [MoeLayer])
+    kinds = {type(module) for module in model.modules() if isinstance(module, MixtureLayer)}
+    set_z3_leaf_modules(model, list(kinds))
 
 
 def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -35,6 +35,10 @@ COMPONENT_NAMES: dict[Component, re.Pattern[str]] = {
 }
 
 
+# What is said of an adapter whose experts are not in MLPs alone.
+IN_ATTENTION = "has experts in attention (targets), and only those of MLPs can be looked into"
+
+
 def component_of(name: str) -> Component | None:
     """The component of a projection with this name inside its decoder layer."""
     first = name.split(".")[0].lower()

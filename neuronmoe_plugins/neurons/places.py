@@ -11,7 +11,7 @@ from torch import nn
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards, without_adapter
 from neuronmoe_plugins.neurons.arrays import ModuleKey
-from neuronmoe_plugins.neurons.options import COMPONENTS, Component, component_of
+from neuronmoe_plugins.neurons.options import COMPONENTS, IN_ATTENTION, Component, component_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +100,9 @@ def _linear_layers(
         elif type(base).__name__ == "Conv1D":  # as GPT-2 has it, transposed
             yield name, Place(child, int(base.nf), mixture)  # type: ignore[arg-type]
         else:
-            yield from _linear_layers(base, f"{name}.", mixture if base is child else child)
+            # An attention block runs on all tokens as it does without its mixture.
+            is_whole = base is child or component_of(name) == "attention"
+            yield from _linear_layers(base, f"{name}.", mixture if is_whole else child)
 
 
 def find_activation_functions(model: PreTrainedModel) -> dict[ModuleKey, Place]:
@@ -141,9 +143,11 @@ def find_mlp_inputs(model: PreTrainedModel) -> dict[ModuleKey, Place]:
 
 
 def find_mixtures(model: PreTrainedModel) -> dict[int, MoeLayer]:
-    """The mixtures by decoder layer; raises `UserError` if the adapter has none."""
-    from neuronmoe_plugins.tuner import MoeLayer
+    """The mixtures by decoder layer; raises `UserError` if the adapter has none, or some that are no MLPs."""
+    from neuronmoe_plugins.tuner import MixtureLayer, MoeLayer
 
+    if any(isinstance(module, MixtureLayer) and not isinstance(module, MoeLayer) for module in model.modules()):
+        raise UserError(f"the adapter {IN_ATTENTION}")
     found = {module.layer_index: module for module in model.modules() if isinstance(module, MoeLayer) and module.plans}
     if not found:
         raise UserError("--adapter has no mixture of experts; name one of the method moe")

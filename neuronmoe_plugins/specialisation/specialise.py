@@ -15,7 +15,7 @@ from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
 from neuronmoe_plugins.neurons.loading import describe_sources
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION, Neuron
-from neuronmoe_plugins.neurons.options import AnalyzeOptions, SpecialiseOptions
+from neuronmoe_plugins.neurons.options import IN_ATTENTION, AnalyzeOptions, SpecialiseOptions
 from neuronmoe_plugins.neurons.processes import WorkingFolder
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences
 from neuronmoe_plugins.reading import read_json_object
@@ -68,10 +68,17 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
 
 
 def require_mixture(flag: str, adapter: str) -> None:
-    """Refuse an adapter of another method, which an option names, before the model is loaded; raises `UserError`."""
+    """Refuse an adapter of another method, or with experts in attention, before the model is loaded.
+
+    Raises:
+        UserError: naming the option and the adapter.
+    """
     path = Path(adapter) / "adapter_config.json"
-    if path.is_file() and read_json_object(path, "name the folder of an adapter").get("peft_type") != "MOE":
+    config = read_json_object(path, "name the folder of an adapter") if path.is_file() else {"peft_type": "MOE"}
+    if config.get("peft_type") != "MOE":
         raise UserError(f"{flag} has no mixture of experts; name one of the method moe, not {adapter}")
+    if config.get("targets", "mlp") != "mlp":
+        raise UserError(f"{flag} {adapter} {IN_ATTENTION}")
 
 
 def measure_drift(options: AnalyzeOptions, progress: bool = False) -> list[LayerDrift]:

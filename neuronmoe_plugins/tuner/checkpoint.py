@@ -1,6 +1,6 @@
 """Between an adapter's file and its parameters: one layout on disk, complete or an error.
 
-In the file a layer has, for each weight of the MLP, all its experts in `moe_{weight}` (num_experts - 1, ...), and
+In the file a layer has, for each weight of an expert, all its experts in `moe_{weight}` (num_experts - 1, ...), and
 `moe_router.weight` (num_experts, hidden). In memory an extended adapter keeps its frozen rows apart, in `moe_old_*`.
 What it saves beside the mixtures has the names of the base model's own tensors in the file.
 """
@@ -20,7 +20,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts.weights import copy_weights, new_experts, whole_weights
 from neuronmoe_plugins.tuner.fingerprint import check_base
-from neuronmoe_plugins.tuner.layer import MoeLayer
+from neuronmoe_plugins.tuner.mixture import MixtureLayer
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published
 from neuronmoe_plugins.tuner.saved_modules import replaced_weights, tensors_in_file
@@ -147,7 +147,7 @@ def without_other_adapters(state_dict: StateDict, model: nn.Module, adapter_name
     others = {
         f"{name}.{attribute}.{other}"
         for name, layer in model.named_modules()
-        if isinstance(layer, MoeLayer)
+        if isinstance(layer, MixtureLayer)
         for attribute in layer.adapter_layer_names
         for other in getattr(layer, attribute)
         if other != adapter_name
@@ -155,14 +155,14 @@ def without_other_adapters(state_dict: StateDict, model: nn.Module, adapter_name
     return {key: tensor for key, tensor in state_dict.items() if key.removesuffix(".weight") not in others}
 
 
-def mixture_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, MoeLayer]]:
+def mixture_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, MixtureLayer]]:
     """Name and module of the layers in which the adapter has a mixture."""
     for name, module in model.named_modules():
-        if isinstance(module, MoeLayer) and adapter_name in module.plans:
+        if isinstance(module, MixtureLayer) and adapter_name in module.plans:
             yield name, module
 
 
-def parameters_in_file(layer: MoeLayer, adapter_name: str) -> StateDict:
+def parameters_in_file(layer: MixtureLayer, adapter_name: str) -> StateDict:
     """The layer's part of the adapter's file: name -> a tensor on the meta device of its shape and dtype."""
     plan = layer.plans[adapter_name]
     present: StateDict = {}
@@ -187,7 +187,7 @@ def _with_new_classifiers(given: StateDict, expected: StateDict, config: MoeConf
 
 
 def _with_new_experts(
-    given: StateDict, expected: StateDict, layers: dict[str, MoeLayer], adapter_name: str
+    given: StateDict, expected: StateDict, layers: dict[str, MixtureLayer], adapter_name: str
 ) -> StateDict:
     """Add new experts and their router rows, if this is the adapter that an extension starts from."""
     plans = {name: layer.plans[adapter_name] for name, layer in layers.items()}
@@ -205,7 +205,7 @@ def _with_new_experts(
 
 
 def _initial(
-    key: str, expected: torch.Tensor, num_old: int, layers: dict[str, MoeLayer], adapter_name: str
+    key: str, expected: torch.Tensor, num_old: int, layers: dict[str, MixtureLayer], adapter_name: str
 ) -> torch.Tensor:
     """The rows of `key` beyond the first `num_old`: copies of the base MLP's weight, random ones for the router."""
     layer_name, _, weight_name = key.rpartition(NEW)
@@ -255,7 +255,7 @@ def _some(names: list[str]) -> str:
 
 
 def _in_memory(
-    layer: MoeLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor, keeps_dtype: bool
+    layer: MixtureLayer, adapter_name: str, weight_name: str, tensor: torch.Tensor, keeps_dtype: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Split a tensor of the file into the kept rows and the others, each in its parameter's dtype."""
     kept = _num_kept(layer.plans[adapter_name], weight_name)

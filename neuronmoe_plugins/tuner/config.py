@@ -13,7 +13,7 @@ from peft.utils import PeftType
 
 from neuronmoe_plugins.autoload import require
 from neuronmoe_plugins.tuner.experts import check_implementation
-from neuronmoe_plugins.tuner.plans import LayerPlan, are_counts, make_plans, per_layer, transformed_layers
+from neuronmoe_plugins.tuner.plans import MLP, TARGETS, LayerPlan, are_counts, make_plans, per_layer, transformed_layers
 from neuronmoe_plugins.tuner.reference_format import accepts_published
 from neuronmoe_plugins.tuner.saved_modules import TokenIndices, check_fields
 
@@ -63,6 +63,11 @@ class MoeConfig(PeftConfig):
         None, "Scales the deltas of expert_rank by lora_alpha / rank; twice the rank when not given."
     )
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA).")
+    targets: str = _option(
+        MLP,
+        "What experts of low rank change: mlp, attention (the linear layers of its blocks), or both, which then have a "
+        "router each.",
+    )
     layers_to_transform: int | list[int] | None = _option(
         None, "Indices of the decoder layers to transform; all of them when not given."
     )
@@ -154,6 +159,10 @@ class MoeConfig(PeftConfig):
             raise ValueError(f"lora_alpha must be above 0 and needs expert_rank; got {self.lora_alpha}")
         if self.use_rslora and self.expert_rank is None:
             raise ValueError("use_rslora has no effect without expert_rank")
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets must be one of {', '.join(TARGETS)}; got {self.targets!r}")
+        if self.targets != MLP and self.expert_rank is None:
+            raise ValueError(f"targets is {self.targets}, which needs expert_rank: attention has no full copies")
         if self.adapter_dtype is not None and not isinstance(getattr(torch, self.adapter_dtype, None), torch.dtype):
             raise ValueError(f"adapter_dtype must name a dtype of torch, such as float32; got {self.adapter_dtype!r}")
         groups = [self.group_nums] if isinstance(self.group_nums, int) else self.group_nums or []

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from neuronmoe_plugins.tuner.plans import block_name, block_order
 from neuronmoe_plugins.tuner.routing import LayerRouting
 
 # What kinds of tokens are counted apart; "all" is their sum.
@@ -27,7 +28,7 @@ COUNT = "routing_count/"
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-# Layer index, topk and num_experts of each mixture layer, in layer order.
+# Layer index (or that of its attention, see `plans.py`), topk and num_experts of each mixture layer, in their order.
 LayerShapes = tuple[tuple[int, int, int], ...]
 
 
@@ -68,7 +69,7 @@ class RoutingCounts:
         for layer, topk, experts in (*self.shapes, *other.shapes):
             known = largest.get(layer, (0, 0))
             largest[layer] = max(known[0], topk), max(known[1], experts)
-        both = RoutingCounts.none(tuple((layer, *largest[layer]) for layer in sorted(largest)))
+        both = RoutingCounts.none(tuple((layer, *largest[layer]) for layer in sorted(largest, key=block_order)))
         for part in (self, other):
             _, _, topk, experts = part.choices.shape
             both.choices[:, [both.layers.index(layer) for layer in part.layers], :topk, :experts] += part.choices
@@ -121,20 +122,24 @@ def shares_for_logs(counts: RoutingCounts) -> dict[str, float]:
     Returns:
         Per layer `expert0_share/layer_{i}` and, if it had old-language tokens, `expert0_share_old/layer_{i}`: the share
         of their first choices that are expert 0. Then, per layer and expert, `expert_share/layer_{i}/expert_{e}`: the
-        expert's share of all choices.
+        expert's share of all choices. A mixture in the attention of a layer is `layer_{i}_attention`.
     """
     named: dict[str, float] = {}
     for name, tokens in (("expert0_share", "all"), ("expert0_share_old", "old")):
         firsts = counts.firsts(tokens)
         for layer, shares, number in zip(counts.layers, as_shares(firsts), firsts.sum(axis=1), strict=True):
             if number:
-                named[f"{name}/layer_{layer}"] = float(shares[0])
+                named[f"{name}/{_log_name(layer)}"] = float(shares[0])
     users = counts.users()
     for (layer, _, num_experts), shares, number in zip(counts.shapes, as_shares(users), users.sum(axis=1), strict=True):
         if number:
             by_expert = enumerate(shares[:num_experts].tolist())
-            named |= {f"expert_share/layer_{layer}/expert_{expert}": share for expert, share in by_expert}
+            named |= {f"expert_share/{_log_name(layer)}/expert_{expert}": share for expert, share in by_expert}
     return named
+
+
+def _log_name(block: int) -> str:
+    return f"layer_{block_name(block).replace(' ', '_')}"
 
 
 class RoutingCounter:

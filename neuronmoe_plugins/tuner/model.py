@@ -1,4 +1,4 @@
-"""The PEFT tuner: turns MLPs into mixtures."""
+"""The PEFT tuner: turns MLPs, and attention blocks, into mixtures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import whole_tuner
+from neuronmoe_plugins.tuner.attention import AttentionFamily, MoeAttention, find_blocks
 from neuronmoe_plugins.tuner.checkpoint import AdapterFiles
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import check_implementation
 from neuronmoe_plugins.tuner.fingerprint import fingerprint
-from neuronmoe_plugins.tuner.layer import MERGE_REFUSED, MoeLayer
+from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
+from neuronmoe_plugins.tuner.mixture import MERGE_REFUSED, MixtureLayer
 from neuronmoe_plugins.tuner.objective import ADAPTER_NAMES_REFUSED, Objective
 from neuronmoe_plugins.tuner.saved_modules import check_modules, keep_frozen, unwrap
 
@@ -38,11 +40,12 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         low_cpu_mem_usage: Create the adapter's weights on the meta device, to be filled from a checkpoint.
 
     Raises:
-        ValueError: if the model has no MLP that can become a mixture, or the expert counts do not fit its layers.
+        ValueError: if the model has no MLP, or no attention, that can become a mixture, or the expert counts do not fit
+            its layers.
     """
 
     prefix: str = "moe_"
-    tuner_layer_cls = MoeLayer
+    tuner_layer_cls = MixtureLayer
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config
@@ -57,7 +60,8 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(model)
         plans = config.layer_plans(len(mlps))
         config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
-        self._targets = {mlps[layer].name: (layer, mlps[layer].family, plan) for layer, plan in plans.items()}
+        blocks = find_blocks(model, mlps, config.targets)
+        self._targets = {block.name: (block, plans[block.layer]) for block in blocks if block.layer in plans}
         check_modules(peft_config, model, self._targets)
         self.objective = Objective.attach(model)
 
@@ -81,10 +85,14 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         parameter_name: str | None = None,
     ) -> None:
         config = cast(MoeConfig, peft_config)
-        layer_index, family, plan = self._targets[current_key]
-        layer = (
-            target if isinstance(target, MoeLayer) else MoeLayer(target, family, layer_index, self.objective.context)
-        )
+        block, plan = self._targets[current_key]
+        layer: MixtureLayer
+        if isinstance(target, MixtureLayer):
+            layer = target
+        elif isinstance(block.family, AttentionFamily):
+            layer = MoeAttention(target, block.family, block.layer, self.objective.context)
+        else:
+            layer = MoeLayer(target, block.family, block.layer, self.objective.context)
         layer.update_layer(adapter_name, plan, config)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
         if layer is not target:
@@ -92,6 +100,8 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # peft's own version copies `weight` between linear layers; an MLP has none.
+        if isinstance(child, MixtureLayer):
+            child.release_base()
         setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -119,7 +129,7 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         """
         check_implementation("experts_implementation", name)
         for module in self.model.modules():
-            if isinstance(module, MoeLayer):
+            if isinstance(module, MixtureLayer):
                 module.experts_implementation = dict.fromkeys(module.experts_implementation, name)
 
     def unload(self) -> nn.Module:
@@ -166,7 +176,7 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
 def _check_no_other_method(model: nn.Module) -> None:
     """Refuse adapters of other methods within the model: they would be frozen as a part of it, and never saved."""
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, MoeLayer):
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, MixtureLayer):
             raise ValueError(
                 f"{name} has an adapter of another method ({type(module).__module__}): merge it into the base model "
                 "first, or delete it"

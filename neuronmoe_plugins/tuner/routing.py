@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from neuronmoe_plugins.tuner.groups import Groups, groups_of_cache
-from neuronmoe_plugins.tuner.plans import LayerPlan
+from neuronmoe_plugins.tuner.plans import LayerPlan, block_order
 
 
 @dataclass
@@ -46,7 +46,7 @@ class ForwardPass:
     Attributes:
         given: The mixture's inputs, as the model's call had them.
         recording: Whether layers write into `layers`.
-        layers: Layer index -> routing.
+        layers: Layer index, or that of its attention (see `plans.py`) -> routing.
         attention_mask: The model's, (batch, past + sequence), or another form that the model takes.
         groups: The groups decided so far; those of a KV cache in use were decided when it was prefilled.
         returns_tuple: Whether the caller wants a tuple of the model's outputs.
@@ -75,18 +75,18 @@ class ForwardContext:
     @property
     def current(self) -> ForwardPass:
         """The pass that runs in this thread, or the last one."""
-        return self._running.get(_thread(), self._last)
+        return self._running.get(running_thread(), self._last)
 
     def start(self, forward: ForwardPass) -> None:
         """Begin a forward pass in this thread."""
-        self._running[_thread()] = self._last = forward
+        self._running[running_thread()] = self._last = forward
 
     def stop(self) -> dict[int, LayerRouting]:
         """End it and hand out layer index -> routing, in layer order."""
-        forward = self._running.pop(_thread())
+        forward = self._running.pop(running_thread())
         forward.recording = False
         layers, forward.layers = forward.layers, {}
-        return {index: layers[index] for index in sorted(layers)}
+        return {index: layers[index] for index in sorted(layers, key=block_order)}
 
     @contextmanager
     def generating(self, prompt_length: int | None) -> Iterator[None]:
@@ -95,24 +95,25 @@ class ForwardContext:
         Args:
             prompt_length: The number of tokens to decide on, those of the first pass if it is None.
         """
-        outer = self._prompts.get(_thread())
-        self._prompts[_thread()] = Groups(prompt_length)
+        outer = self._prompts.get(running_thread())
+        self._prompts[running_thread()] = Groups(prompt_length)
         try:
             yield
         finally:
-            self._prompts.pop(_thread())
+            self._prompts.pop(running_thread())
             if outer is not None:
-                self._prompts[_thread()] = outer
+                self._prompts[running_thread()] = outer
 
     def groups(self, cache: Any) -> Groups:
         """The groups of a forward pass that is about to begin in this thread, with this KV cache or None."""
-        prompt = self._prompts.get(_thread())
+        prompt = self._prompts.get(running_thread())
         if cache is not None:
             return groups_of_cache(cache, None if prompt is None else prompt.prompt_length)
         return Groups() if prompt is None else prompt
 
 
-def _thread() -> int:
+def running_thread() -> int:
+    """What tells the forward passes of a model that run at the same time from each other."""
     # A compiled forward, which cannot ask for the thread, is the only one of its model.
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 

@@ -151,6 +151,21 @@ def test_lora_is_measured_as_a_sum() -> None:
         np.testing.assert_allclose(pooled[key], values, rtol=0, atol=1e-5)
 
 
+def test_a_mixture_in_attention_is_measured_with_what_its_experts_add() -> None:
+    options = {"num_experts": 2, "expert_rank": 4, "targets": "both"}
+    model = randomised(peft.get_peft_model(tiny_model(), moe_config(**options)))
+    outputs: list[torch.Tensor] = []
+    attention = model.get_base_model().get_decoder().layers[0].self_attn
+    handle = attention.register_forward_hook(lambda module, args, output: outputs.append(output[0][0]))
+    with torch.no_grad():
+        model(torch.tensor(SENTENCES[:1]))
+    handle.remove()
+    assert {name for _, name in find_projections(model)[0]} == LLAMA
+    found = pooled_activations(model, SENTENCES[:1], batch_size=1)[0, "self_attn.o_proj"]
+    np.testing.assert_allclose(found[0], outputs[0].mean(dim=0), rtol=0, atol=1e-6)
+    assert not np.allclose(found, pooled_activations(tiny_model(), SENTENCES[:1], batch_size=1)[0, "self_attn.o_proj"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixture_is_measured_by_its_original_mlp_on_all_tokens(family: str) -> None:
     """The trained mixture changes what reaches a layer; at what reaches it, the original MLP answers as a dense one."""

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronmoe_plugins import MoeConfig, SpecialiseOptions, specialise
 from neuronmoe_plugins.convert import convert
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons.places import find_mixtures
 from neuronmoe_plugins.specialisation.mixtures import projection_of
+from neuronmoe_plugins.specialisation.specialise import require_mixture
 from specialisation.by_definition import by_definition
 from specialisation.extending import (
     EXPERTS,
@@ -44,6 +46,19 @@ def test_published_adapter_gives_what_the_converted_one_gives(
     published = specialise(replace(options, adapter=str(tmp_path / "published"), output=tmp_path / "out"))
     assert (published.experts, published.routing) == (result[0].experts, result[0].routing)
     assert scores_in(tmp_path / "out") == scores_in(result[1])
+
+
+def test_experts_in_attention_are_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), moe_config(num_experts=2, expert_rank=4, targets="both"))
+    with pytest.raises(
+        UserError, match=r"^the adapter has experts in attention \(targets\), and only those of MLPs can"
+    ):
+        find_mixtures(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"^ADAPTER {tmp_path} has experts in attention \(targets\), and only those of"
+    ):
+        require_mixture("ADAPTER", str(tmp_path))
 
 
 def test_adapter_of_the_published_code(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_what_is_kept_is_what_numpy_keeps(bases: dict[str, Path], tmp_path: Path
 
 def test_another_rank(batch: dict[str, torch.Tensor], bases: dict[str, Path], tmp_path: Path) -> None:
     """Of experts of low rank, to which a higher rank adds directions that can be trained."""
-    model = randomised(get_peft_model(tiny_model(), moe_config(**FULL, expert_rank=4, lora_alpha=3)))
+    model = randomised(get_peft_model(tiny_model(), moe_config(**FULL, expert_rank=4, lora_alpha=3, targets="both")))
     adapter = save(model, tmp_path / "four", bases["llama"])
     wider, output = compressed(adapter, "6")
     assert wider.total.relative_error < 1e-5

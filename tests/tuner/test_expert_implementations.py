@@ -199,7 +199,7 @@ def test_one_token_of_kept_and_new_experts() -> None:
     family = FeedForwardFamily(("w",), "act", lambda states, linear, act: linear("w", states))
     base = torch.nn.Linear(4, 4, bias=False)
     base.act = None
-    experts = LayerExperts(base, False, family, tuple(map(ExpertStack, weights)))
+    experts = LayerExperts(tuple(map(ExpertStack, weights)), base, False, family)
     matrices = [base.weight.detach(), *weights[0]["w"], *weights[1]["w"]]
     token = torch.randn(1, 4, generator=generator)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_a_projection_that_is_used_twice_has_the_sum_of_gradients(implementation
     base = Twice()
     family = FeedForwardFamily(("w",), "act", lambda states, linear, act: linear("w", linear("w", states)))
     stack = torch.randn(3, 16, 16, generator=generator).requires_grad_(True)
-    experts = LayerExperts(base, False, family, (ExpertStack({"w": stack}),))
+    experts = LayerExperts((ExpertStack({"w": stack}),), base, False, family)
     tokens, weights = torch.randn(9, 16, generator=generator), torch.rand(9, 2, generator=generator)
     selected = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(9)])
     gradients = []

@@ -19,10 +19,11 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningA
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
-from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
+from neuronmoe_plugins.tuner.plans import block_name, block_order
 from neuronmoe_plugins.tuner.saved_modules import is_added, tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
@@ -156,8 +157,9 @@ def new_saved_modules(finetuning_args: MoeFinetuningArguments) -> list[str]:
 
 def describe_mixture(model: torch.nn.Module) -> str:
     """One line for the log: mixture layers, experts, and parameters added and trainable."""
-    plans = {m.layer_index: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MoeLayer)}
-    experts = ", ".join(f"{index}: {plan.num_experts}" for index, plan in sorted(plans.items()))
+    plans = {m.block: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MixtureLayer)}
+    blocks = sorted(plans, key=block_order)
+    experts = ", ".join(f"{block_name(block)}: {plans[block].num_experts}" for block in blocks)
     ranks = sorted({plan.expert_rank for plan in plans.values() if plan.expert_rank is not None})
     of_rank = f" of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
     added = [parameter for name, parameter in model.named_parameters() if is_added(name)]

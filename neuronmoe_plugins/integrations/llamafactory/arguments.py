@@ -13,7 +13,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import check_code
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
-from neuronmoe_plugins.tuner.plans import are_counts
+from neuronmoe_plugins.tuner.plans import TARGETS, are_counts
 
 
 def _of_moe(default: Any, explained: str) -> Any:
@@ -52,6 +52,11 @@ class MoeFinetuningArguments(FinetuningArguments):
         None, "Scales the deltas of moe_expert_rank by moe_lora_alpha / rank; twice the rank when not given."
     )
     moe_use_rslora: bool = _of_moe(False, "Scale them by moe_lora_alpha / sqrt(rank) instead.")
+    moe_targets: str | None = _of_moe(
+        None,
+        "What the deltas of moe_expert_rank change: mlp, attention, or both, with a router each. mlp when not given; "
+        "an adapter's own when one is loaded.",
+    )
     old_moe_num_experts_list: str | None = _of_moe(
         None,
         "Experts of each layer before an extension: `3,1,1` or a YAML list. Where they are those of the adapter in "
@@ -224,6 +229,8 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
         raise UserError(f"group_nums must have a number of at least 0 for each layer; got {groups}")
     if arguments.expert_rank is not None and not are_counts(arguments.expert_rank, 1):
         raise UserError(f"moe_expert_rank must be at least 1 in each layer; got {arguments.expert_rank}")
+    if arguments.moe_targets is not None and arguments.moe_targets not in TARGETS:
+        raise UserError(f"moe_targets must be one of {', '.join(TARGETS)}; got {arguments.moe_targets!r}")
     if arguments.moe_layers is not None:
         _check_layers(arguments.moe_layers)
     for name in LOSS_COEFFICIENTS:

@@ -26,6 +26,7 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
 )
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_languages, check_mixing, check_saved_tags
+from neuronmoe_plugins.tuner.attention import find_blocks
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.saved_modules import check_modules
 
@@ -183,17 +184,22 @@ def _check_experts(run: MoeRun) -> None:
     if not run.trains:
         _check_old_experts(run)
     base = empty_base_model(run.model_args, run.base_config)
-    if base is not None and run.finetuning_args.additional_target:
-        _check_additional_target(run, base)
+    if base is not None:
+        _check_blocks(run, base)
     if base is not None and run.saved is not None:
         run.warnings += check_adapter_fits(run.model_args, run.base_config, base, copy.deepcopy(run.saved))
 
 
-def _check_additional_target(run: MoeRun, base: Any) -> None:
-    """It names modules that the base model has, and no mixtures."""
-    mlps = find_feed_forwards(base)
+def _check_blocks(run: MoeRun, base: Any) -> None:
+    """The model has what `moe_targets` names, and `additional_target` names modules that it has, and no mixtures."""
     try:
-        check_modules(run.config, base, [mlps[layer].name for layer in run.plans])
+        blocks = find_blocks(base, find_feed_forwards(base), run.config.targets)
+    except ValueError as error:
+        raise UserError(f"moe_targets is {run.config.targets}: {error}") from None
+    if not run.finetuning_args.additional_target:
+        return
+    try:
+        check_modules(run.config, base, [block.name for block in blocks if block.layer in run.plans])
     except ValueError as error:
         raise UserError(str(error).replace("modules_to_save", "additional_target")) from None
 

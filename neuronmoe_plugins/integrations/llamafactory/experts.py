@@ -12,7 +12,7 @@ from typing import Any
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
+from neuronmoe_plugins.tuner.plans import MLP, per_layer, transformed_layers
 
 EXPERTS, OLD_EXPERTS, GROUPS = "ada_moe_num_experts_list", "old_moe_num_experts_list", "group_nums"
 Counts = int | list[int]
@@ -22,7 +22,7 @@ def new_adapter_experts(arguments: MoeFinetuningArguments) -> dict[str, Any]:
     """The arguments that fix a new adapter's experts, as far as they are given, under MoeConfig's names.
 
     Raises:
-        UserError: if an argument speaks of an adapter to start from.
+        UserError: if an argument speaks of an adapter to start from, or of ranks where there are none.
     """
     if arguments.old_expert_list is not None:
         raise UserError(f"{OLD_EXPERTS} speaks of the experts of an adapter: set adapter_name_or_path to it")
@@ -30,6 +30,8 @@ def new_adapter_experts(arguments: MoeFinetuningArguments) -> dict[str, Any]:
         raise UserError(
             f"{GROUPS} needs an adapter whose experts are there already: set adapter_name_or_path and {OLD_EXPERTS}"
         )
+    if arguments.moe_targets not in (None, MLP) and arguments.expert_rank is None:
+        raise UserError(f"moe_targets is {arguments.moe_targets}: set moe_expert_rank, attention has no full copies")
     counts = {"num_experts": _expert_counts(arguments), "layers_to_transform": arguments.moe_layers}
     return {name: value for name, value in (counts | _low_rank(arguments)).items() if value is not None}
 
@@ -199,6 +201,7 @@ def _low_rank(arguments: MoeFinetuningArguments) -> dict[str, Any]:
         "expert_rank": arguments.expert_rank,
         "lora_alpha": arguments.moe_lora_alpha,
         "use_rslora": arguments.moe_use_rslora or None,
+        "targets": arguments.moe_targets,
     }
 
 

@@ -14,6 +14,7 @@ from neuronmoe_plugins.files import write_json, write_text
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import FloatArray, RoutingCounts, as_shares
+from neuronmoe_plugins.tuner.plans import block_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ class StarvedExpert:
     """An expert that hardly any token uses.
 
     Attributes:
-        layer: Index of its decoder layer.
+        layer: Index of its decoder layer, or that of the attention there (see `tuner/plans.py`).
         expert: Its index, 0 for the base MLP.
         share: Share of the layer's tokens that used it, by any of their choices.
         new_share: The same of new-language tokens; None where no token is tagged as one.
@@ -166,9 +167,9 @@ def describe_routing(recent: StepCounts, config: MoeConfig) -> dict[str, Any]:
     """What `routing.json` holds.
 
     Returns:
-        The steps that were measured, what routed and trained them, and `layers`: by layer index the experts, and for
-        `all` tokens, and those of `old` and `new` languages where there are any, the number of tokens, and by expert
-        the choices, their shares, the first choices and their shares.
+        The steps that were measured, what routed and trained them, and `layers`: by layer index, `3 attention` for the
+        attention of layer 3, the experts, and for `all` tokens, and those of `old` and `new` languages where there are
+        any, the number of tokens, and by expert the choices, their shares, the first choices and their shares.
     """
     counts = recent.counts
     return {
@@ -178,7 +179,7 @@ def describe_routing(recent: StepCounts, config: MoeConfig) -> dict[str, Any]:
         "train_only_router": config.train_only_router,
         "coefficients": {name: getattr(config, name) for name in LOSS_COEFFICIENTS},
         "layers": {
-            str(layer): {"num_experts": num_experts, "topk": topk} | _describe_layer(counts, place, num_experts)
+            block_name(layer): {"num_experts": num_experts, "topk": topk} | _describe_layer(counts, place, num_experts)
             for place, (layer, topk, num_experts) in enumerate(counts.shapes)
         },
     }
@@ -220,7 +221,7 @@ def draw_routing(counts: RoutingCounts, title: str) -> Figure:
         title += f"\nAll choices: in layers of more than {max(topk for _, topk, _ in counts.shapes)} experts"
     panels, num_experts = _panels(counts), counts.choices.shape[-1]
     write = "{:.0f}".format if num_experts <= MOST_NUMBERED else None
-    return draw_expert_shares(panels, title, counts.layers, write, len(panels))
+    return draw_expert_shares(panels, title, list(map(block_name, counts.layers)), write, len(panels))
 
 
 def _panels(counts: RoutingCounts) -> dict[str, FloatArray]:

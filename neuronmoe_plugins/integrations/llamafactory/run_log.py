@@ -32,9 +32,10 @@ from neuronmoe_plugins.integrations.llamafactory.routing import (
     StarvedExpert,
     write_routing,
 )
-from neuronmoe_plugins.tuner import MoeLayer
+from neuronmoe_plugins.tuner import MixtureLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import LayerShapes, MetricSums, RoutingCounts
+from neuronmoe_plugins.tuner.plans import block_name, block_order
 from neuronmoe_plugins.tuner.saved_modules import MIXTURE, WHOLE, is_added
 
 LOSSES = ("lm_loss", *(name.removesuffix("_coef") for name in LOSS_COEFFICIENTS))
@@ -61,14 +62,15 @@ def layer_table(model: torch.nn.Module) -> Table:
     table = Table(box=rich.box.MARKDOWN)
     for heading in ("layer", "experts", "top-k", "new parameters", "trainable"):
         table.add_column(heading, justify="right")
-    layers = sorted((m for m in model.modules() if isinstance(m, MoeLayer)), key=lambda layer: layer.layer_index)
+    mixtures = (module for module in model.modules() if isinstance(module, MixtureLayer))
+    layers = sorted(mixtures, key=lambda layer: block_order(layer.block))
     experts, added, trainable = 0, 0, 0
     for layer in layers:
         name = layer.active_adapters[0]
         parameters = [parameter for key, parameter in layer.named_parameters() if MIXTURE in f".{key}"]
         plan, own, trained = layer.plans[name], num_elements(parameters), num_elements(_trained(parameters))
         topk = min(layer.topk[name], plan.num_experts)
-        table.add_row(str(layer.layer_index), str(plan.num_experts), str(topk), f"{own:,}", f"{trained:,}")
+        table.add_row(block_name(layer.block), str(plan.num_experts), str(topk), f"{own:,}", f"{trained:,}")
         experts, added, trainable = experts + plan.num_experts, added + own, trainable + trained
     table.add_row(f"all {len(layers)}", str(experts), "", f"{added:,}", f"{trainable:,}")
     saved: dict[str, list[torch.nn.Parameter]] = {}
@@ -216,16 +218,16 @@ def mixture_shapes(model: torch.nn.Module) -> LayerShapes:
     """Layer index, topk and number of experts of each layer in which the active adapter has a mixture."""
     shapes = []
     for module in model.modules():
-        if isinstance(module, MoeLayer):
+        if isinstance(module, MixtureLayer):
             name = module.active_adapters[0]
             num_experts = module.plans[name].num_experts
-            shapes.append((module.layer_index, min(module.topk[name], num_experts), num_experts))
-    return tuple(sorted(shapes))
+            shapes.append((module.block, min(module.topk[name], num_experts), num_experts))
+    return tuple(sorted(shapes, key=lambda shape: block_order(shape[0])))
 
 
 def starvation_warning(starved: list[StarvedExpert], finetuning_args: Any) -> str:
     """One line that names the experts, how many tokens they had, and what can be done."""
-    named = ", ".join(f"layer {one.layer} expert {one.expert} ({_percentages(one)})" for one in starved)
+    named = ", ".join(f"layer {block_name(one.layer)} expert {one.expert} ({_percentages(one)})" for one in starved)
     found = (
         f"experts that less than {STARVED_SHARE:.0%} of their layer's tokens used in the last {STARVED_STEPS} steps: "
         f"{named}. "

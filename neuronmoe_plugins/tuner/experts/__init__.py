@@ -13,9 +13,9 @@ from torch._subclasses import FakeTensor
 from transformers.utils import logging
 
 from neuronmoe_plugins.tuner.experts.grouped import run_grouped, why_not_grouped
-from neuronmoe_plugins.tuner.experts.low_rank import run_low_rank
+from neuronmoe_plugins.tuner.experts.low_rank import AddedDeltas, AllDeltas, run_low_rank
 from neuronmoe_plugins.tuner.experts.sorted import run_sorted
-from neuronmoe_plugins.tuner.experts.stacks import Expert, LayerExperts
+from neuronmoe_plugins.tuner.experts.stacks import Expert, Experts, LayerExperts
 
 AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
 VARIABLE = "NEURONMOE_EXPERTS_IMPLEMENTATION"
@@ -64,27 +64,49 @@ def run_experts(
     Returns:
         (tokens, hidden) in the dtype of `tokens`.
     """
-    if tokens.is_meta or isinstance(tokens, FakeTensor):
+    possible = _possible(implementation, tokens, experts)
+    if possible == LOOP:
         # Tensors without values: torch.export traces how rows are chosen, and who asks for shapes alone cannot.
-        run = run_loop if torch.compiler.is_compiling() else run_all
+        run = run_all if _has_no_values(tokens) and not torch.compiler.is_compiling() else run_loop
         return run(tokens, weights, selected_experts, experts)
-    if implementation == LOOP:
-        return run_loop(tokens, weights, selected_experts, experts)
-    if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
-        reason = why_not_grouped(tokens, experts)
-        if reason is None:
-            if experts.is_low_rank:
-                return run_low_rank(tokens, weights, selected_experts, experts, grouped=True)
-            return run_grouped(tokens, weights, selected_experts, experts)
-        if implementation == GROUPED_MM:
-            _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
-    if torch.compiler.is_dynamo_compiling() and _must_compile_whole():
-        return run_loop(tokens, weights, selected_experts, experts)
     if experts.is_low_rank:
-        return run_low_rank(tokens, weights, selected_experts, experts, grouped=False)
+        return run_low_rank(tokens, weights, selected_experts, experts, grouped=possible == GROUPED_MM)
+    if possible == GROUPED_MM:
+        return run_grouped(tokens, weights, selected_experts, experts)
     if len(tokens) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return run_one_token(tokens, weights, selected_experts, experts)
     return run_sorted(tokens, weights, selected_experts, experts)
+
+
+def added_deltas(
+    implementation: str, tokens: torch.Tensor, weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts
+) -> AddedDeltas | AllDeltas:
+    """What experts of low rank add to the outputs of linear layers that all tokens pass in one order.
+
+    The arguments are those of :func:`run_experts`; for the loop, which finds each expert's tokens for each layer anew,
+    all experts stand in on all tokens.
+    """
+    possible = _possible(implementation, tokens, experts)
+    if possible == LOOP:
+        return AllDeltas(weights, selected_experts, experts)
+    return AddedDeltas(weights, selected_experts, experts, grouped=possible == GROUPED_MM)
+
+
+def _possible(implementation: str, tokens: torch.Tensor, experts: Experts) -> str:
+    """`loop`, `sorted` or `grouped_mm`: the implementation, or what stands in for it; see :func:`run_experts`."""
+    if implementation == LOOP or _has_no_values(tokens):
+        return LOOP
+    if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
+        reason = why_not_grouped(tokens, experts)
+        if reason is None:
+            return GROUPED_MM
+        if implementation == GROUPED_MM:
+            _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
+    return LOOP if torch.compiler.is_dynamo_compiling() and _must_compile_whole() else SORTED
+
+
+def _has_no_values(tokens: torch.Tensor) -> bool:
+    return tokens.is_meta or isinstance(tokens, FakeTensor)
 
 
 @torch.compiler.assume_constant_result

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.tuner.experts.stacks import (
+    Experts,
     ExpertStack,
     LayerExperts,
     compute_dtype,
-    low_rank_names,
     stacked_operands,
 )
 from neuronmoe_plugins.tuner.experts.weights import weight_names
@@ -77,16 +77,15 @@ def _project(stack: ExpertStack, ends: torch.Tensor, name: str, inputs: torch.Te
     return output + torch.where((row < ends[-1]).unsqueeze(-1), bias[expert], 0)
 
 
-def why_not_grouped(tokens: torch.Tensor, experts: LayerExperts) -> str | None:
-    """Why :func:`run_grouped` is not possible for these hidden states (tokens, hidden) and experts; None if it is."""
+def why_not_grouped(tokens: torch.Tensor, experts: Experts) -> str | None:
+    """Why grouped products are not possible for these hidden states (tokens, hidden) and experts; None if they are."""
     if not hasattr(F, "grouped_mm"):
         return f"torch {torch.__version__} has no grouped_mm yet"
-    if experts.is_low_rank:  # the base is no part of the grouped products
-        stacks, names = experts.stacks, low_rank_names(experts.family)
-    elif reason := _why_not_base(experts):
-        return reason
-    else:
-        stacks, names = (_base_stack(experts), *experts.stacks), experts.family.projections
+    stacks, names = experts.stacks, tuple(experts.stacks[0].weights)
+    if isinstance(experts, LayerExperts) and not experts.is_low_rank:  # the base is a part of the grouped products
+        if reason := _why_not_base(experts):
+            return reason
+        stacks, names = (_base_stack(experts), *stacks), experts.family.projections
     dtypes, shapes = set(), set()
     for stack in stacks:
         for name in names:

@@ -21,6 +21,7 @@ from neuronmoe_plugins.tuner.experts.sorted import SlicedStack, fill_gradients, 
 from neuronmoe_plugins.tuner.experts.stacks import (
     DOWN,
     UP,
+    Experts,
     ExpertStack,
     LayerExperts,
     run_base_projection,
@@ -45,6 +46,11 @@ class _Deltas(ABC):
     def high(self, name: str, low: torch.Tensor) -> torch.Tensor:
         """Low-rank activations -> (delta rows, out)."""
         return self._project(f"{name}{UP}", low)
+
+    def of_own(self, name: str, rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Delta rows (delta rows, in), and their factors (delta rows, 1) -> what they add (delta rows, out)."""
+        low = self._project(f"{name}{DOWN}", rows)
+        return self.high(name, low * (self._stacks[0].scaling * factors).to(low.dtype))
 
     @abstractmethod
     def own(self, values: torch.Tensor) -> torch.Tensor:
@@ -121,6 +127,56 @@ def _mix(name: str, inputs: torch.Tensor, choices: _Choices, experts: LayerExper
     return output.to(added.dtype).index_add(0, deltas.own(token_index), added)
 
 
+class AddedDeltas:
+    """What tokens' experts add to the outputs of the base's linear layers: sum over e of w_e scaling B_e A_e x.
+
+    Args:
+        weights: (tokens, topk).
+        selected_experts: (tokens, topk) int64; an index beyond the experts is a choice that is not used.
+        experts: All but the base of low rank.
+        grouped: Whether the deltas are computed by grouped products that do not wait for the device.
+    """
+
+    def __init__(self, weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts, grouped: bool) -> None:
+        choices = (_on_device if grouped else _by_slices)(weights, selected_experts, experts)
+        self._deltas = choices.deltas
+        self._token_index = self._deltas.own(choices.token_index)
+        self._rows = self._factors = self._deltas.own(choices.factors)
+        self._inputs: torch.Tensor | None = None
+
+    def __call__(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Add them to the output (..., out) of a linear layer for inputs (..., in), all tokens in their order."""
+        if inputs is not self._inputs:  # query, key and value have the same
+            self._inputs = inputs
+            self._rows = inputs.reshape(-1, inputs.shape[-1]).index_select(0, self._token_index)
+        added = self._deltas.of_own(name, self._rows, self._factors)
+        rows = output.reshape(-1, output.shape[-1]).to(torch.promote_types(output.dtype, added.dtype))
+        return rows.index_add(0, self._token_index, added.to(rows.dtype)).to(output.dtype).view_as(output)
+
+
+class AllDeltas:
+    """The same by all experts on all tokens, those that a token did not choose with weight 0: shapes are known before.
+
+    The arguments are those of :class:`AddedDeltas`.
+    """
+
+    def __init__(self, weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts) -> None:
+        # One more for choices that are not used.
+        factors = weights.new_zeros(len(weights), len(experts) + 1).scatter(1, selected_experts, weights)
+        self._factors = factors[:, 1:-1].split([len(stack) for stack in experts.stacks], dim=1)
+        self._stacks = experts.stacks
+
+    def __call__(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Add them to the output (..., out) of a linear layer for inputs (..., in), all tokens in their order."""
+        rows = output
+        for stack, factors in zip(self._stacks, self._factors, strict=True):
+            down, up = stack.weights[f"{name}{DOWN}"], stack.weights[f"{name}{UP}"]
+            low = torch.einsum("ti,eri->ter", inputs.reshape(-1, inputs.shape[-1]).to(down.dtype), down)
+            low = low * (stack.scaling * factors).to(low.dtype).unsqueeze(-1)
+            rows = rows + torch.einsum("ter,eor->to", low, up).view(*output.shape)
+        return rows.to(output.dtype)
+
+
 class _SlicedDeltas(_Deltas):
     """By one slice of rows per expert; see :mod:`~neuronmoe_plugins.tuner.experts.sorted`.
 
@@ -186,7 +242,7 @@ class _AddSlices(torch.autograd.Function):
 
 # How many rows an expert gets differs in every call, so that a compiled version would be made anew each time.
 @torch.compiler.disable
-def _by_slices(weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts) -> _Choices:
+def _by_slices(weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts) -> _Choices:
     flat = selected_experts.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(experts))[: len(experts)].tolist()
@@ -219,7 +275,7 @@ class _GroupedDeltas(_Deltas):
         return F.grouped_mm(rows.to(weight.dtype), weight.transpose(-2, -1), offs=self._ends)
 
 
-def _on_device(weights: torch.Tensor, selected_experts: torch.Tensor, experts: LayerExperts) -> _Choices:
+def _on_device(weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts) -> _Choices:
     flat, factors = selected_experts.flatten(), weights.flatten()
     # A choice that is not used is one of the base with no weight, so that every row is some expert's.
     is_used = flat < len(experts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,7 +21,15 @@ from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 DOWN, UP = "_lora_A", "_lora_B"
 
 
-def low_rank_names(family: FeedForwardFamily) -> tuple[str, ...]:
+class LinearLayers(Protocol):
+    """Says which linear layers of a block its experts change."""
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Their names in the block."""
+
+
+def low_rank_names(family: LinearLayers) -> tuple[str, ...]:
     """Names of the tensors that one expert of low rank holds: A and B of each projection."""
     return tuple(f"{name}{part}" for name in family.projections for part in (DOWN, UP))
 
@@ -92,35 +100,44 @@ class ExpertStack:
 
 
 @dataclass(frozen=True)
-class LayerExperts:
+class Experts:
+    """Expert 0, a block of the base model, and the others.
+
+    Attributes:
+        stacks: The experts beside the base, in their order; all of them copies, or all of low rank.
+    """
+
+    stacks: tuple[ExpertStack, ...]
+
+    def __len__(self) -> int:
+        return 1 + sum(map(len, self.stacks))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the experts beside the base are low-rank deltas on it."""
+        return any(name.endswith(DOWN) for name in self.stacks[0].weights)
+
+    @property
+    def are_away(self) -> bool:
+        """Whether the weights of some of them, beside the base's, are on the meta device."""
+        return any(weight.is_meta for stack in self.stacks for weight in stack.weights.values())
+
+
+@dataclass(frozen=True)
+class LayerExperts(Experts):
     """Expert 0, the base MLP, and the others.
 
     Attributes:
         base_layer: The MLP.
         base_is_quantised: Whether it holds something else than its weights in floating point.
         family: What kind of MLP all experts are.
-        stacks: The experts beside the base, in their order; all of them copies, or all of low rank.
         ends_in_projection: Whether what the MLP returns is what its last projection does.
     """
 
     base_layer: nn.Module
     base_is_quantised: bool
     family: FeedForwardFamily
-    stacks: tuple[ExpertStack, ...]
     ends_in_projection: bool = False
-
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether the experts beside the base are low-rank deltas on it."""
-        return f"{self.family.projections[0]}{DOWN}" in self.stacks[0].weights
-
-    def __len__(self) -> int:
-        return 1 + sum(map(len, self.stacks))
-
-    @property
-    def are_away(self) -> bool:
-        """Whether the weights of some of them, beside the base's, are on the meta device."""
-        return any(weight.is_meta for stack in self.stacks for weight in stack.weights.values())
 
     @property
     def act_fn(self) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
 from neuronmoe_plugins.host_versions import is_fsdp_enabled
-from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP, run_expert
+from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP, LinearLayers, run_expert
 
 # An expert runs the same operations as the MLP that it copies; quantised kernels may round otherwise.
 MAX_RELATIVE_DIFFERENCE = 1e-2
@@ -67,18 +67,18 @@ def _loaded(modules: list[nn.Module]) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
-def is_quantised(module: nn.Module, family: FeedForwardFamily) -> bool:
-    """Whether a projection of an MLP holds something else than its weight in floating point."""
+def is_quantised(module: nn.Module, family: LinearLayers) -> bool:
+    """Whether a projection of a block holds something else than its weight in floating point."""
     return not all(getattr(module, name).weight.is_floating_point() for name in family.projections)
 
 
-def weight_names(module: nn.Module, family: FeedForwardFamily) -> tuple[str, ...]:
+def weight_names(module: nn.Module, family: LinearLayers) -> tuple[str, ...]:
     """Names of the tensors that one expert holds: a weight per projection, `{projection}_bias` where it has one."""
     biases = (f"{name}_bias" for name in family.projections if getattr(module, name).bias is not None)
     return (*family.projections, *biases)
 
 
-def copy_weights(module: nn.Module, family: FeedForwardFamily) -> dict[str, torch.Tensor]:
+def copy_weights(module: nn.Module, family: LinearLayers) -> dict[str, torch.Tensor]:
     """The tensors of one expert that equals `module`, by :func:`weight_names`.
 
     Returns:
@@ -133,7 +133,7 @@ def weights_are_loaded() -> bool:
 
 
 def new_experts(
-    weights: Mapping[str, torch.Tensor], family: FeedForwardFamily, count: int, rank: int | None
+    weights: Mapping[str, torch.Tensor], family: LinearLayers, count: int, rank: int | None
 ) -> dict[str, torch.Tensor]:
     """The stacked tensors of experts that equal the MLP with these weights.
 

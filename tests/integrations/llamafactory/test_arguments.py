@@ -120,6 +120,14 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"ada_moe_num_experts_list": None, "moe_num_experts": 2, "layers_to_moe": "0,9"},
         r"layers \[9\], but the model has layers 0..3",
     ),
+    "no such target": (
+        {"moe_expert_rank": 4, "moe_targets": "heads"},
+        "^moe_targets must be one of mlp, attention, both; got 'heads'",
+    ),
+    "copies of attention": (
+        {"moe_targets": "both"},
+        "^moe_targets is both: set moe_expert_rank, attention has no full copies",
+    ),
     "negative coefficient": ({"aux_loss_coef": -1.0}, "aux_loss_coef must not be negative"),
     "preference stage": ({"stage": "dpo"}, "stage: pt or sft, not dpo"),
     "reentrant checkpointing": ({"aux_loss_coef": 0.01, "use_reentrant_gc": True}, "set use_reentrant_gc: false"),

@@ -42,6 +42,11 @@ def save_model(tiny_model_dir: Path, tmp_path: Path) -> Save:
 def test_models_that_cannot_become_mixtures(moe_args: dict[str, Any], save_model: Save, tmp_path: Path) -> None:
     message = "model_name_or_path: .* has no MLP that can become a mixture"
     assert re.search(message, refusal(moe_args | {"model_name_or_path": save_model("mixtral", num_local_experts=2)}))
+    attention = {"moe_expert_rank": 4, "moe_targets": "attention"}
+    message = (
+        r"^moe_targets is attention: .*layers\.0 of RecurrentGemmaForCausalLM has no attention that can .* targets mlp"
+    )
+    assert re.search(message, refusal(moe_args | attention | {"model_name_or_path": save_model("recurrent_gemma")}))
     message = f"^model_name_or_path: {tmp_path} has no usable config.json: "
     assert re.search(message, refusal(moe_args | {"model_name_or_path": str(tmp_path)}))
 

@@ -45,7 +45,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
     "routers and new classifiers": (GROUPS, 3),
     "the last step": ({}, 12),
     "conversations, with experts of low rank": (
-        {"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat", "moe_expert_rank": 4},
+        {"stage": "sft", "template": "empty", "dataset": "en_chat,el_chat", "moe_expert_rank": 4}
+        | {"moe_targets": "both"},
         6,
     ),
 }

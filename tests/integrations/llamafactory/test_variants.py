@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def test_language_prior_loss_draws_old_tokens_to_expert_0(mixed_args: dict[str, 
 
 def test_experts_of_low_rank_in_both_stages_and_an_extension(mixed_args: dict[str, Any], tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("stage1", "stage2", "extension")]
-    low_rank = {"moe_expert_rank": "4,2,2,8", "moe_lora_alpha": 16, "lpr_loss_coef": None}
-    train(mixed_args, folders[0], **low_rank, aux_loss_coef=0.01)
+    low_rank = {"moe_expert_rank": "4,2,2,8", "moe_lora_alpha": 16, "moe_targets": "both", "lpr_loss_coef": None}
+    (*_, last) = train(mixed_args, folders[0], **low_rank, aux_loss_coef=0.01)
     later = {"adapter_name_or_path": str(folders[0])}
     train(mixed_args, folders[1], **later, ada_moe_num_experts_list=None, train_only_router=True)
     more = {"ada_moe_num_experts_list": "4,1,1,2", "old_moe_num_experts_list": "3,1,1,2"}
@@ -87,6 +88,11 @@ def test_experts_of_low_rank_in_both_stages_and_an_extension(mixed_args: dict[st
     up = f"{EXPERTS}_lora_B"
     assert first[up].shape == (2, 48, 4)
     assert first[up].any(dim=(1, 2)).all(), "both experts were trained"
+    of_values = EXPERTS.replace("mlp.moe_up_proj", "self_attn.moe_v_proj") + "_lora_B"
+    assert first[of_values].any(dim=(1, 2)).all()
+    assert 0 <= last["expert0_share/layer_3_attention"] <= 1
+    layers = json.loads((folders[0] / "routing.json").read_text())["layers"]
+    assert list(layers) == ["0 attention", "0", "3 attention", "3"]
     assert [name for name in first if not routers[name].equal(first[name])] == [
         name for name in first if "moe_router" in name
     ]
@@ -94,3 +100,7 @@ def test_experts_of_low_rank_in_both_stages_and_an_extension(mixed_args: dict[st
     assert extended[up].shape == (3, 48, 4)
     with pytest.raises(UserError, match=r"moe_expert_rank is 16, but the adapter in .* has expert_rank .4, 2, 2, 8.: "):
         train(mixed_args, tmp_path / "other", **later, ada_moe_num_experts_list=None, moe_expert_rank=16)
+    with pytest.raises(
+        UserError, match=r"^moe_targets is mlp, but the adapter in .* has targets both: remove the key$"
+    ):
+        train(mixed_args, tmp_path / "other", **later, ada_moe_num_experts_list=None, moe_targets="mlp")

@@ -1,0 +1,157 @@
+"""Attention as a mixture of experts: low-rank deltas on its linear layers, chosen per token.
+
+A token's query, key, value and output are W x + sum over e of w_e scaling B_e A_e x, with the experts e and weights w_e
+that the block's own router gives it: all of them are linear, so that mixing what experts give is mixing their weights.
+Keys and values that a KV cache holds are those of their own tokens' experts, in a prefill as in decoding. The router
+reads what the block reads, which is another state than the MLP's router sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuronmoe_plugins.feed_forward import FeedForward, without_adapter
+from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
+from neuronmoe_plugins.tuner.experts import added_deltas
+from neuronmoe_plugins.tuner.experts.low_rank import AddedDeltas, AllDeltas
+from neuronmoe_plugins.tuner.experts.stacks import Experts
+from neuronmoe_plugins.tuner.experts.weights import loaded_weights
+from neuronmoe_plugins.tuner.mixture import MixtureLayer
+from neuronmoe_plugins.tuner.plans import ATTENTION, MLP, attention_of
+from neuronmoe_plugins.tuner.routing import ForwardContext, running_thread
+
+
+@dataclass(frozen=True)
+class AttentionFamily:
+    """A kind of attention block: its linear layers, all of which get every token of the batch in one order."""
+
+    projections: tuple[str, ...]
+
+
+FAMILIES = {
+    # Llama, Mistral, Qwen2, Qwen3, Gemma, OLMo 2; Phi; Phi-3, GLM; GPT-NeoX
+    family.projections: family
+    for family in map(
+        AttentionFamily,
+        (
+            ("q_proj", "k_proj", "v_proj", "o_proj"),
+            ("q_proj", "k_proj", "v_proj", "dense"),
+            ("qkv_proj", "o_proj"),
+            ("query_key_value", "dense"),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What becomes a mixture: its name in the model, its kind, and its decoder layer."""
+
+    name: str
+    family: FeedForwardFamily | AttentionFamily
+    layer: int
+
+
+def find_blocks(model: nn.Module, mlps: Mapping[int, FeedForward], targets: str) -> list[Block]:
+    """The blocks of all decoder layers that may become mixtures.
+
+    Args:
+        model: The base model, with mixtures in it or without.
+        mlps: Decoder layer -> its MLP.
+        targets: `mlp`, `attention` or `both`.
+
+    Raises:
+        ValueError: if the attention of a layer is of no known kind.
+    """
+    blocks = [] if targets == ATTENTION else [Block(mlp.name, mlp.family, layer) for layer, mlp in mlps.items()]
+    if targets != MLP:
+        blocks += [_attention(model, mlp.name.rpartition(".")[0], layer) for layer, mlp in mlps.items()]
+    return blocks
+
+
+def _attention(model: nn.Module, decoder_layer: str, layer: int) -> Block:
+    """The attention of a decoder layer, known by its linear layers."""
+    for name, child in model.get_submodule(decoder_layer).named_children():
+        children = without_adapter(child).named_children()
+        linears = {key for key, module in children if isinstance(without_adapter(module), nn.Linear)}
+        for family in FAMILIES.values():
+            if linears == set(family.projections):
+                return Block(f"{decoder_layer}.{name}", family, layer)
+    known = "; ".join(", ".join(projections) for projections in FAMILIES)
+    raise ValueError(
+        f"{decoder_layer} of {type(model).__name__} has no attention that can become a mixture, a module whose linear "
+        f"layers are one of: {known}; choose the targets mlp"
+    )
+
+
+class MoeAttention(MixtureLayer):
+    """Wraps the attention of one decoder layer: expert 0 is the block, the others add low-rank deltas to its layers.
+
+    Args:
+        base_layer: The attention block.
+        family: What kind it is.
+        layer_index: Index of the decoder layer.
+        context: What the model's layers share in a forward pass.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, family: AttentionFamily, layer_index: int, context: ForwardContext
+    ) -> None:
+        super().__init__(base_layer, family, layer_index, context)
+        # By thread; empty while no mixture runs.
+        self._deltas: dict[int, AddedDeltas | AllDeltas] = {}
+        self._hooks = [
+            getattr(base_layer, name).register_forward_hook(partial(self._add_deltas, name))
+            for name in family.projections
+        ]
+
+    @property
+    def block(self) -> int:
+        """By what its routing is known, beside that of the MLP."""
+        return attention_of(self.layer_index)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own forward, with what the experts add to its linear layers."""
+        adapter_name = self._active_mixture()
+        if adapter_name is None:
+            return self.base_layer(*args, **kwargs)
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        weights, selected_experts = self._routed(hidden_states, adapter_name)
+        with loaded_weights(
+            () if hidden_states.is_meta else self._expert_modules(), self.training and torch.is_grad_enabled()
+        ):
+            experts = Experts(tuple(self._stacks(adapter_name)))
+            deltas = added_deltas(self.experts_implementation[adapter_name], tokens, weights, selected_experts, experts)
+            thread = running_thread()
+            self._deltas[thread] = deltas
+            try:
+                return self.base_layer(*args, **kwargs)
+            finally:
+                del self._deltas[thread]
+
+    def _add_deltas(
+        self, name: str, linear: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor
+    ) -> torch.Tensor:
+        deltas = self._deltas.get(running_thread())
+        return output if deltas is None else deltas(name, args[0], output)
+
+    def release_base(self) -> None:
+        """Take the hooks off the block."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the host asks an attention block for, such as `is_sliding`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "base_layer" not in self._modules:
+                raise
+            return getattr(self._modules["base_layer"], name)
