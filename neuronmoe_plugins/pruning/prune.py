@@ -41,7 +41,11 @@ def prune(options: PruneOptions, progress: bool = False) -> Pruning:
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
             dropped, after = save_within_bound(options, sentences, measured, adapter, dropped, folder)
             pruning = Pruning(
-                {**_settings(options), **{name: description[name] for name in ("corpora", "shared_sentences")}},
+                {
+                    **_settings(options),
+                    "num_layers": adapter.num_layers,
+                    **{name: description[name] for name in ("corpora", "shared_sentences")},
+                },
                 _language_losses(options, sentences, measured, after),
                 [
                     ExpertTrial(*place, measured.shares[place].tolist(), losses.tolist(), place in dropped)

@@ -76,17 +76,20 @@ class Pruning:
     parameters_after: int
 
     @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model."""
+        return int(self.settings["num_layers"])
+
+    @property
     def layers(self) -> dict[int, list[ExpertTrial]]:
         """The experts of each layer that was a mixture."""
-        return {layer: [row for row in self.experts if row.layer == layer] for layer, _ in self._places()}
+        layers = dict.fromkeys(row.layer for row in self.experts)
+        return {layer: [row for row in self.experts if row.layer == layer] for layer in layers}
 
     @property
     def dropped(self) -> list[ExpertTrial]:
         """The experts that the pruned adapter lacks."""
         return [row for row in self.experts if row.dropped]
-
-    def _places(self) -> list[tuple[int, int]]:
-        return [(row.layer, row.expert) for row in self.experts]
 
     def save(self, folder: Path) -> None:
         """Write the record."""
@@ -106,6 +109,9 @@ class Pruning:
                 raise ValueError(f"not of format {FORMAT}")
             record["languages"] = [LanguageLoss(**row) for row in record["languages"]]
             record["experts"] = [ExpertTrial(**row) for row in record["experts"]]
-            return cls(**record)
+            loaded = cls(**record)
+            if not loaded.experts or not loaded.languages or not loaded.num_layers:
+                raise ValueError("it is not complete")
+            return loaded
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no result of `neuronmoe prune`: {error}") from error

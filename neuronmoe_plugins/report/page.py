@@ -19,6 +19,7 @@ from neuronmoe_plugins.report.analysis_sections import (
 )
 from neuronmoe_plugins.report.neuron_sections import components_section, layers_section, overlap_section
 from neuronmoe_plugins.report.parts import MakeSection, Section, inline_svg
+from neuronmoe_plugins.report.pruning_section import pruning_section
 from neuronmoe_plugins.report.run import Run, read_run
 from neuronmoe_plugins.report.specialisation_sections import routing_section, specialisation_section
 from neuronmoe_plugins.tables import count
@@ -29,6 +30,7 @@ SECTIONS: dict[str, MakeSection] = {
     "allocation": experts_section,
     "specialisation": specialisation_section,
     "routing": routing_section,
+    "pruning": pruning_section,
     "overlap": overlap_section,
     "scores": scores_section,
     "components": components_section,
@@ -43,7 +45,7 @@ def write_report(folder: Path, output: Path | None = None, layermoe_budget: int 
 
     Args:
         folder: what `neuronmoe analyze` wrote, or the folder in which that is called `analysis`, with allocations as
-            `*.yaml` and what `neuronmoe specialise` wrote as `specialisation`.
+            `*.yaml`, what `neuronmoe specialise` wrote as `specialisation`, and pruned adapters.
         output: the page; `folder`/report.html if not given.
         layermoe_budget: also compute the experts of LayerMoE, from this budget, and compare with them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import read_json
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.metrics import Neuron
+from neuronmoe_plugins.pruning import Pruning
+from neuronmoe_plugins.pruning.record import RECORD as PRUNING
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.specialisation import Specialisation
@@ -61,6 +63,7 @@ class Run:
         allocations: By file name; `allocation.yaml` first.
         measured: What `neuronmoe specialise` wrote; None if it did not.
         layermoe_budget: What LayerMoE is to share out, to be compared with; None if that was not asked for.
+        prunings: What `neuronmoe prune` did, by the names of its folders in `home`.
     """
 
     home: Path
@@ -70,6 +73,7 @@ class Run:
     allocations: Mapping[str, Allocation]
     measured: Measured | None = None
     layermoe_budget: int | None = None
+    prunings: Mapping[str, Pruning] = field(default_factory=dict)
 
     @property
     def languages(self) -> list[str]:
@@ -92,10 +96,12 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read `folder`/analysis, or `folder` itself where it is an analysis, and the allocations in `folder`/*.yaml.
 
-    Also `folder`/specialisation, or what `neuronmoe specialise` wrote into `folder` itself.
+    Also `folder`/specialisation, or what `neuronmoe specialise` wrote into `folder` itself, and the pruned adapters in
+    `folder`.
 
     Raises:
-        UserError: there is no complete analysis, or an allocation or specialisation is broken or for another model.
+        UserError: there is no complete analysis, or an allocation, specialisation or pruning is broken or for another
+            model.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name the one that `neuronmoe analyze` wrote, or the one that it is in")
@@ -109,11 +115,14 @@ def read_run(folder: Path) -> Run:
         if path.name == MAIN_ALLOCATION or ALLOCATION_KEY.search(path.read_text(encoding="utf-8", errors="replace"))
     }
     measured = read_measured(folder)
-    run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, allocations, measured)
+    prunings = {path.parent.name: Pruning.load(path.parent) for path in sorted(folder.glob(f"*/{PRUNING}"))}
+    run = Run(folder, analysis_folder, analysis.summary, analysis.neurons, allocations, measured, prunings=prunings)
     for name, allocation in run.allocations.items():
         _require_layers(run, folder / name, len(allocation.num_experts), "allocate")
     if measured is not None:
         _require_layers(run, measured.path, int(measured.specialisation.settings["num_layers"]), "specialise")
+    for name, pruning in prunings.items():
+        _require_layers(run, folder / name / PRUNING, pruning.num_layers, "prune")
     return run
 
 
