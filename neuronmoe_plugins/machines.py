@@ -64,6 +64,8 @@ def _cpu(deepspeed: Deepspeed | None) -> Machine:
         )
     if deepspeed is Deepspeed.ZERO3:
         return Machine(False, note=f"Written for a CPU, for ZeRO-3 in float32 and without use_cpu; {other}")
+    if not _cpu_has_bf16():
+        return Machine(False, True, f"Written for a CPU (use_cpu), in float32: this one has no bfloat16; {other}")
     return Machine(use_cpu=True, note=f"Written for a CPU (use_cpu); {other}")
 
 
@@ -81,13 +83,16 @@ def _accelerator_has_bf16() -> bool | None:
     return is_torch_bf16_gpu_available()
 
 
-def fast_dtype() -> str:
-    """`bfloat16`, or `float32` on a CPU without instructions for it, where bfloat16 takes many times as long."""
+def _cpu_has_bf16() -> bool:
+    """Whether this machine's CPU has instructions for bfloat16, without which it takes many times as long."""
     import torch
 
-    if _accelerator_has_bf16() is None and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "float32"
-    return "bfloat16"
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fast_dtype() -> str:
+    """`bfloat16`, or `float32` on a CPU without instructions for it."""
+    return "float32" if _accelerator_has_bf16() is None and not _cpu_has_bf16() else "bfloat16"
 
 
 # "auto" is filled in by transformers' Trainer from its own arguments.

@@ -228,7 +228,11 @@ class Recipe:
             ("warmup_steps", 0, None),
             ("max_grad_norm", 1.0, None),
             ("bf16", self.machine.bf16, None),
-            *([("use_cpu", True, "Without it, bf16 asks for a GPU.")] if self.machine.use_cpu else []),
+            *(
+                [("use_cpu", True, "Without it, bf16 asks for a GPU." if self.machine.bf16 else None)]
+                if self.machine.use_cpu
+                else []
+            ),
             ("seed", 42, None),
         ]
 

@@ -55,7 +55,8 @@ def recipe(
     return tuple(yaml.safe_load((workspace / "run" / f"{stage}.yaml").read_text()) for stage in ("stage1", "stage2"))
 
 
-def test_stages_have_the_papers_hyper_parameters(workspace: Path) -> None:
+def test_stages_have_the_papers_hyper_parameters(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_cpu_has_bf16", lambda: True)
     stage1, stage2 = recipe(workspace, "el_train", "en_replay,es_replay")
     paper = PAPER["table7_hyperparameters"]
     shared = {
@@ -196,6 +197,7 @@ def test_data_folder_that_is_none(workspace: Path, text: str | None, message: st
         (False, [], False, None, "Written for this machine's accelerator, in float32: it has no bfloat16."),
         ("not asked", ["--device", "cuda", "--deepspeed", "zero3-offload"], True, None, "Written for a GPU with "),
         ("not asked", ["--device", "cpu"], True, True, "Written for a CPU (use_cpu); "),
+        (None, [], False, True, "Written for a CPU (use_cpu), in float32: this one has no bfloat16; "),
     ],
 )
 def test_what_the_machine_allows(
@@ -209,6 +211,7 @@ def test_what_the_machine_allows(
     note: str,
 ) -> None:
     monkeypatch.setattr(machines, "_accelerator_has_bf16", not_asked if here == "not asked" else lambda: here)
+    monkeypatch.setattr(machines, "_cpu_has_bf16", lambda: bf16)
     for number, stage in enumerate(recipe(workspace, "el_train", "en_replay", *options), start=1):
         assert (stage["bf16"], stage.get("use_cpu")) == (bf16, use_cpu)
         assert f"\n# {note}" in (workspace / "run" / f"stage{number}.yaml").read_text()
