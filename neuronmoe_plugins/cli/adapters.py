@@ -1,4 +1,4 @@
-"""What is made of trained adapters: `prune`, which makes them smaller, and `export`, which makes them whole models."""
+"""What is made of trained adapters: `prune` and `compress` make them smaller, `export` makes them whole models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from neuronmoe_plugins.cli.neurons import chosen_corpora
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
+from neuronmoe_plugins.compression import CompressRequest
 from neuronmoe_plugins.export.request import ExportRequest
 from neuronmoe_plugins.pruning.options import PruneOptions
 
@@ -45,6 +46,26 @@ def prune(options: PruneOptions) -> None:
         print_table(console, table, str(options.output / RECORD))
     typer.echo(summary(pruning))
     note(f"Wrote {options.output}")
+
+
+@takes(CompressRequest)
+def compress(request: CompressRequest) -> None:
+    """Rewrite an adapter with experts of low rank, the nearest to its own."""
+    from rich.console import Console
+
+    from neuronmoe_plugins.compression.compress import compress as compress_adapter
+    from neuronmoe_plugins.compression.display import summary, tables
+    from neuronmoe_plugins.compression.record import RECORD
+    from neuronmoe_plugins.neurons.analysis import corpus_warnings
+    from neuronmoe_plugins.tables import print_table
+
+    compression = compress_adapter(request, progress=not is_quiet())
+    if compression.texts:
+        warn(corpus_warnings(dict(compression.texts)))
+    for table in tables(compression):
+        print_table(Console(), table, str(request.output / RECORD))
+    typer.echo(summary(compression))
+    note(f"Wrote {request.output}")
 
 
 @takes(ExportRequest)

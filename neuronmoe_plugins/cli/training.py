@@ -10,7 +10,6 @@ import typer
 from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
-from neuronmoe_plugins.compress import Compression, CompressRequest
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import writable_file, writing
 from neuronmoe_plugins.recipe_files import RecipeRequest
@@ -139,34 +138,3 @@ def convert(
 
     written = convert_adapter(source, output)
     note(f"Wrote {output} in the {written} format")
-
-
-@takes(CompressRequest)
-def compress(request: CompressRequest) -> None:
-    """Rewrite an adapter with experts of low rank, the nearest to its own."""
-    from rich.console import Console
-
-    from neuronmoe_plugins.compress import RECORD
-    from neuronmoe_plugins.compress import compress as compress_adapter
-    from neuronmoe_plugins.tables import print_table
-
-    compression = compress_adapter(request, progress=not is_quiet())
-    print_table(Console(), _compression_table(compression), str(request.output / RECORD))
-    share = compression.parameters / compression.parameters_before
-    note(
-        f"Wrote {request.output}: {compression.parameters:,} parameters, {share:.1%} of the "
-        f"{compression.parameters_before:,} of {request.adapter}"
-    )
-
-
-def _compression_table(compression: Compression) -> Any:
-    """One row per layer: how much of what its experts add to the base's weights is lost."""
-    from neuronmoe_plugins.tables import Table
-
-    def errors(row: Any) -> list[str]:
-        return [f"{row.relative_error:.4f}", f"{row.energy_kept:.2%}"]
-
-    rows = [[str(row.layer), str(row.experts), str(row.rank), *errors(row)] for row in compression.layers]
-    total = compression.total
-    header = ["layer", "new experts", "rank", "relative error", "energy kept"]
-    return Table("", header, rows, words=(), footer=["all", str(total.experts), "", *errors(total)])

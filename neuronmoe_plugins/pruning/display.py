@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from neuronmoe_plugins.pruning.record import Pruning
+from collections.abc import Sequence
+
+from neuronmoe_plugins.pruning.record import LanguageLoss, Pruning
 from neuronmoe_plugins.tables import Table, count
 
 
@@ -22,6 +24,12 @@ def layers_table(pruning: Pruning) -> Table:
 
 
 def losses_table(pruning: Pruning) -> Table:
+    """One row per language: the loss before and after, and the bound."""
+    bound = f"Loss in nats per token; it may rise by {100 * pruning.settings['below']:g} %"
+    return language_table(bound, pruning.languages)
+
+
+def language_table(caption: str, languages: Sequence[LanguageLoss]) -> Table:
     """One row per language: the loss before and after."""
     rows = [
         [
@@ -32,9 +40,8 @@ def losses_table(pruning: Pruning) -> Table:
             f"{row.after:.4f}",
             f"{100 * row.rise:+.2f}",
         ]
-        for row in pruning.languages
+        for row in languages
     ]
-    caption = f"Loss in nats per token; it may rise by {100 * pruning.settings['below']:g} %"
     return Table(caption, ["language", "", "tokens", "before", "after", "change (%)"], rows, words=(0, 1))
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
-from neuronmoe_plugins.compress import CompressRequest, compress
+from neuronmoe_plugins.compression import CompressRequest
+from neuronmoe_plugins.compression.compress import compress
 from neuronmoe_plugins.errors import UserError
 from tuner.tiny import GOLDEN, GROUPS, logits, moe_config, randomised, tiny_model
 
@@ -172,7 +173,7 @@ def test_the_command(adapter: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "│   all │           3 │      │         0.0000 │     100.00% │" in result.stdout.replace("┃", "│")
-    assert f"Wrote {tmp_path / 'out'}: 1,520 parameters, 43.0% of the 3,536 of {adapter}\n" in result.stdout
+    assert f"parameters of the adapter: 3,536 -> 1,520 (-57.0 %)\nWrote {tmp_path / 'out'}\n" in result.stdout
     record = json.loads((tmp_path / "out/compression.json").read_text())
     assert [(row["layer"], row["rank"]) for row in record["layers"]] == [(0, 4), (2, 4)]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuronmoe_plugins.compression.record import CompressedLayer, Compression, CompressRequest
+from neuronmoe_plugins.data.manifest import unseen_corpora
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import new_directory, new_folder, write_json, writing
+from neuronmoe_plugins.files import new_directory, write_json, writing
 from neuronmoe_plugins.models import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -19,101 +21,21 @@ from neuronmoe_plugins.models import (
     require_model,
     weight_in_files,
 )
-from neuronmoe_plugins.options import check_options, option
+from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
+from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.sentences import prepare_sentences
+from neuronmoe_plugins.pruning.record import LanguageLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neuronmoe_plugins.neurons.arrays import ScoreArray
     from neuronmoe_plugins.tuner import MoeConfig
     from neuronmoe_plugins.tuner.plans import LayerPlan
     from neuronmoe_plugins.tuner.saved_experts import SavedExperts, SavedProjection
 
-RECORD = "compression.json"
-
-
-def _rank(flag: str, value: str) -> None:
-    if not all(part.strip().isdecimal() and int(part) for part in value.split(",")):
-        raise UserError(
-            f"{flag} is {value}; it must be a whole number, 1 or more, or one per layer with commas between"
-        )
-
-
-@dataclass(frozen=True)
-class CompressRequest:
-    """What `neuronmoe compress` is told."""
-
-    adapter: Path = option("Folder of an adapter.", metavar="ADAPTER")
-    rank: str = option("Of the new experts, or one per layer with commas between.", value="N[,N...]", check=_rank)
-    output: Path = option("Folder for the compressed adapter.", check=new_folder)
-    model: str | None = option("Folder or hub name of the base model.", None, shown="the one that the adapter names")
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    @property
-    def ranks(self) -> int | list[int]:
-        """The rank, or one per layer."""
-        ranks = list(map(int, self.rank.split(",")))
-        return ranks if len(ranks) > 1 else ranks[0]
-
-
-@dataclass(frozen=True)
-class CompressedLayer:
-    """What became of the experts of one layer.
-
-    Attributes:
-        layer: Index of the decoder layer.
-        experts: Beside the base MLP.
-        rank: Of each.
-        delta: Squared Frobenius norm of what they add to the base's weights, over all of them.
-        lost: The same of what the low-rank deltas, as they are saved, leave of it.
-    """
-
-    layer: int
-    experts: int
-    rank: int
-    delta: float = 0.0
-    lost: float = 0.0
-
-    @property
-    def relative_error(self) -> float:
-        """Frobenius norm of what is lost, relative to that of all; 0 of nothing."""
-        return (self.lost / self.delta) ** 0.5 if self.delta else 0.0
-
-    @property
-    def energy_kept(self) -> float:
-        """Share of the squared norm that is kept."""
-        return 1 - self.relative_error**2
-
-    def errors(self) -> dict[str, float]:
-        """Both by their names."""
-        return {"relative_error": self.relative_error, "energy_kept": self.energy_kept}
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What was written.
-
-    Attributes:
-        layers: By decoder layer.
-        parameters: Of the compressed adapter.
-        parameters_before: Of the adapter that it was made from.
-    """
-
-    layers: Sequence[CompressedLayer]
-    parameters: int
-    parameters_before: int
-
-    @property
-    def total(self) -> CompressedLayer:
-        """All layers together; its index and rank mean nothing."""
-        experts, delta, lost = (sum(getattr(row, name) for row in self.layers) for name in ("experts", "delta", "lost"))
-        return CompressedLayer(-1, experts, 0, delta, lost)
-
-    def record(self) -> dict[str, Any]:
-        """All of it, for `compression.json`."""
-        sizes = {"parameters": self.parameters, "parameters_before": self.parameters_before}
-        return sizes | self.total.errors() | {"layers": [asdict(row) | row.errors() for row in self.layers]}
+# Texts per language that the loss is measured on, and how many at once.
+SAMPLES, BATCH_SIZE = 100, 8
 
 
 def compress(request: CompressRequest, progress: bool = False) -> Compression:
@@ -132,33 +54,90 @@ def compress(request: CompressRequest, progress: bool = False) -> Compression:
     """
     config = read_adapter_config(request.adapter)
     model = _base_model(request, config)
+    losses = None if request.data is None else _Losses(request, request.data, model)
     with adapter_weights(request.adapter) as file:
-        from neuronmoe_plugins.progress import track
-        from neuronmoe_plugins.tuner.saved_experts import SavedExperts
-
-        low_rank = config | {"expert_rank": request.ranks, "lora_alpha": None, "use_rslora": False}
-        before, after = _read_plans(config, ADAPTER[0], model), _read_plans(low_rank, "--rank", model)
-        source = SavedExperts(file, str(request.adapter / ADAPTER_WEIGHTS), *before)
-        read = _check(source, request, model, config, after[1])
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name not in source.names}  # noqa: SIM118
-        layers = {
-            layer: CompressedLayer(layer, plan.num_experts - 1, plan.expert_rank or 0)
-            for layer, plan in sorted(after[1].items())
-        }
-        for each in track(source.projections, "Compressing experts", progress):
-            own = layers[each.layer]
-            delta, lost, factors = _compress(each, source, read, own.rank, after[0].scaling(own.rank))
-            layers[each.layer] = replace(own, delta=own.delta + delta, lost=own.lost + lost)
-            tensors |= factors
-        before_size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    compression = Compression(list(layers.values()), sum(tensor.numel() for tensor in tensors.values()), before_size)
+        low_rank, compression, tensors = _compress_file(request, config, model, file, progress)
     from safetensors.torch import save_file
 
     with writing(f"--output {request.output}"), new_directory(request.output) as folder:
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / RECORD, {"adapter": str(request.adapter), "model": model} | compression.record())
         write_json(folder / ADAPTER[0], low_rank)
+        if losses is not None:
+            measured = (losses.measure(adapter) for adapter in (request.adapter, folder))
+            compression = losses.compared(compression, *measured)
+        compression.save(folder, adapter=str(request.adapter), model=model)
     return compression
+
+
+def _compress_file(
+    request: CompressRequest, config: dict[str, Any], model: str, file: Any, progress: bool
+) -> tuple[dict[str, Any], Compression, dict[str, Tensor]]:
+    """The configuration of the compressed adapter, what is lost, and all of its tensors."""
+    from neuronmoe_plugins.progress import track
+    from neuronmoe_plugins.tuner.saved_experts import SavedExperts
+
+    low_rank = config | {"expert_rank": request.ranks, "lora_alpha": None, "use_rslora": False}
+    before, after = _read_plans(config, ADAPTER[0], model), _read_plans(low_rank, "--rank", model)
+    source = SavedExperts(file, str(request.adapter / ADAPTER_WEIGHTS), *before)
+    read = _check(source, request, model, config, after[1])
+    tensors = {name: file.get_tensor(name) for name in file.keys() if name not in source.names}  # noqa: SIM118
+    layers = {
+        layer: CompressedLayer(layer, plan.num_experts - 1, plan.expert_rank or 0)
+        for layer, plan in sorted(after[1].items())
+    }
+    for each in track(source.projections, "Compressing experts", progress):
+        own = layers[each.layer]
+        delta, lost, factors = _compress(each, source, read, own.rank, after[0].scaling(own.rank))
+        layers[each.layer] = replace(own, delta=own.delta + delta, lost=own.lost + lost)
+        tensors |= factors
+    size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return low_rank, Compression(list(layers.values()), sum(map(_size, tensors.values())), size), tensors
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel()
+
+
+class _Losses:
+    """The loss on texts of a folder of `neuronmoe data`, by language.
+
+    Args:
+        request: What is compressed.
+        data: The folder.
+        model: The base model.
+
+    Raises:
+        UserError: if the folder or the model's tokenizer cannot be used.
+    """
+
+    def __init__(self, request: CompressRequest, data: Path, model: str) -> None:
+        self._model, corpora = model, unseen_corpora(data)
+        samples = min([SAMPLES, *(spec.drawn for spec in corpora if spec.drawn)])
+        options = AnalyzeOptions(model, request.output, corpora, samples=samples)
+        self._sentences, self._description = prepare_sentences(options, AVERAGE_PRECISION)
+        self._is_new = {spec.language: bool(spec.is_learned) for spec in corpora}
+        self._tokens: Sequence[int] = ()
+
+    def measure(self, adapter: Path) -> ScoreArray:
+        """Load the model with an adapter; float64 (languages,), nats per token."""
+        from neuronmoe_plugins.neurons.language_losses import LanguageLosses
+        from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
+
+        model = load_model(self._model, "float32", default_device(), str(adapter), "ADAPTER")
+        require_places(model, self._sentences.token_ids)
+        losses = LanguageLosses(model, self._sentences, BATCH_SIZE)
+        self._tokens = losses.tokens.tolist()
+        return losses.measure()
+
+    def compared(self, compression: Compression, before: ScoreArray, after: ScoreArray) -> Compression:
+        """With both losses."""
+        numbers = zip(self._tokens, before.tolist(), after.tolist(), strict=True)
+        rows = [
+            LanguageLoss(language, self._is_new[language], *own)
+            for language, own in zip(self._sentences.languages, numbers, strict=True)
+        ]
+        texts = {name: self._description[name] for name in ("corpora", "shared_sentences")}
+        return replace(compression, languages=rows, texts=texts)
 
 
 def _base_model(request: CompressRequest, config: Mapping[str, Any]) -> str:
