@@ -114,7 +114,9 @@ class _Losses:
         self._model, corpora = model, unseen_corpora(data)
         samples = min([SAMPLES, *(spec.drawn for spec in corpora if spec.drawn)])
         options = AnalyzeOptions(model, request.output, corpora, samples=samples)
-        self._sentences, self._description = prepare_sentences(options, AVERAGE_PRECISION)
+        self._sentences, described = prepare_sentences(options, AVERAGE_PRECISION)
+        of_corpora = {name: described[name] for name in ("corpora", "shared_sentences")}
+        self._texts = {"model": model, "max_tokens": options.max_tokens, **options.sampling(), **of_corpora}
         self._is_new = {spec.language: bool(spec.is_learned) for spec in corpora}
         self._tokens: Sequence[int] = ()
 
@@ -136,8 +138,7 @@ class _Losses:
             LanguageLoss(language, self._is_new[language], *own)
             for language, own in zip(self._sentences.languages, numbers, strict=True)
         ]
-        texts = {name: self._description[name] for name in ("corpora", "shared_sentences")}
-        return replace(compression, languages=rows, texts=texts)
+        return replace(compression, languages=rows, texts=self._texts)
 
 
 def _base_model(request: CompressRequest, config: Mapping[str, Any]) -> str:

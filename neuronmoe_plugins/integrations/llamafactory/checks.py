@@ -28,6 +28,7 @@ from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_languages, check_mixing, check_saved_tags
 from neuronmoe_plugins.tuner.attention import find_blocks
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
+from neuronmoe_plugins.tuner.experts.weights import check_rank
 from neuronmoe_plugins.tuner.saved_modules import check_modules
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
@@ -191,15 +192,23 @@ def _check_experts(run: MoeRun) -> None:
 
 
 def _check_blocks(run: MoeRun, base: Any) -> None:
-    """The model has what `moe_targets` names, and `additional_target` names modules that it has, and no mixtures."""
+    """The model has what `moe_targets` names, for deltas of that rank, and `additional_target` names no mixtures."""
     try:
         blocks = find_blocks(base, find_feed_forwards(base), run.config.targets)
     except ValueError as error:
         raise UserError(f"moe_targets is {run.config.targets}: {error}") from None
+    blocks = [block for block in blocks if block.layer in run.plans]
+    try:
+        for block in blocks:
+            for name in block.family.projections:
+                shape = base.get_submodule(f"{block.name}.{name}").weight.shape
+                check_rank(run.plans[block.layer].expert_rank, f"{block.name}.{name}", shape)
+    except ValueError as error:
+        raise UserError(f"moe_{error}") from None
     if not run.finetuning_args.additional_target:
         return
     try:
-        check_modules(run.config, base, [block.name for block in blocks if block.layer in run.plans])
+        check_modules(run.config, base, [block.name for block in blocks])
     except ValueError as error:
         raise UserError(str(error).replace("modules_to_save", "additional_target")) from None
 

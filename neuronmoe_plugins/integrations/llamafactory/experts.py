@@ -211,7 +211,10 @@ def _check_rank(config: MoeConfig, arguments: MoeFinetuningArguments, path: str)
         present = getattr(config, name)
         if value is not None and value != present:
             kind = "full copies of the MLP" if config.expert_rank is None else f"{name} {present}"
-            raise UserError(f"moe_{name} is {value}, but the adapter in {path} has {kind}: remove the key")
+            remedy = "remove the key"
+            if name == "expert_rank":
+                remedy += ", or take what `neuronmoe compress` makes of the adapter, the nearest experts of that rank"
+            raise UserError(f"moe_{name} is {value}, but the adapter in {path} has {kind}: {remedy}")
 
 
 def _expert_counts(arguments: MoeFinetuningArguments) -> Counts | None:

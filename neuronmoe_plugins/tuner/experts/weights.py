@@ -6,7 +6,7 @@ Shapes: hidden states are (tokens, hidden), weights (out, in) and biases (out,).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -154,16 +154,21 @@ def new_experts(
         return {name: weight.expand(count, *weight.shape) for name, weight in weights.items()}
     tensors: dict[str, torch.Tensor] = {}
     for name in family.projections:
-        weight, most = weights[name], min(weights[name].shape)
-        if rank > most:
-            raise ValueError(
-                f"expert_rank is {rank}, but {name} is {weight.shape[0]} x {weight.shape[1]}: give at most {most}, or "
-                "no rank for full copies"
-            )
+        weight = weights[name]
+        check_rank(rank, name, weight.shape)
         bound = weight.shape[1] ** -0.5
         tensors[f"{name}{DOWN}"] = weight.new_empty(count, rank, weight.shape[1]).uniform_(-bound, bound)
         tensors[f"{name}{UP}"] = weight.new_zeros(count, weight.shape[0], rank)
     return tensors
+
+
+def check_rank(rank: int | None, name: str, shape: Sequence[int]) -> None:
+    """Raise `ValueError` if the linear layer of that name and shape (out, in) has no deltas of that rank."""
+    if rank is not None and rank > min(shape):
+        raise ValueError(
+            f"expert_rank is {rank}, but {name} is {shape[0]} x {shape[1]}: give at most {min(shape)}, or no rank for "
+            "full copies"
+        )
 
 
 def nearest_low_rank(delta: torch.Tensor, rank: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,6 +51,27 @@ def test_models_that_cannot_become_mixtures(moe_args: dict[str, Any], save_model
     assert re.search(message, refusal(moe_args | {"model_name_or_path": str(tmp_path)}))
 
 
+def test_ranks_that_the_model_or_the_adapter_does_not_have(
+    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    message = (
+        r"^moe_expert_rank is 33, but model\.layers\.0\.mlp\.gate_proj is 48 x 32: give at most 32, or no rank for"
+    )
+    assert re.search(message, refusal(moe_args | {"moe_expert_rank": "33"}))
+    extended = {"old_moe_num_experts_list": "2,1,1,2"}
+    compress = (
+        r"remove the key, or take what `neuronmoe compress` makes of the adapter, the nearest experts of that rank"
+    )
+    for rank, kind in ((None, "full copies of the MLP"), (2, "expert_rank 2")):
+        low_rank = {} if rank is None else {"expert_rank": rank}
+        path = save_adapter(tmp_path / str(rank), tiny_model_dir, num_experts=[2, 1, 1, 2], **low_rank)
+        continued = moe_args | {"adapter_name_or_path": path, "moe_expert_rank": 4}
+        for more in ({"ada_moe_num_experts_list": None}, extended):
+            assert re.search(
+                f"^moe_expert_rank is 4, but the adapter in {path} has {kind}: {compress}$", refusal(continued | more)
+            )
+
+
 @pytest.mark.parametrize("key", ["model_name_or_path", "adapter_name_or_path"])
 def test_what_is_not_there_is_said_to_be_that(
     moe_args: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
