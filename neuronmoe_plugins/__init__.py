@@ -29,6 +29,7 @@ _FACE = {
     "Bootstrap": "comparison",
     "Deepspeed": "machines",
     "MoeConfig": "tuner.config",
+    "PruneOptions": "pruning",
     "RecipeRequest": "recipe_files",
     "SpecialiseOptions": "neurons.options",
     "UserError": "errors",
@@ -38,6 +39,7 @@ _FACE = {
     "hookimpl": "hookspecs",
     "parse_corpus_specs": "corpora",
     "prepare_data": "data.prepare",
+    "prune": "pruning.prune",
     "recipe": "recipe_files:write_recipe",
     "specialise": "specialisation",
 }

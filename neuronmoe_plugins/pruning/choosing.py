@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def save_within_bound(
     """
     while dropped:
         adapter.without(dropped).save(folder)
+        gc.collect()  # a model that is no longer used, whose modules know each other
         model = load_model(options.model, options.dtype, options.device or default_device(), str(folder), "--output")
         after = LanguageLosses(model, sentences, options.batch_size).measure()
         if measured.rise(after) <= _bound(options):

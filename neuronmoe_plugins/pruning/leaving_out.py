@@ -1,12 +1,12 @@
 """Measures what leaving experts out costs, and how many tokens chose each of them.
 
 An expert that is left out has the router logit -inf, so that the tokens that would choose it choose others, as in a
-mixture without it. Leaving out one of layer l changes nothing before it: its batch is run on from there.
+mixture without it; where a layer's MLP and attention have a mixture each, in both. Leaving out one of layer l changes
+nothing before it: its batch is run on from there.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray
 from neuronmoe_plugins.neurons.language_losses import LanguageLosses
-from neuronmoe_plugins.neurons.places import find_mixtures
-from neuronmoe_plugins.neurons.pooling import take_input
 from neuronmoe_plugins.progress import track
+from neuronmoe_plugins.tuner.checkpoint import mixture_layers
+from neuronmoe_plugins.tuner.metrics import RoutingShares
+from neuronmoe_plugins.tuner.plans import layer_of
+from neuronmoe_plugins.tuner.routing import LayerRouting
 
 if TYPE_CHECKING:
     from neuronmoe_plugins.neurons.sentences import TokenizedSentences
-    from neuronmoe_plugins.tuner import MoeLayer
 
 Place: TypeAlias = tuple[int, int]
 """Decoder layer, and the expert's index there, from 1 on."""
@@ -70,16 +72,16 @@ class LeavingOut:
     """
 
     def __init__(self, model: Any, sentences: TokenizedSentences, batch_size: int) -> None:
-        self.losses = LanguageLosses(model, sentences, batch_size)
-        self._mixtures = find_mixtures(model)
+        self._model, self.losses = model, LanguageLosses(model, sentences, batch_size)
+        self._mixtures = [mixture for _, mixture in mixture_layers(model, ADAPTER_NAME)]
+        if not self._mixtures:
+            raise UserError("ADAPTER has no mixture of experts; name one of the method moe")
+        self._renormalises = self._mixtures[0].topk[ADAPTER_NAME] > 1
         base = model.get_base_model()
         self._blocks = [base.get_submodule(mlp.name.rpartition(".")[0]) for mlp in find_feed_forwards(base).values()]
         self._real = np.bincount(self.losses.labels, weights=sentences.tokens())
-        self.places = [
-            (layer, expert)
-            for layer, mixture in self._mixtures.items()
-            for expert in range(1, mixture.plans[ADAPTER_NAME].num_experts)
-        ]
+        sizes = {mixture.layer_index: mixture.plans[ADAPTER_NAME].num_experts for mixture in self._mixtures}
+        self.places = [(layer, expert) for layer, experts in sorted(sizes.items()) for expert in range(1, experts)]
 
     def each_alone(self, progress: bool = False) -> Measured:
         """Leave out every expert by itself.
@@ -90,23 +92,23 @@ class LeavingOut:
         Args:
             progress: Show a progress bar on standard error.
         """
-        before, chosen = np.zeros(len(self.losses.tokens)), self._no_tokens()
-        alone: dict[Place, ScoreArray] = defaultdict(lambda: np.zeros(len(self.losses.tokens)))
+        before = np.zeros(len(self.losses.tokens))
+        alone, chosen = ({place: np.zeros_like(before) for place in self.places} for _ in range(2))
         for texts in track(self.losses.batches, "Leaving out each expert", progress):
             with _recording(self._blocks) as outputs, self._counting(texts) as counts:
                 whole = self.losses.of_batch(texts)
             before += whole
             for place in self.places:
-                own = counts[place[0]][:, place[1]]
+                own = counts.of(place)
                 chosen[place] += own
-                if not own.any() and self._renormalises(place):
+                if not own.any() and self._renormalises:
                     alone[place] += whole
                     continue
                 known = 0 if self.losses.uses_cache else place[0]
                 with self.without([place]), _replaying(self._blocks[:known], outputs):
                     alone[place] += self.losses.of_batch(texts)
         means = {place: self.losses.means(alone[place]) for place in self.places}
-        unused = [place for place in self.places if not chosen[place].any() and self._renormalises(place)]
+        unused = [place for place in self.places if not chosen[place].any() and self._renormalises]
         shares = {place: chosen[place] / self._real for place in self.places}
         return Measured(self.losses.means(before), self.losses.tokens, shares, means, unused)
 
@@ -119,50 +121,63 @@ class LeavingOut:
     def without(self, left_out: Collection[Place]) -> Iterator[None]:
         """Mask some experts' router logits within the context."""
         with ExitStack() as hooks:
-            for layer, mixture in self._mixtures.items():
+            for mixture in self._mixtures:
                 first = 0
-                for router in _routers(mixture):
+                modules: list[Any] = [mixture.moe_old_router, mixture.moe_router]
+                for router in (own[ADAPTER_NAME] for own in modules if ADAPTER_NAME in own):
                     rows = range(first, first + router.out_features)
-                    own = [expert - first for place, expert in left_out if place == layer and expert in rows]
-                    if own:
-                        hooks.callback(router.register_forward_hook(partial(_mask, own)).remove)
+                    masked = [
+                        expert - first for layer, expert in left_out if layer == mixture.layer_index and expert in rows
+                    ]
+                    if masked:
+                        hooks.callback(router.register_forward_hook(partial(_mask, masked)).remove)
                     first = rows.stop
             yield
 
-    def _renormalises(self, place: Place) -> bool:
-        return self._mixtures[place[0]].topk[ADAPTER_NAME] > 1
-
-    def _no_tokens(self) -> dict[Place, IntArray]:
-        return {place: np.zeros(len(self.losses.tokens), dtype=np.int64) for place in self.places}
-
     @contextmanager
-    def _counting(self, texts: Sequence[int]) -> Iterator[dict[int, IntArray]]:
-        """Layer -> (languages, experts), how many of the texts' tokens chose each expert; filled as the model runs."""
-        counts: dict[int, IntArray] = {}
-        labels = torch.from_numpy(self.losses.labels[list(texts)])
-
-        def count(layer: int, hidden_states: Tensor) -> None:
-            mixture = self._mixtures[layer]
-            routed = mixture.route_tokens(hidden_states)
-            assert routed is not None, "the adapter is active"
-            logits, _, selected = routed
-            real = mixture.context.current.attention_mask.bool()
-            chosen = logits.new_zeros(len(logits), logits.shape[-1] + 1, dtype=torch.int64)
-            chosen = chosen.scatter_(1, selected, 1)[real.flatten().to(logits.device), :-1].cpu()  # the last is none
-            own = labels.unsqueeze(1).expand(real.shape)[real.cpu()]
-            sums = torch.zeros(len(self.losses.tokens), logits.shape[-1], dtype=torch.int64)
-            counts[layer] = sums.index_add_(0, own, chosen).numpy()
-
-        with ExitStack() as hooks:
-            for layer, mixture in self._mixtures.items():
-                hooks.callback(take_input(mixture, partial(count, layer)).remove)
+    def _counting(self, texts: Sequence[int]) -> Iterator[_Chosen]:
+        """How many of the texts' tokens chose each expert; filled as the model runs."""
+        objective = self._model.base_model.objective
+        objective.shares = counts = _Chosen(self.losses.labels[list(texts)], len(self.losses.tokens))
+        try:
             yield counts
+        finally:
+            objective.shares = None
 
 
-def _routers(mixture: MoeLayer) -> list[nn.Linear]:
-    """The kept rows of the router and the others, as far as there are any."""
-    modules: list[Any] = [mixture.moe_old_router, mixture.moe_router]
-    return [module[ADAPTER_NAME] for module in modules if ADAPTER_NAME in module]
+class _Chosen(RoutingShares):
+    """Counts the tokens of each language that chose each expert, over the blocks of one forward pass.
+
+    Args:
+        labels: Language index of every text of the batch, int64 (batch,).
+        languages: How many there are.
+
+    Attributes:
+        counts: Block's index -> int64 (languages, experts).
+    """
+
+    def __init__(self, labels: IntArray, languages: int) -> None:
+        super().__init__()
+        self._labels, self._languages = torch.from_numpy(labels), languages
+        self.counts: dict[int, Tensor] = {}
+
+    def add(self, layers: dict[int, LayerRouting], token_mask: Tensor | None) -> None:
+        """Count one forward pass; `token_mask` (tokens,) bool, real tokens; all when not given."""
+        for block, routing in layers.items():
+            tokens, experts = routing.router_logits.shape
+            labels = self._labels.repeat_interleave(tokens // len(self._labels))
+            chosen = torch.zeros(tokens, experts + 1, dtype=torch.int64)
+            chosen = chosen.scatter_(1, routing.selected_experts.cpu(), 1)[:, :-1]  # the last is none
+            if token_mask is not None:
+                real = token_mask.cpu()
+                labels, chosen = labels[real], chosen[real]
+            self.counts[block] = chosen.new_zeros(self._languages, experts).index_add_(0, labels, chosen)
+
+    def of(self, place: Place) -> ScoreArray:
+        """Tokens of each language that chose an expert, float64 (languages,); a mean over the layer's blocks."""
+        own = [counts[:, place[1]] for block, counts in self.counts.items() if layer_of(block) == place[0]]
+        mean: ScoreArray = torch.stack(own).double().mean(dim=0).numpy()
+        return mean
 
 
 def _mask(experts: list[int], router: nn.Module, args: Any, logits: Tensor) -> Tensor:

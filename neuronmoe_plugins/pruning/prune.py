@@ -30,7 +30,7 @@ def prune(options: PruneOptions, progress: bool = False) -> Pruning:
         UserError: for bad input, or if no expert can be dropped within the bound.
     """
     require_model("ADAPTER", options.adapter, ADAPTER)
-    require_mixture("ADAPTER", options.adapter)
+    require_mixture("ADAPTER", options.adapter, in_attention=True)
     sentences, description = prepare_sentences(options.analysis(), AVERAGE_PRECISION)
     # Here, and not above, so that bad input is answered before torch has been imported.
     from neuronmoe_plugins.neurons.activations import out_of_memory_is_an_error

@@ -67,8 +67,13 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
     return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
 
 
-def require_mixture(flag: str, adapter: str) -> None:
-    """Refuse an adapter of another method, or with experts in attention, before the model is loaded.
+def require_mixture(flag: str, adapter: str, in_attention: bool = False) -> None:
+    """Refuse an adapter of another method before the model is loaded.
+
+    Args:
+        flag: What names the adapter.
+        adapter: Folder or hub name.
+        in_attention: Whether experts may be in attention.
 
     Raises:
         UserError: naming the option and the adapter.
@@ -77,7 +82,7 @@ def require_mixture(flag: str, adapter: str) -> None:
     config = read_json_object(path, "name the folder of an adapter") if path.is_file() else {"peft_type": "MOE"}
     if config.get("peft_type") != "MOE":
         raise UserError(f"{flag} has no mixture of experts; name one of the method moe, not {adapter}")
-    if config.get("targets", "mlp") != "mlp":
+    if not in_attention and config.get("targets", "mlp") != "mlp":
         raise UserError(f"{flag} {adapter} {IN_ATTENTION}")
 
 

@@ -34,7 +34,7 @@ def prune(adapter: Path | str, model: Path | str, output: Path, *more: object) -
     return CliRunner().invoke(app, command)
 
 
-@pytest.fixture(scope="module", params=["copies", "ranks", "groups"])
+@pytest.fixture(scope="module", params=["copies", "attention", "groups"])
 def pruned(
     request: Any, adapters: dict[str, Path], tiny_model_dir: Path, data: Path, tmp_path_factory: Any
 ) -> tuple[str, Path, str]:
@@ -80,7 +80,10 @@ def test_can_be_extended(pruned: tuple[str, Path, str], tiny_model_dir: Path) ->
     """By one more expert per layer, also of those that are dense again; the new ones are copies of the base."""
     _, output, _ = pruned
     pruned_config = json.loads((output / FILES[0]).read_text())
-    old, more = pruned_config["num_experts"], {name: pruned_config[name] for name in ("expert_rank", "group_nums")}
+    old, more = (
+        pruned_config["num_experts"],
+        {name: pruned_config[name] for name in ("expert_rank", "targets", "group_nums")},
+    )
     config = moe_config(num_experts=[count + 1 for count in old], old_num_experts=old, **more)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     model = peft.PeftModel.from_pretrained(base, output, config=config, is_trainable=True)
