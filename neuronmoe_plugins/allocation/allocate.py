@@ -11,7 +11,7 @@ from neuronmoe_plugins.allocation.experts import Choose, ExpertPlan, Score, chec
 from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
-from neuronmoe_plugins.allocation.totals import Limits, fit_parameters, fit_rank, fit_total
+from neuronmoe_plugins.allocation.totals import Limits, equal_counts, fit_parameters, fit_rank, fit_total
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose
@@ -53,7 +53,41 @@ def _plan(
         origin.require_shapes(1)
         assert origin.shapes is not None
         rank, note = fit_rank(plan.num_experts, origin.shapes, settings.max_added_parameters)
-        return ExpertPlan(plan.num_experts, "; ".join(filter(None, (plan.note, note))) or None, rank)
+        return ExpertPlan(plan.num_experts, _notes(plan.note, note), rank)
+    plan = _spread(scores, strategy, settings, origin)
+    return _equal(plan, scores, settings, origin) if settings.equal_experts else plan
+
+
+def _notes(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
+
+
+def _equal(plan: ExpertPlan, scores: Sequence[Fraction], settings: Settings, origin: AllocationOrigin) -> ExpertPlan:
+    """The plan with one count in all layers that do not stay dense, within the same total or parameters."""
+
+    def fits(num_experts: list[int]) -> bool:
+        if settings.max_added_parameters is None:
+            return settings.total_experts in (None, sum(num_experts))
+        shapes = origin.require_shapes(settings.expert_rank)
+        return sum(shapes.added_parameters(num_experts)) <= settings.max_added_parameters
+
+    limits = Limits(settings.min_experts, settings.max_experts)
+    num_experts = equal_counts(plan.num_experts, scores, limits, fits)
+    if len({count for count in num_experts if count > 1}) > 1:
+        possible = sum(equal_counts(plan.num_experts, scores, limits, lambda num_experts: True))
+        raise UserError(
+            f"--equal-experts: no equal counts within the limits sum to --total-experts {settings.total_experts}; "
+            f"{possible} is possible"
+        )
+    planned, equal = (sum(counts) - len(counts) for counts in (plan.num_experts, num_experts))
+    left = f"{planned - equal} of {planned} new experts are left over by equal counts" if equal < planned else None
+    return replace(plan, num_experts=num_experts, note=_notes(plan.note, left))
+
+
+def _spread(
+    scores: Sequence[Fraction], strategy: AllocationStrategy, settings: Settings, origin: AllocationOrigin
+) -> ExpertPlan:
+    """Experts per layer as the strategy spreads them."""
     limits = Limits(settings.min_experts, settings.max_experts)
     if settings.total_experts is not None:
         num_experts = fit_total(strategy.rule.ramp(scores, settings), limits, settings.total_experts)
@@ -91,6 +125,7 @@ def _record(
         mlp_parameters=origin.shapes.mlp_parameters if origin.shapes else None,
         mlp_widths=origin.shapes.mlp_widths if origin.shapes and plan.expert_rank is not None else None,
         expert_rank=plan.expert_rank,
+        equal_experts=settings.equal_experts,
         scores_from=str(origin.path),
         scores_sha256=origin.sha256,
         note=plan.note,

@@ -109,10 +109,14 @@ class AllocationRequest:
     expert_rank: int | None = option(
         "Rank of the new experts, low-rank deltas on the MLPs; without it they are copies.", None, check=_of_64_bits
     )
+    equal_experts: bool = option("Give layers one and the same count, or none: exported at no cost.", False)
 
 
 # Those that every strategy heeds, or that are what it is asked for.
-ALWAYS_HEEDED = ("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters", "expert_rank")
+ALWAYS_HEEDED = (
+    *("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters", "expert_rank"),
+    "equal_experts",
+)
 HEEDED_BY_SOME = tuple(each.name for each, _ in declared_options(AllocationRequest) if each.name not in ALWAYS_HEEDED)
 
 
@@ -186,6 +190,7 @@ class Allocation:
         expert_rank: Rank of the new experts; None for copies of the MLPs.
         mlp_widths: Inputs and outputs of each layer's MLP's linear layers, where there is a rank.
         placement: How scores became places, where that was not left to the strategy: linear or top.
+        equal_experts: Whether layers were to have one count or stay dense.
         shape: Which layers get more experts, for the strategy of that name.
         seed: What `random` was drawn with.
         total_experts: Sum of `num_experts`.
@@ -215,6 +220,7 @@ class Allocation:
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
     expert_rank: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_widths: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    equal_experts: bool = _key(lambda value: isinstance(value, bool), "true or false", False)
     placement: str | None = _key(or_null(one_of(*Placement)), f"{', '.join(Placement)} or null", None)
     shape: str | None = _key(or_null(one_of(*Shape)), f"{', '.join(Shape)} or null", None)
     seed: int | None = _key(or_null(_is_seed), "a whole number, 0 or more, or null", None)

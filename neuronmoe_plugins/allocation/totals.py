@@ -125,6 +125,40 @@ def fit_parameters(ramp: Ramp, limits: Limits, shapes: MlpShapes, most_parameter
     )
 
 
+def equal_counts(
+    planned: Sequence[int], scores: Sequence[Fraction], limits: Limits, fits: Callable[[list[int]], bool]
+) -> list[int]:
+    """The allocation nearest to an uneven one whose layers all have one count, or stay dense.
+
+    Of all with as many new experts or fewer, the one with the most; of these the one that differs least from what was
+    planned, added up over the layers; then the one with more mixtures. They are the layers with the most planned
+    experts, of equal ones those with the higher scores, then the lower ones.
+
+    Args:
+        planned: Experts per layer, the base MLP included.
+        scores: Of the layers.
+        limits: The least and the most experts; with a least of 2 or more no layer stays dense.
+        fits: Whether an allocation keeps to what else limits it.
+    """
+    layers, budget = range(len(planned)), sum(planned) - len(planned)
+    best_first = sorted(layers, key=lambda layer: (-planned[layer], -scores[layer], layer))
+    found = [list(planned)] if len(set(planned)) == 1 else []
+    most = min(limits.max_experts or budget + 1, budget + 1)
+    for count in range(max(2, limits.min_experts), most + 1):
+        for mixtures in range(min(len(layers), budget // (count - 1)), 0, -1):
+            chosen = set(best_first[:mixtures])
+            experts = [count if layer in chosen else 1 for layer in layers]
+            if min(experts) >= limits.min_experts and fits(experts):
+                found.append(experts)
+                break
+
+    def rank(experts: list[int]) -> tuple[int, int, int]:
+        apart = sum(abs(mine - other) for mine, other in zip(experts, planned, strict=True))
+        return sum(experts), -apart, -max(experts)
+
+    return max(found, key=rank, default=list(planned))
+
+
 def fit_rank(num_experts: Sequence[int], shapes: MlpShapes, most_parameters: int) -> tuple[int, str | None]:
     """The highest rank of new experts at which they and their routers add at most so many parameters.
 
