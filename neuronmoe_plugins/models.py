@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import read_json
+from neuronmoe_plugins.files import digest, read_json
 from neuronmoe_plugins.reading import read_json_object
 
 MODEL, ADAPTER = ("config.json",), ("adapter_config.json",)
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer_config.json", "*token*", "*vocab*", "*merges*", "*.model")
 """Files by which a folder is known, or patterns of their names; it has one of them."""
+NEW_TOKENS = "neuronmoe_vocabulary"
+"""Key of the configuration of a model whose vocabulary this package has extended, see `new_token_rows`."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SECONDS = 3
 OTHER_HUBS = ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")
@@ -52,6 +54,43 @@ def require_model(flag: str, name: str, files: Sequence[str] = MODEL, *, is_need
         raise UserError(f"{flag} {name} does not exist, and is no name on the Hugging Face Hub (OWNER/NAME)")
     else:
         _require_on_hub(flag, name, files[0], is_needed)
+
+
+def new_tokens(first: int, tokens: Sequence[str], modules: Sequence[str]) -> dict[str, Any]:
+    """What the configuration of a model with new tokens says under `NEW_TOKENS`.
+
+    Args:
+        first: Id of the first.
+        tokens: What they stand for, one behind the other.
+        modules: Names of the modules that have rows of their own for them, the embedding first.
+    """
+    return {"first": first, "tokens": len(tokens), "modules": list(modules), "hash": digest([*tokens])[:8]}
+
+
+def name_new_tokens(config: Any) -> str:
+    """By which a model's new tokens are known from others: "none", or as in "60 from 401 on (1a2b3c4d)".
+
+    The size of the embedding tells less: lm-eval cuts off rows that no token has.
+
+    Args:
+        config: The model's configuration.
+    """
+    told = getattr(config, NEW_TOKENS, None)
+    return "none" if told is None else f"{told['tokens']} from {told['first']} on ({told['hash']})"
+
+
+def new_token_rows(config: Any) -> list[int] | dict[str, list[int]] | None:
+    """The rows of a model's new tokens, as PEFT's `trainable_token_indices` names them; None if it has no new tokens.
+
+    Args:
+        config: The model's configuration, one of transformers.
+    """
+    told = getattr(config, NEW_TOKENS, None)
+    if told is None:
+        return None
+    rows = list(range(told["first"], told["first"] + told["tokens"]))
+    # A tied head follows the embedding.
+    return rows if len(told["modules"]) == 1 else dict.fromkeys(told["modules"], rows)
 
 
 def cached_config(name: str) -> Path | None:

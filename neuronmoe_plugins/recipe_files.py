@@ -11,10 +11,12 @@ from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import writable_file, writable_folder, write_text, writing
 from neuronmoe_plugins.machines import Deepspeed, Device, find_machine
-from neuronmoe_plugins.models import cached_config, require_model
+from neuronmoe_plugins.models import NEW_TOKENS, cached_config, require_model
 from neuronmoe_plugins.options import check_options, option
 from neuronmoe_plugins.reading import is_count, read_json_object
 from neuronmoe_plugins.recipes import Recipe
+
+CONFIGURATION = "it must be the configuration of a model"
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def make_recipe(request: RecipeRequest, allocation: Allocation) -> Recipe:
         machine=find_machine(request.device, request.deepspeed),
         target_tokens=datasets.tokens,
         expert_rank=allocation.expert_rank,
+        has_new_tokens=_has_new_tokens(request.model),
     )
 
 
@@ -135,12 +138,18 @@ def _check_layers(request: RecipeRequest, allocation: Allocation) -> None:
         )
 
 
+def _has_new_tokens(model: str) -> bool:
+    """Whether `neuronmoe vocabulary` has extended a model on disk."""
+    path = cached_config(model)
+    return path is not None and NEW_TOKENS in read_json_object(path, CONFIGURATION)
+
+
 def layers_of(model: str) -> int | None:
     """The decoder layers of a model on disk; None for another. Raises `UserError` if they are not known."""
     path = cached_config(model)
     if path is None:
         return None
-    config = read_json_object(path, "it must be the configuration of a model")
+    config = read_json_object(path, CONFIGURATION)
     num_layers = (config.get("text_config") or config).get("num_hidden_layers")
     return num_layers if is_count(num_layers) else _layers_by_transformers(path)
 

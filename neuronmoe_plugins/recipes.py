@@ -51,6 +51,7 @@ class Recipe:
         machine: What the training runs on.
         target_tokens: Tokens of the target data sets; None if nobody counted them.
         expert_rank: Rank of the new experts; None for copies of the MLPs.
+        has_new_tokens: Whether the base model's vocabulary was extended; an adapter that is extended has its own rows.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Recipe:
     machine: Machine = GPU
     target_tokens: int | None = None
     expert_rank: int | None = None
+    has_new_tokens: bool = False
 
     @property
     def epochs_of_max_steps(self) -> float | None:
@@ -99,6 +101,10 @@ class Recipe:
             adapter = [("adapter_name_or_path", self.extends.adapter, "The adapter that gets more experts.")]
             comment = "Experts of each layer of the adapter to extend."
             old_experts = [("old_moe_num_experts_list", self.extends.num_experts, comment)]
+        comment = "Train the rows of the tokens that the base model's vocabulary was extended by, too."
+        tokens: list[Entry] = []
+        if self.has_new_tokens and self.extends is None:
+            tokens = [("train_new_tokens", True, comment)]
         comment = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
         rank: list[Entry] = [] if self.expert_rank is None else [("moe_expert_rank", self.expert_rank, comment)]
         return {
@@ -112,6 +118,7 @@ class Recipe:
                     "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
                 ),
                 *rank,
+                *tokens,
                 (
                     "topk",
                     2,

@@ -55,6 +55,14 @@ def recipe(
     return tuple(yaml.safe_load((workspace / "run" / f"{stage}.yaml").read_text()) for stage in ("stage1", "stage2"))
 
 
+def test_new_tokens_of_the_base_are_trained_in_stage_1(workspace: Path) -> None:
+    (workspace / "org" / "model").mkdir(parents=True)
+    config = {"num_hidden_layers": 28, "neuronmoe_vocabulary": {"first": 7, "tokens": 2, "modules": ["embed_tokens"]}}
+    (workspace / "org" / "model" / "config.json").write_text(json.dumps(config))
+    stage1, stage2 = recipe(workspace)
+    assert stage1["train_new_tokens"] is True and "train_new_tokens" not in stage2
+
+
 def test_stages_have_the_papers_hyper_parameters(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "_cpu_has_bf16", lambda: True)
     stage1, stage2 = recipe(workspace, "el_train", "en_replay,es_replay")

@@ -128,6 +128,11 @@ class MoeConfig(PeftConfig):
     base_fingerprint: dict[str, str] | None = _option(
         None, "Some weights of the base model, written when the adapter is made, by which another one is known."
     )
+    base_new_tokens: str | None = _option(
+        None,
+        "By which tokens the base model's vocabulary was extended, written when the adapter is made; a model with "
+        "others is refused.",
+    )
 
     # peft reads this attribute of every config; which MLPs are targets follows from `num_experts`.
     target_modules = None
@@ -136,8 +141,8 @@ class MoeConfig(PeftConfig):
         super().__post_init__()
         require("peft.peft_model", "peft.utils.save_and_load")
         self.peft_type = PeftType("MOE")
-        # What a file says: the field will be the fingerprint of the model that the adapter is put into.
-        self.made_on = self.base_fingerprint
+        # What a file says: the fields will be those of the model that the adapter is put into.
+        self.made_on, self.made_with_tokens = self.base_fingerprint, self.base_new_tokens
         for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0), ("expert_rank", 1)):
             counts = getattr(self, name)
             if counts is not None and not are_counts(counts, least):

@@ -17,6 +17,7 @@ from torch import nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import FeedForward, without_adapter
+from neuronmoe_plugins.models import name_new_tokens
 from neuronmoe_plugins.tuner.experts.weights import weights_are_loaded, whole_weights
 
 # Of a weight, spread over its rows and columns.
@@ -111,6 +112,26 @@ def check_base(model: nn.Module, saved: Mapping[str, str], adapter_name: str, na
         made_on = named if named and named != used else "another model"
         line = f"the adapter {adapter_name!r} is one of {made_on}, {has_other_weights(used, different)}"
         warnings.warn(OtherBaseError(line), stacklevel=2)
+
+
+def check_new_tokens(model: Any, config: Any) -> str:
+    """By which tokens a base model's vocabulary was extended.
+
+    Raises:
+        UserError: if the configuration of an adapter that is put into it says others.
+    """
+    found, made_with = name_new_tokens(model.config), config.made_with_tokens
+    if made_with not in (None, found):
+        used = getattr(model, "name_or_path", "") or "the model"
+        named = config.base_model_name_or_path
+        other = named if named and named != used else "another model"
+        raise UserError(f"it is one of {other}, {has_other_tokens(used, made_with, found)}")
+    return found
+
+
+def has_other_tokens(used: str, made_with: str, found: str) -> str:
+    """How a line ends that says which base model an adapter is one of."""
+    return f"whose new tokens are {made_with}, but those of {used} are {found}: name the adapter's base"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from neuronmoe_plugins.tuner.attention import AttentionFamily, MoeAttention, fin
 from neuronmoe_plugins.tuner.checkpoint import AdapterFiles
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import check_implementation
-from neuronmoe_plugins.tuner.fingerprint import fingerprint
+from neuronmoe_plugins.tuner.fingerprint import check_new_tokens, fingerprint
 from neuronmoe_plugins.tuner.layer import MoeLayer
 from neuronmoe_plugins.tuner.metrics import RoutingShares
 from neuronmoe_plugins.tuner.mixture import MERGE_REFUSED, MixtureLayer
@@ -58,6 +58,7 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
             )
         _check_no_other_method(model)
         config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(model)
+        config.base_new_tokens = check_new_tokens(model, config)
         plans = config.layer_plans(len(mlps))
         config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
         blocks = find_blocks(model, mlps, config.targets)

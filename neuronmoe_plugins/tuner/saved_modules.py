@@ -73,6 +73,9 @@ def check_modules(config: Any, model: nn.Module, mlps: Collection[str]) -> None:
                 )
             if any(not weight.is_floating_point() for name in names for weight in modules[name].parameters()):
                 raise ValueError(f"{field} names {target}, which is quantised: load the base model unquantised")
+    for target, names in rows.items():
+        if any(_overlap(name, other) for name in names for others in whole.values() for other in others):
+            raise ValueError(f"modules_to_save trains {target} whole, of which trainable_token_indices names some rows")
     for target, indices in by_module.items():
         for index in indices:
             _check_index(index, target, modules[rows[target][0]])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_json, writing
-from neuronmoe_plugins.models import TOKENIZER, require_model
+from neuronmoe_plugins.models import NEW_TOKENS, TOKENIZER, new_tokens, require_model
 from neuronmoe_plugins.neurons.loading import load_model, load_tokenizer
 from neuronmoe_plugins.progress import Progress
 from neuronmoe_plugins.vocabulary.measures import Measure, Texts, other_cuts
@@ -23,8 +23,6 @@ from neuronmoe_plugins.vocabulary.options import KEPT, LEARNT, MEASURED, Vocabul
 from neuronmoe_plugins.vocabulary.tokenizer import ByteLevelTokenizer, KeptText
 
 REPORT = "neuronmoe_vocabulary.json"
-IN_CONFIG = "neuronmoe_vocabulary"
-"""Key of the new model's config.json: the first new token, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
     rows = _require_rows(model, tokenizer, options.model)
     with Progress(Console(stderr=True), progress) as bars:
         merges = _learn(options.tokens, tokenizer, texts, bars)
-        from neuronmoe_plugins.vocabulary.rows import added_bytes, extend_rows
+        from neuronmoe_plugins.vocabulary.rows import added_bytes, extend_rows, modules_with_rows
 
         extend_rows(model, merges, options.initialise, options.seed)
-        setattr(model.config, IN_CONFIG, {"first": merges.first, "tokens": len(merges.tokens)})
+        _tell_of_new_tokens(model.config, tokenizer, merges, modules_with_rows(model))
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
             model.save_pretrained(folder)
             _save_tokenizer(before, tokenizer.with_merges(merges), folder)
@@ -97,6 +95,13 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
             }
             write_json(folder / REPORT, record)
     return Extended(measures, record)
+
+
+def _tell_of_new_tokens(config: Any, tokenizer: ByteLevelTokenizer, merges: Merges, modules: Sequence[str]) -> None:
+    """Those of an earlier extension stay new ones, since only adapters have trained their rows."""
+    first = (getattr(config, NEW_TOKENS, None) or {"first": merges.first})["first"]
+    earlier = [tokenizer.names[token_id] for token_id in sorted(tokenizer.names) if token_id >= first]
+    setattr(config, NEW_TOKENS, new_tokens(first, [*earlier, *merges.tokens], modules))
 
 
 def _require_rows(model: Any, tokenizer: ByteLevelTokenizer, name: str) -> int:

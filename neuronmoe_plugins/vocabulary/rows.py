@@ -32,7 +32,7 @@ def extend_rows(model: Any, merges: Merges, initialise: str, seed: int) -> None:
         model: One of transformers, with an embedding of V rows.
         merges: The new tokens; the first has an id of at most V.
         initialise: `mean` of the rows of the old tokens that a new one replaces (Yamaguchi et al. 2024, arXiv
-            2406.11477, section 3.2), or `random`: normal, with each column's mean and deviation.
+            2406.11477), or `random`: normal, with each column's mean and deviation.
         seed: Of `random`.
     """
     first, last = merges.first, merges.first + len(merges.tokens)
@@ -58,6 +58,14 @@ def _weights(model: Any) -> Iterator[torch.Tensor]:
         yield head.weight
     if getattr(head, "bias", None) is not None:
         yield head.bias
+
+
+def modules_with_rows(model: Any) -> list[str]:
+    """The last part of the names of the embedding, and of the head where it has rows of its own."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    own = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    return [names[module] for module in own]
 
 
 def added_bytes(model: Any, rows: int) -> int:

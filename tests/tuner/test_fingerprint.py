@@ -59,6 +59,32 @@ def test_another_model_is_said_to_be_that(adapter: Path) -> None:
         PeftModel.from_pretrained(other_model(), adapter)
 
 
+def with_new_tokens(rows: int) -> torch.nn.Module:
+    """The same decoder layers with two more tokens, and some rows for padding."""
+    model = tiny_model()
+    model.resize_token_embeddings(rows)
+    model.config.neuronmoe_vocabulary = {"first": 61, "tokens": 2, "modules": [], "hash": "1a2b3c4d"}
+    return model
+
+
+def test_a_model_with_other_new_tokens_is_refused(adapter: Path, tmp_path: Path) -> None:
+    """No other weight tells it; rows for padding do not matter, which lm-eval cuts off."""
+    of_extended, known = tmp_path / "of_extended", "2 from 61 on (1a2b3c4d)"
+    config = moe_config(num_experts=2, trainable_token_indices=[61])
+    get_peft_model(with_new_tokens(64), config).save_pretrained(of_extended)
+    PeftModel.from_pretrained(with_new_tokens(63), of_extended)
+    for path, model, names in (
+        (adapter, with_new_tokens(64), ("none", known)),
+        (of_extended, tiny_model(), (known, "none")),
+    ):
+        with pytest.raises(UserError) as refused:
+            PeftModel.from_pretrained(model, path)
+        assert str(refused.value) == (
+            "it is one of another model, whose new tokens are {}, but those of the model are {}: name the adapter's "
+            "base"
+        ).format(*names)
+
+
 def test_transformers_own_loading_warns_too(adapter: Path) -> None:
     with pytest.warns(OtherBaseError):
         other_model().load_adapter(str(adapter))

@@ -75,7 +75,27 @@ def test_the_report_says_what_was_gained(tmp_path: Path, base: Path) -> None:
     assert (record["rows_before"], record["rows"], record["added_bytes"]) == (OLD_ROWS, 512, 111 * 32 * 4 * 2)
     assert [each["id"] for each in record["learnt"]] == list(range(OLD_ROWS, OLD_ROWS + 60))
     config = json.loads((tmp_path / "extended" / "config.json").read_text())
-    assert config["neuronmoe_vocabulary"] == {"first": OLD_ROWS, "tokens": 60}
+    assert config["neuronmoe_vocabulary"] | {"hash": None} == {
+        "first": OLD_ROWS,
+        "tokens": 60,
+        "modules": ["embed_tokens", "lm_head"],
+        "hash": None,
+    }
+
+
+def test_a_model_can_be_extended_again(tmp_path: Path, base: Path) -> None:
+    """The rows of both times are new, until an adapter has trained them."""
+    (tmp_path / "again").mkdir()
+    extend(tmp_path, base, tokens=20)
+    other = ["Ünlü bir şair, çocukluğunda öğrendiği şarkıyı söylüyor."] * 20
+    second = extend(
+        tmp_path / "again", tmp_path / "extended", tokens=7, learnt=other, kept=[*ENGLISH, *greek_texts(99)]
+    )
+    assert second.record["first_token"] == OLD_ROWS + 20
+    config = json.loads((tmp_path / "again" / "extended" / "config.json").read_text())["neuronmoe_vocabulary"]
+    assert (config["first"], config["tokens"]) == (OLD_ROWS, 27)
+    once = json.loads((tmp_path / "extended" / "config.json").read_text())["neuronmoe_vocabulary"]
+    assert config["hash"] != once["hash"]
 
 
 def test_spare_rows_are_used_first_and_the_dtype_stays(tmp_path: Path) -> None:

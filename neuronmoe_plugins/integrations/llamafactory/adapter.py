@@ -19,12 +19,13 @@ from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningA
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
 from neuronmoe_plugins.integrations.llamafactory.memory import num_elements
 from neuronmoe_plugins.integrations.stand_ins import Call
+from neuronmoe_plugins.models import new_token_rows
 from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
 from neuronmoe_plugins.tuner.plans import block_name, block_order
-from neuronmoe_plugins.tuner.saved_modules import is_added, tensors_in_file
+from neuronmoe_plugins.tuner.saved_modules import TokenIndices, is_added, tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
 FROM_ARGUMENTS = (*LOSS_COEFFICIENTS, "aux_loss_per_sequence", "lpr_double_softmax", "train_only_router")
@@ -56,7 +57,8 @@ def init_moe_adapter(
     if finetuning_args.run is not None:
         config = finetuning_args.run.new_config()
     else:
-        config = load_or_make_config(model_args, finetuning_args, model.config.get_text_config().num_hidden_layers)
+        num_layers = model.config.get_text_config().num_hidden_layers
+        config = load_or_make_config(model_args, finetuning_args, num_layers, new_token_rows(model.config))
     if model_args.adapter_name_or_path:
         path, location = model_args.adapter_name_or_path[-1], adapter_location(model_args)
         mixture: torch.nn.Module
@@ -86,14 +88,21 @@ def init_moe_adapter(
     return mixture
 
 
-def load_or_make_config(model_args: Any, finetuning_args: MoeFinetuningArguments, num_layers: int) -> MoeConfig:
+def load_or_make_config(
+    model_args: Any, finetuning_args: MoeFinetuningArguments, num_layers: int, new_rows: TokenIndices | None = None
+) -> MoeConfig:
     """As :func:`make_config`, with the adapter of `model_args`, if there is one."""
     path = (model_args.adapter_name_or_path or [None])[-1]
-    return make_config(finetuning_args, num_layers, path, None if path is None else load_adapter_config(model_args))
+    saved = None if path is None else load_adapter_config(model_args)
+    return make_config(finetuning_args, num_layers, path, saved, new_rows)
 
 
 def make_config(
-    finetuning_args: MoeFinetuningArguments, num_layers: int, path: str | None, saved: MoeConfig | None
+    finetuning_args: MoeFinetuningArguments,
+    num_layers: int,
+    path: str | None,
+    saved: MoeConfig | None,
+    new_rows: TokenIndices | None,
 ) -> MoeConfig:
     """The configuration of a run's adapter, a saved one or a new one.
 
@@ -104,6 +113,7 @@ def make_config(
         num_layers: Decoder layers of the base model.
         path: Where the adapter is, for errors; None for a new one.
         saved: The adapter's configuration, which stays as it is.
+        new_rows: The rows of the base model's new tokens, if it has any.
 
     Raises:
         UserError: if the adapter's experts are not those asked for.
@@ -115,10 +125,12 @@ def make_config(
     try:
         if saved is None:
             training["modules_to_save"] = finetuning_args.additional_target
+            training["trainable_token_indices"] = _rows_to_train(finetuning_args, new_rows, path, new_rows)
             return MoeConfig(task_type="CAUSAL_LM", **new_adapter_experts(finetuning_args), **training)
         config = copy.deepcopy(saved)
         apply_experts(config, finetuning_args, str(path), num_layers)
         config.modules_to_save = _modules_to_save(config, finetuning_args, str(path))
+        _rows_to_train(finetuning_args, new_rows, path, config.trainable_token_indices)
         for name, value in training.items():
             setattr(config, name, value)
         config.__post_init__()
@@ -146,6 +158,38 @@ def _modules_to_save(config: MoeConfig, finetuning_args: MoeFinetuningArguments,
             "remove the key, an adapter brings its own modules, or name all of them"
         )
     return list(asked)
+
+
+def _rows_to_train(
+    finetuning_args: MoeFinetuningArguments,
+    new_rows: TokenIndices | None,
+    path: str | None,
+    in_adapter: TokenIndices | None,
+) -> TokenIndices | None:
+    """The rows that `train_new_tokens` asks for; an adapter that is loaded brings its own."""
+    if finetuning_args.new_token_learning_rate is not None:
+        if finetuning_args.train_only_router:
+            raise UserError("new_token_learning_rate has no effect with train_only_router: remove the key")
+        if not finetuning_args.train_new_tokens and (path is None or in_adapter is None):
+            raise UserError("new_token_learning_rate has no effect without train_new_tokens: true")
+    if not finetuning_args.train_new_tokens:
+        return None
+    if new_rows is None:
+        raise UserError(
+            "train_new_tokens: the base model has no new tokens: extend it by `neuronmoe vocabulary` first, and name "
+            "that one"
+        )
+    if finetuning_args.train_only_router:
+        raise UserError(
+            "train_new_tokens has no effect with train_only_router, which keeps the rows as stage 1 has saved them: "
+            "remove the key"
+        )
+    if in_adapter is None:
+        raise UserError(
+            f"train_new_tokens: the adapter in {path} has no rows of new tokens, with which one has to start: remove "
+            "the key, or train a new adapter"
+        )
+    return new_rows
 
 
 def new_saved_modules(finetuning_args: MoeFinetuningArguments) -> list[str]:

@@ -26,10 +26,15 @@ from transformers.utils import CONFIG_NAME
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.models import ADAPTER, require_model, weight_in_files
+from neuronmoe_plugins.models import ADAPTER, name_new_tokens, require_model, weight_in_files
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
-from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_weights, other_weights
+from neuronmoe_plugins.tuner.fingerprint import (
+    fingerprint,
+    has_other_tokens,
+    has_other_weights,
+    other_weights,
+)
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
 
@@ -56,13 +61,12 @@ def check_adapter_fits(
     weights = _local_file(path, str(folder / SAFETENSORS_WEIGHTS_NAME), model_args)
     if weights is None and Path(path).is_dir() and not (path / folder / WEIGHTS_NAME).is_file():
         raise UserError(f"adapter_name_or_path: {path / folder} has no {SAFETENSORS_WEIGHTS_NAME}: train it to its end")
-    inject_adapter_in_model(adapter, base, "default", low_cpu_mem_usage=True)
-    if weights is not None:
-        tensors = _header(weights)
-        try:
-            from_file(tensors_from_published(tensors), base, "default")
-        except UserError as error:
-            raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
+    try:
+        inject_adapter_in_model(adapter, base, "default", low_cpu_mem_usage=True)
+        if weights is not None:
+            from_file(tensors_from_published(_header(weights)), base, "default")
+    except UserError as error:
+        raise UserError(f"adapter_name_or_path: {path} is no adapter of this base model: {error}") from error
     return _check_named_base(model_args, config, base, adapter)
 
 
@@ -129,15 +133,18 @@ def _check_named_base(
     return [f"{what}{place}: make sure that {used} is the same model"]
 
 
-def check_resumed_base(model_args: Any, checkpoint: Path) -> None:
+def check_resumed_base(model_args: Any, base: PretrainedConfig, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint with another base model, which the host loads its adapter into.
 
     Raises:
         UserError: naming both.
     """
     used, file = model_args.model_name_or_path, checkpoint / ADAPTER[0]
-    saved = read_json(file).get("base_fingerprint") if file.exists() else None
-    different = other_weights(saved or {}, partial(_weight_in_files, used, model_args))
+    saved = read_json(file) if file.exists() else {}
+    made_with, found = saved.get("base_new_tokens"), name_new_tokens(base)
+    if made_with not in (None, found):
+        raise UserError(f"{checkpoint} is of a run on another base model, {has_other_tokens(used, made_with, found)}")
+    different = other_weights(saved.get("base_fingerprint") or {}, partial(_weight_in_files, used, model_args))
     if different:
         raise UserError(f"{checkpoint} is of a run on another base model, {has_other_weights(used, different)}")
 

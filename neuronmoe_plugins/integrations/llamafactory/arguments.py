@@ -97,6 +97,14 @@ class MoeFinetuningArguments(FinetuningArguments):
     train_only_router: bool = _of_moe(
         False, "Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
     )
+    train_new_tokens: bool = _of_moe(
+        False,
+        "Train the rows of the tokens by which `neuronmoe vocabulary` has extended the base model, and save them with "
+        "the adapter.",
+    )
+    new_token_learning_rate: float | None = _of_moe(
+        None, "Learning rate of the rows of new tokens; that of all else when not given."
+    )
     experts_implementation: str | None = _of_moe(
         None,
         "How the experts are run: auto, loop, sorted or grouped_mm, which all compute the same. auto when not given; "
@@ -233,7 +241,11 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
         raise UserError(f"moe_targets must be one of {', '.join(TARGETS)}; got {arguments.moe_targets!r}")
     if arguments.moe_layers is not None:
         _check_layers(arguments.moe_layers)
-    for name in LOSS_COEFFICIENTS:
+    if arguments.new_token_learning_rate == 0:
+        raise UserError(
+            "new_token_learning_rate must be above 0; leave train_new_tokens out to keep the rows as they are"
+        )
+    for name in (*LOSS_COEFFICIENTS, "new_token_learning_rate"):
         _check_coefficient(name, getattr(arguments, name))
     if arguments.moe_num_experts is not None and arguments.expert_list is not None:
         raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")

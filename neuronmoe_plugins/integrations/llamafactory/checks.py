@@ -6,6 +6,8 @@ import copy
 import os
 from typing import Any
 
+from transformers.integrations import is_deepspeed_zero3_enabled
+
 from neuronmoe_plugins.autoload import HOOKS, outcomes, require
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards
@@ -246,6 +248,26 @@ def _check_plans(run: MoeRun) -> None:
                 f"ada_moe_num_experts_list gives experts to layers {ignored}, which layers_to_moe {layers} leaves out: "
                 "remove layers_to_moe"
             )
+
+
+def check_rows(run: MoeRun, training_args: Any) -> None:
+    """Refuse launchers under which the rows of new tokens would not be trained, or not as asked.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not run.config.trainable_token_indices:
+        return
+    if is_deepspeed_zero3_enabled():
+        raise UserError(
+            "deepspeed: ZeRO-3 keeps an embedding in parts, of which single rows cannot be trained: take ZeRO-2, FSDP "
+            "2 or neither for an adapter with rows of new tokens"
+        )
+    settings = getattr(getattr(training_args, "hf_deepspeed_config", None), "config", {})
+    if run.finetuning_args.new_token_learning_rate is not None and "optimizer" in settings:
+        raise UserError(
+            "new_token_learning_rate has no effect where deepspeed names an optimizer: remove optimizer from its file"
+        )
 
 
 def check_launcher(training_args: Any) -> None:

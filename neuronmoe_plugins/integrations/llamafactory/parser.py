@@ -21,6 +21,7 @@ from neuronmoe_plugins.integrations.llamafactory.checks import (
     check_inference_command,
     check_launcher,
     check_method,
+    check_rows,
     check_train_command,
 )
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
@@ -85,6 +86,7 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
     if run.trains:
         training_args = parsed[2]
         check_launcher(training_args)
+        check_rows(run, training_args)
         # What the host sets for LoRA, and the checkpointing that keeps the router logits' gradient.
         run.model_args.use_reentrant_gc = run.given.get("use_reentrant_gc", False)
         training_args.label_names = training_args.label_names or ["labels"]
@@ -95,7 +97,7 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
             # Not at the top: it imports more of the host, whose arguments are being imported when this module is.
             from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_resumed_base
 
-            check_resumed_base(run.model_args, checkpoint)
+            check_resumed_base(run.model_args, run.base_config, checkpoint)
         explanations[COMMAND] = partial(explain_end, training_args)
     return parsed
 

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, PretrainedConfig
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeDataArguments, MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import Given
+from neuronmoe_plugins.models import new_token_rows
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.plans import LayerPlan
 
@@ -110,7 +111,8 @@ class MoeRun:
         """The configuration of the adapter that is used; raises UserError if the arguments ask for another one."""
         from neuronmoe_plugins.integrations.llamafactory.adapter import make_config
 
-        return make_config(self.finetuning_args, self.num_layers, self.adapter_path, self.saved)
+        rows = new_token_rows(self.base_config)
+        return make_config(self.finetuning_args, self.num_layers, self.adapter_path, self.saved, rows)
 
     def new_config(self) -> MoeConfig:
         """A copy of :attr:`config` for a model, which changes it."""

@@ -115,8 +115,12 @@ def test_quantised_models(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_pa
         ({"hidden_size": 64}, r"layers.0.mlp.moe_gate_proj \(2, 48, 32\) instead of \(2, 48, 64\)"),
         ({"intermediate_size": 64}, r"layers.0.mlp.moe_down_proj \(2, 32, 48\) instead of \(2, 32, 64\)"),
         ({"model_type": "phi"}, "it lacks model.layers.0.mlp.moe_fc1"),
+        (
+            {"neuronmoe_vocabulary": {"first": 259, "tokens": 2, "modules": ["embed_tokens"], "hash": "1a2b3c4d"}},
+            r"whose new tokens are none, but those of .* are 2 from 259 on \(1a2b3c4d\): name the adapter's base$",
+        ),
     ],
-    ids=["hidden", "intermediate", "family"],
+    ids=["hidden", "intermediate", "family", "new tokens"],
 )
 def test_adapters_that_do_not_fit(
     stage2_args: dict[str, Any], save_model: Save, model: dict[str, Any], message: str
