@@ -178,7 +178,8 @@ def _size_table(shown: Shown) -> Table:
             allocation.strategy,
             f"{allocation.source or '–'} → {', '.join(allocation.targets) or '–'}",
             count(allocation.total_experts),
-            count(allocation.new_experts),
+            count(allocation.new_experts)
+            + ("" if allocation.expert_rank is None else f" of rank {allocation.expert_rank}"),
             count(sum(experts > 1 for experts in allocation.num_experts)),
             "–" if allocation.added_parameters is None else count(allocation.added_parameters),
         ]

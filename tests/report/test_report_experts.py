@@ -118,6 +118,17 @@ def test_it_is_said_where_a_budget_comes_from(
     assert f"allocation.yaml, {allocation.total_experts} experts: {said}" in notes
 
 
+def test_experts_of_a_rank_that_was_chosen(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    chosen = {"expert_rank": 64, "choose": "rank", "max_added_parameters": 10**8}
+    save_allocation(tmp_path / "allocation.yaml", [2] * LAYERS, **chosen)
+    section = experts_section(make_run())
+    assert section.tables[0].rows[0][4] == f"{LAYERS} of rank 64"
+    assert (
+        "allocation.yaml, 56 experts: no budget was given; neuron-diversity gives each layer 1 to 2; their rank, 64, "
+        "is the highest at which the new ones have at most 100,000,000 parameters (--choose rank)."
+    ) in section.notes
+
+
 def test_without_an_allocation_the_section_says_how_to_get_it(make_run: Callable[..., Run], tmp_path: Path) -> None:
     section = experts_section(make_run())
     assert section.picture is None

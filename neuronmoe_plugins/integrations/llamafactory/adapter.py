@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
-from neuronmoe_plugins.tuner.plans import block_name, block_order
+from neuronmoe_plugins.tuner.plans import LayerPlan, block_name, block_order
 from neuronmoe_plugins.tuner.saved_modules import TokenIndices, is_added, tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.
@@ -204,14 +205,18 @@ def describe_mixture(model: torch.nn.Module) -> str:
     plans = {m.block: m.plans[m.active_adapters[0]] for m in model.modules() if isinstance(m, MixtureLayer)}
     blocks = sorted(plans, key=block_order)
     experts = ", ".join(f"{block_name(block)}: {plans[block].num_experts}" for block in blocks)
-    ranks = sorted({plan.expert_rank for plan in plans.values() if plan.expert_rank is not None})
-    of_rank = f" of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
     added = [parameter for name, parameter in model.named_parameters() if is_added(name)]
     trainable = num_elements(parameter for parameter in added if parameter.requires_grad)
     return (
         f"Fine-tuning method: MoE. {len(plans)} mixture layers, experts per layer with the base MLP: {{{experts}}}"
-        f"{of_rank}; {num_elements(added):,} new parameters, {trainable:,} trainable"
+        f"{of_rank(plans.values())}; {num_elements(added):,} new parameters, {trainable:,} trainable"
     )
+
+
+def of_rank(plans: Iterable[LayerPlan]) -> str:
+    """The ranks of the experts, as in " of rank 4 to 8"; nothing of copies."""
+    ranks = sorted({plan.expert_rank for plan in plans if plan.expert_rank is not None})
+    return f" of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
 
 
 def init_adapter(call: Call) -> Any:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, writable_folder, write_text, writing
-from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location
+from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location, of_rank
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.stand_ins import Call
@@ -45,7 +45,7 @@ tags:
 # A mixture of experts on {base}
 
 {num_mixtures} of the {num_layers} layers are mixtures. Experts in each, the base model's MLP included: {experts}.
-The new ones and the routers together have {size:,} parameters.
+The new ones{low_rank} and the routers together have {size:,} parameters.
 
 `adapter_model.safetensors` holds them, and `adapter_config.json` says where they belong. The tokenizer is that of the
 base model, with the chat template that LLaMA-Factory was given.
@@ -53,8 +53,8 @@ base model, with the chat template that LLaMA-Factory was given.
 ## Why this is no merged checkpoint
 
 What LoRA learns can be added to the weights of the base model. A mixture has no such sum: in each of its layers, a
-router sends every token to {topk} of several MLPs, one of which is the base model's, so that no dense model computes
-the same. It stays an adapter, which is loaded on top of the unchanged base model.
+router sends every token to {topk} of several experts, one of which is the base model's own, so that no dense model
+computes the same. It stays an adapter, which is loaded on top of the unchanged base model.
 
 ## How to load it
 
@@ -192,6 +192,7 @@ def model_card(run: MoeRun, size: int) -> str:
         num_mixtures=len(plans),
         num_layers=run.num_layers,
         experts=", ".join(f"{plan.num_experts} in layer {layer}" for layer, plan in sorted(plans.items())),
+        low_rank=f", low-rank deltas{rank} on the base model's weights," if (rank := of_rank(plans.values())) else "",
         size=size,
         template_line="" if template is None else f"\ntemplate: {template}",
         topk=run.config.topk,

@@ -60,25 +60,30 @@ def log_start_table(trainer: Any) -> None:
 def layer_table(model: torch.nn.Module) -> Table:
     """A row for each layer in which the active adapter has a mixture, and their sum."""
     table = Table(box=rich.box.MARKDOWN)
-    for heading in ("layer", "experts", "top-k", "new parameters", "trainable"):
-        table.add_column(heading, justify="right")
     mixtures = (module for module in model.modules() if isinstance(module, MixtureLayer))
     layers = sorted(mixtures, key=lambda layer: block_order(layer.block))
+    has_ranks = any(layer.plans[layer.active_adapters[0]].expert_rank for layer in layers)
+    for heading in ("layer", "experts", *(["rank"] if has_ranks else []), "top-k", "new parameters", "trainable"):
+        table.add_column(heading, justify="right")
     experts, added, trainable = 0, 0, 0
     for layer in layers:
         name = layer.active_adapters[0]
         parameters = [parameter for key, parameter in layer.named_parameters() if MIXTURE in f".{key}"]
         plan, own, trained = layer.plans[name], num_elements(parameters), num_elements(_trained(parameters))
         topk = min(layer.topk[name], plan.num_experts)
-        table.add_row(block_name(layer.block), str(plan.num_experts), str(topk), f"{own:,}", f"{trained:,}")
+        rank = [str(plan.expert_rank)] if has_ranks else []
+        table.add_row(block_name(layer.block), str(plan.num_experts), *rank, str(topk), f"{own:,}", f"{trained:,}")
         experts, added, trainable = experts + plan.num_experts, added + own, trainable + trained
-    table.add_row(f"all {len(layers)}", str(experts), "", f"{added:,}", f"{trainable:,}")
+    no_rank = [""] if has_ranks else []
+    table.add_row(f"all {len(layers)}", str(experts), *no_rank, "", f"{added:,}", f"{trainable:,}")
     saved: dict[str, list[torch.nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         if WHOLE in key:
             saved.setdefault(key.split(WHOLE)[0].rpartition(".")[2], []).append(parameter)
     for name, parameters in saved.items():
-        table.add_row(name, "", "", f"{num_elements(parameters):,}", f"{num_elements(_trained(parameters)):,}")
+        table.add_row(
+            name, "", *no_rank, "", f"{num_elements(parameters):,}", f"{num_elements(_trained(parameters)):,}"
+        )
     return table
 
 

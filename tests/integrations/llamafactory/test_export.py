@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from training_runs import train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.export import model_card
+from neuronmoe_plugins.tuner.plans import LayerPlan
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "moe_a"
 PROMPT = "abcdefgh"
@@ -99,6 +102,22 @@ def test_the_folder_explains_itself(export_args: dict[str, Any], caplog: pytest.
     assert config["base_model_name_or_path"] == export_args["model_name_or_path"] and config["inference_mode"]
     assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
     assert not (folder / "model.safetensors").exists()
+
+
+def test_the_card_tells_ranks() -> None:
+    arguments = {"model_name_or_path": "base", "export_dir": "out", "model_revision": "main"}
+    plans = {0: LayerPlan(3, expert_rank=4), 2: LayerPlan(2, expert_rank=8)}
+    run = SimpleNamespace(
+        model_args=SimpleNamespace(**arguments),
+        data_args=SimpleNamespace(template=None),
+        plans=plans,
+        num_layers=4,
+        config=SimpleNamespace(topk=2),
+    )
+    ranks = "\nThe new ones, low-rank deltas of rank 4 to 8 on the base model's weights, and the routers together"
+    assert ranks in model_card(run, 3040)
+    run.plans = {0: LayerPlan(3)}
+    assert "\nThe new ones and the routers together have 3,040 parameters.\n" in model_card(run, 3040)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])

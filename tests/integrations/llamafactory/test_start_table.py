@@ -44,12 +44,12 @@ def test_attention_has_a_row_of_its_own() -> None:
     expert, row = 3 * 2 * (16 + 24), 16
     of_attention = 2 * (2 * (16 + 16) + 2 * (16 + 8))
     rows = cells(as_text(layer_table(extended_model(expert_rank=2, targets="both"))))[2:]
-    assert [row[:4] for row in rows] == [
-        ["0 attention", "4", "3", f"{3 * of_attention + 4 * row:,}"],
-        ["0", "4", "3", f"{3 * expert + 4 * row:,}"],
-        ["2 attention", "2", "2", f"{of_attention + 2 * row:,}"],
-        ["2", "2", "2", f"{expert + 2 * row:,}"],
-        ["all 4", "12", "", f"{4 * (expert + of_attention) + 12 * row:,}"],
+    assert [row[:5] for row in rows] == [
+        ["0 attention", "4", "2", "3", f"{3 * of_attention + 4 * row:,}"],
+        ["0", "4", "2", "3", f"{3 * expert + 4 * row:,}"],
+        ["2 attention", "2", "2", "2", f"{of_attention + 2 * row:,}"],
+        ["2", "2", "2", "2", f"{expert + 2 * row:,}"],
+        ["all 4", "12", "", "", f"{4 * (expert + of_attention) + 12 * row:,}"],
     ]
 
 
