@@ -76,12 +76,10 @@ def write_tasks(directory: Path, texts: dict[str, Path]) -> list[str]:
             `text`. Nothing is written then.
     """
     for key, path in texts.items():
-        if not _KEY.fullmatch(key):
-            raise UserError(f"text key {key!r} cannot be part of a task name; use letters, digits, - and _")
-        _check_documents(path)
+        check_documents(key, path)
     for key, path in texts.items():
         task = {
-            "task": f"bits_per_byte_{key}",
+            "task": task_name(key),
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
             "test_split": "test",
@@ -91,11 +89,19 @@ def write_tasks(directory: Path, texts: dict[str, Path]) -> list[str]:
             "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}],
             "metadata": {"version": 1.0},
         }
-        write_text(directory / f"bits_per_byte_{key}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
-    return [f"bits_per_byte_{key}" for key in texts]
+        write_text(directory / f"{task_name(key)}.yaml", yaml.safe_dump(task, sort_keys=False, allow_unicode=True))
+    return list(map(task_name, texts))
 
 
-def _check_documents(path: Path) -> None:
+def task_name(key: str) -> str:
+    """The task that measures a text."""
+    return f"bits_per_byte_{key}"
+
+
+def check_documents(key: str, path: Path) -> None:
+    """Raise `UserError` for a key or a file that `write_tasks` refuses."""
+    if not _KEY.fullmatch(key):
+        raise UserError(f"text key {key!r} cannot be part of a task name; use letters, digits, - and _")
     # lm-eval would take a missing field's name for the document, and so score the word "text".
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split inside a text

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -54,14 +55,14 @@ def run_steps(steps: Sequence[Step], stamps: Path, console: Console) -> dict[str
         Step name -> minutes that it took when it ran.
     """
     done = 0
-    while done < len(steps) and _minutes_if_done(steps[done], stamps) is not None:
+    while done < len(steps) and state_of(steps[done], stamps) == "done":
         console.print(f"[dim]{steps[done].name}: done before[/dim]")
         done += 1
     for step in steps[done:]:
         _stamp(step, stamps).unlink(missing_ok=True)
     for step in steps[done:]:
         _run(step, stamps, console)
-    return {step.name: read_json(_stamp(step, stamps))["minutes"] for step in steps}
+    return {step.name: minutes_of(step, stamps) for step in steps}
 
 
 def _stamp(step: Step, stamps: Path) -> Path:
@@ -69,15 +70,20 @@ def _stamp(step: Step, stamps: Path) -> Path:
     return stamps / f"{step.name}.json"
 
 
-def _minutes_if_done(step: Step, stamps: Path) -> float | None:
-    """Minutes that a step took, or None if it has to run."""
+def state_of(step: Step, stamps: Path) -> str:
+    """Whether a step is `done`, `stale`, as it was done with other parameters, or `left`."""
     path = _stamp(step, stamps)
     if not path.is_file():
-        return None
-    stamp = read_json(path)
+        return "left"
     # Compared as JSON, in which tuples are lists.
-    same = stamp["parameters"] == json.loads(json.dumps(step.parameters))
-    return stamp["minutes"] if same and all(output.exists() for output in step.outputs) else None
+    if read_json(path)["parameters"] != json.loads(json.dumps(step.parameters)):
+        return "stale"
+    return "done" if all(output.exists() for output in step.outputs) else "left"
+
+
+def minutes_of(step: Step, stamps: Path) -> float:
+    """What a step took that is done."""
+    return float(read_json(_stamp(step, stamps))["minutes"])
 
 
 def _run(step: Step, stamps: Path, console: Console) -> None:
@@ -93,6 +99,15 @@ def _run(step: Step, stamps: Path, console: Console) -> None:
     minutes = (time.monotonic() - start) / 60
     write_json(_stamp(step, stamps), {"parameters": step.parameters, "minutes": minutes})
     console.print(f"{step.name}: {minutes:.1f} min")
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def stop_commands() -> None:
+    """End the programs that other threads run, which then raise."""
+    for process in list(_running):
+        process.terminate()
 
 
 def run_command(
@@ -125,19 +140,25 @@ def run_command(
     with log.open("w", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(words)}\n")
         output.flush()
-        process = subprocess.run(
-            [program, *words[1:]],
-            cwd=cwd,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if process.returncode != 0:
+        code = _run_to_its_end([program, *words[1:]], cwd, variables, output)
+    if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next(line.strip() for line in reversed(lines) if line.strip())  # there is the command line at least
         raise UserError(
-            f"`{shlex.join(words[:2])}` failed with exit code {process.returncode}: {last[-300:]} "
+            f"`{shlex.join(words[:2])}` failed with exit code {code}: {last[-300:]} "
             f"(all its output is in {log}){advice}"
         )
+
+
+def _run_to_its_end(words: Sequence[str], cwd: Path | None, variables: Mapping[str, str], output: IO[str]) -> int:
+    with subprocess.Popen(
+        words, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+    ) as process:
+        _running.add(process)
+        try:
+            return process.wait()
+        except BaseException:  # as of an interrupt, which the program has got, too
+            process.terminate()
+            raise
+        finally:
+            _running.discard(process)

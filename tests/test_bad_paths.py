@@ -30,6 +30,7 @@ WRITERS = {
     "convert": (f"convert {ADAPTER}", "OUT"),
     "compress": (f"compress {ADAPTER} --rank 2 --output", "--output"),
     "export": (f"export {ADAPTER} --output", "--output"),
+    "study": ("study spec.yaml --output", "--output"),
     "demo": ("demo --output", "--output"),
     "allocate": ("allocate scores.json --output", "--output"),
     "figure": ("allocate scores.json --output a.yaml --figure", "--figure"),
@@ -43,6 +44,7 @@ PLACES = {
 FILES = ("allocate", "figure", "report", "compare")
 MISSING = {
     "data nix.yaml --output x": r"nix\.yaml cannot be read: No such file or directory",
+    "study nix.yaml --output x": r"nix\.yaml cannot be read: No such file or directory",
     "data no_source.yaml --output x": r"el_train: source nix/\*\.txt: no file in .* matches",
     "data no_tokenizer.yaml --output x": rf"tokenizer: nix/model {HUB}",
     "data no_hub.yaml --output x": r"hub:nix/nix/nix@train does not exist: there is no such folder",

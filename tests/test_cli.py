@@ -17,7 +17,7 @@ from neuronmoe_plugins.cli import app
 
 ORDER = (
     *("data", "vocabulary", "analyze", "allocate", "recipe", "specialise", "prune", "compress", "compare", "report"),
-    *("export", "convert", "demo", "paths", "plugins", "doctor"),
+    *("study", "export", "convert", "demo", "paths", "plugins", "doctor"),
 )
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib", "rich"]
 

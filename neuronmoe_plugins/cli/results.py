@@ -62,6 +62,53 @@ def compare(
         print_comparison(Console(), comparison)
 
 
+def study(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Says which arms, languages, texts and seeds.")],
+    output: Annotated[Path, typer.Option(help="Folder for all that it writes; if used before, it goes on from there.")],
+    arms: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME...]", help="Only these arms, as on one machine of several.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once; each has a GPU for itself, if there are several.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is done and left, and do nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do again what was done before the spec changed.")] = False,
+) -> None:
+    """Train models that differ in one thing each, evaluate them, and set them side by side.
+
+    Whatever stops it, the same command goes on.
+    """
+    from rich.console import Console
+
+    from neuronmoe_plugins.files import writable_folder
+    from neuronmoe_plugins.options import at_least_one
+    from neuronmoe_plugins.study.display import plan, table
+    from neuronmoe_plugins.study.page import write_study_page
+    from neuronmoe_plugins.study.results import write_results
+    from neuronmoe_plugins.study.running import require_fresh, run_study
+    from neuronmoe_plugins.study.trainings import load_trainings, only
+    from neuronmoe_plugins.tables import print_table
+
+    writable_folder("--output", output)
+    at_least_one("--jobs", jobs)
+    trainings = load_trainings(spec, output)
+    asked = trainings if arms is None else only(trainings, arms.split(","))
+    if dry_run:
+        shown, line = plan(asked)
+        print_table(Console(), shown)
+        typer.echo(line)
+        return
+    if not force:
+        require_fresh(asked)
+    try:
+        run_study(asked, jobs, not is_quiet(), finished=lambda: write_results(trainings, output))
+    except KeyboardInterrupt:
+        note("Interrupted: the same command goes on from what is done")
+        raise
+    rows = write_results(trainings, output)
+    page = write_study_page(trainings, rows, output / "report.html")[0]
+    print_table(Console(), table(rows), str(output / "results.md"))
+    note(f"Wrote {page}, and results.parquet and results.md beside it")
+
+
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

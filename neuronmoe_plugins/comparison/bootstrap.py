@@ -169,12 +169,17 @@ def standard_error(strata: Sequence[Stratum], statistic: Statistic, bootstrap: B
 
 
 def paired_test(strata: Sequence[Stratum], statistic: Statistic, bootstrap: Bootstrap) -> Test | None:
-    """Test the second model's value less the first's; None if a resample has no value, as without any bytes.
+    """Test the second model's value less the first's; None if a resample has no value, as without any bytes."""
+    first, second = resample(strata, statistic, bootstrap).T
+    return difference_of(first, second, bootstrap)
+
+
+def difference_of(first: Array, second: Array, bootstrap: Bootstrap) -> Test | None:
+    """The same of two models' values (resamples,), whatever was resampled.
 
     The interval runs between two resamples of the same rank from either end, so that it excludes 0 exactly where the
     p-value is at most 1 - confidence.
     """
-    first, second = resample(strata, statistic, bootstrap).T
     differences = second - first
     if not np.isfinite(differences).all():
         return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,28 +59,63 @@ def write_report(folder: Path, output: Path | None = None, layermoe_budget: int 
     page = output or folder / "report.html"
     writable_file("--output", page)
     run = replace(read_run(folder), layermoe_budget=layermoe_budget)
+    languages = ", ".join(run.languages)
+    head = Head(
+        title=_title(run),
+        subject="language-specific neurons",
+        about=f"Language-specific neurons of {languages}, and the experts that follow from them",
+        facts=_facts(run),
+    )
     with house_style():
         made = {name: make_section(run) for name, make_section in registered("report section").items()}
-        sections = {name: section for name, section in made.items() if section is not None}
-        figures = {name: own.picture.figure for name, own in sections.items() if own.picture}
-        drawings = {name: svg_text(figure, name) for name, figure in figures.items()}
-        html = render(run, sections, drawings)
-        written = [page]
-        with writing(f"--output {page}"):
-            for name, figure in figures.items():
-                png, svg = (page.parent / "figures" / f"{name}{suffix}" for suffix in (".png", ".svg"))
-                save_png(figure, png)
-                write_text(svg, drawings[name])
-                written += [png, svg]
-            write_text(page, html)
+        return write_page(page, head, {name: section for name, section in made.items() if section is not None})
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a page begins with.
+
+    Attributes:
+        title: Of the page.
+        subject: What it is about, in few words.
+        about: The same in a sentence.
+        facts: Large numbers, each with what it counts.
+    """
+
+    title: str
+    subject: str
+    about: str
+    facts: Sequence[tuple[str, str]]
+
+
+def write_page(page: Path, head: Head, sections: Mapping[str, Section]) -> list[Path]:
+    """Write a page and, beside it, its figures; in the house's style, which the caller sets.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    figures = {name: own.picture.figure for name, own in sections.items() if own.picture}
+    drawings = {name: svg_text(figure, name) for name, figure in figures.items()}
+    html = render(head, sections, drawings)
+    written = [page]
+    with writing(f"--output {page}"):
+        for name, figure in figures.items():
+            png, svg = (page.parent / "figures" / f"{name}{suffix}" for suffix in (".png", ".svg"))
+            save_png(figure, png)
+            write_text(svg, drawings[name])
+            written += [png, svg]
+        write_text(page, html)
     return written
 
 
-def render(run: Run, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> str:
+def render(head: Head, sections: Mapping[str, Section], drawings: Mapping[str, str]) -> str:
     """The page as HTML; all that comes from data is escaped.
 
     Args:
-        run: what the page is about.
+        head: What the page begins with.
         sections: its parts by their anchors, in order.
         drawings: for each section with a picture, by name, the picture as an SVG document.
     """
@@ -96,9 +131,10 @@ def render(run: Run, sections: Mapping[str, Section], drawings: Mapping[str, str
     )
     pictures = {name: section.picture for name, section in sections.items() if section.picture}
     return environment.get_template("report.html.jinja").render(
-        title=_title(run),
-        languages=run.languages,
-        facts=_facts(run),
+        title=head.title,
+        subject=head.subject,
+        about=head.about,
+        facts=head.facts,
         sections=sections,
         drawings={name: Markup(inline_svg(drawings[name], name, own.alt)) for name, own in pictures.items()},
         version=version("neuronmoe-plugins"),

@@ -1,0 +1,153 @@
+"""What differences between arms are worth: a bootstrap over documents and seeds at once, and a verdict for each claim.
+
+A resample draws documents of each text, and seeds, with replacement; both arms keep their pairs of each. The documents
+say how much depends on the texts, the seeds how much on the training. What is compared is the mean over the texts of
+a language of the bits per byte, as lm-eval adds them up over documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from neuronmoe_plugins.comparison.bootstrap import BY_NAME, Array, Bootstrap, Test, difference_of
+from neuronmoe_plugins.comparison.evidence import read_samples, samples_file
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.evaluation import task_name
+from neuronmoe_plugins.study.runs import BITS_PER_BYTE, Run, chosen_runs
+from neuronmoe_plugins.study.spec import Claim
+from neuronmoe_plugins.study.trainings import Training
+
+STATISTIC = BY_NAME["bits_per_byte"]
+NEW, OLD = "new language", "old language"
+# Of a difference in bits per byte, of which fewer are better.
+HOLDS, REFUTED, OPEN = "holds", "is refuted", "is not settled"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison of a claim.
+
+    Attributes:
+        claim: The claim.
+        language: To learn.
+        other: The arm that it is compared with.
+        of: `NEW` or `OLD`, whose texts.
+        difference: Bits per byte of the first arm less those of the other; None where there are no runs of both.
+        test: Of the difference.
+    """
+
+    claim: Claim
+    language: str
+    other: str
+    of: str
+    difference: float | None = None
+    test: Test | None = None
+
+    @property
+    def words(self) -> str:
+        """Whether the first arm is better."""
+        if self.test is None or self.test.is_noise:
+            return OPEN
+        return HOLDS if self.test.high < 0 else REFUTED
+
+
+def documents(runs: Sequence[Run], texts: Sequence[str], stage: str) -> list[Array]:
+    """For each text (seeds, documents, 2): log-likelihoods and bytes; raises `UserError` if samples are damaged."""
+    found = []
+    for name in map(task_name, texts):
+        values = []
+        for run in runs:
+            results = run.results(stage)
+            file = samples_file(results, name)
+            if file is None:
+                raise UserError(f"{results.path.parent} has no samples of {name}; evaluate again with --force")
+            values.append(read_samples(file, name, results.tasks[name].items_hash)[BITS_PER_BYTE].values)
+        found.append(np.stack(values))
+    return found
+
+
+def resample(texts: Sequence[Array], bootstrap: Bootstrap) -> Array:
+    """(resamples,): mean over texts of the bits per byte, of documents and seeds drawn with replacement."""
+    generator = np.random.default_rng(bootstrap.seed)
+    seeds = len(texts[0])
+    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=bootstrap.resamples)
+    total = np.zeros(bootstrap.resamples)
+    for values in texts:
+        count = values.shape[1]
+        own = generator.multinomial(count, np.full(count, 1 / count), size=bootstrap.resamples)
+        sums = np.einsum("rs,rsk->rk", drawn, np.tensordot(own, values, axes=([1], [1])))
+        total += STATISTIC.of_sums(sums) / len(texts)
+    return total
+
+
+def mean_of(texts: Sequence[Array]) -> float:
+    """The same of all documents and seeds, each once."""
+    return float(np.mean([STATISTIC.of_sums(values.sum(axis=(0, 1))) for values in texts]))
+
+
+def interval(texts: Sequence[Array], bootstrap: Bootstrap) -> tuple[float, float]:
+    """Lower and upper end of the interval of a mean."""
+    ordered = np.sort(resample(texts, bootstrap))
+    return float(ordered[bootstrap.tail - 1]), float(ordered[-bootstrap.tail])
+
+
+def texts_of(training: Training, of: str) -> list[str]:
+    """The names of the texts in the new language or the old one."""
+    return list(training.target.texts if of == NEW else training.spec.texts)
+
+
+def judge(trainings: Sequence[Training], bootstrap: Bootstrap) -> list[Verdict]:
+    """Every comparison of every claim of a study, after the last stage, with the seeds that both arms have."""
+    by_name = {(training.arm.name, training.target.language): training for training in trainings}
+    return [verdict for claim in trainings[0].spec.claims for verdict in _judge(claim, by_name, bootstrap)]
+
+
+def _judge(claim: Claim, by_name: Mapping[tuple[str, str], Training], bootstrap: Bootstrap) -> Iterator[Verdict]:
+    for (name, language), training in by_name.items():
+        if name != claim.better:
+            continue
+        for other in claim.than:
+            against = by_name.get((other, language))
+            for of in (NEW, OLD) if training.spec.texts else (NEW,):
+                empty = Verdict(claim, language, other, of)
+                yield empty if against is None else _compare(empty, training, against, bootstrap)
+
+
+def _compare(empty: Verdict, first: Training, other: Training, bootstrap: Bootstrap) -> Verdict:
+    pairs = _paired(chosen_runs(first), chosen_runs(other))
+    if not pairs:
+        return empty
+    texts = texts_of(first, empty.of)
+    one, two = (documents(runs, texts, runs[0].stages[-1]) for runs in zip(*pairs, strict=True))
+    test = difference_of(resample(two, bootstrap), resample(one, bootstrap), bootstrap)
+    return Verdict(empty.claim, empty.language, empty.other, empty.of, mean_of(one) - mean_of(two), test)
+
+
+def _paired(first: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Runs of the same seed; the base model, which has none, is paired with each."""
+    return [(one, two) for one in first for two in other if None in (one.seed, two.seed) or one.seed == two.seed]
+
+
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """A sentence for each claim and language: it holds if it does against every arm, and is refuted if by one."""
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault((verdict.claim.text, verdict.language), []).append(verdict)
+    found = []
+    for (text, language), own in groups.items():
+        parts = []
+        for of in (NEW, OLD):
+            words = {verdict.words for verdict in own if verdict.of == of}
+            if words:
+                parts.append(f"in the {of} it {_all(words)}")
+        found.append(f"{text} ({language}): {'; '.join(parts)}.")
+    return found
+
+
+def _all(words: set[str]) -> str:
+    if words == {HOLDS}:
+        return HOLDS
+    return REFUTED if REFUTED in words else OPEN

@@ -1,0 +1,144 @@
+"""A study's page: the verdicts, what is gained and lost for how many parameters, and the table of the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuronmoe_plugins.comparison.bootstrap import Bootstrap
+from neuronmoe_plugins.figures import MARKERS, PALETTE, house_style, new_figure
+from neuronmoe_plugins.report.page import Head, write_page
+from neuronmoe_plugins.report.parts import Picture, Section
+from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, documents, interval, judge, mean_of, summary, texts_of
+from neuronmoe_plugins.study.display import Row, table
+from neuronmoe_plugins.study.results import sizes_of
+from neuronmoe_plugins.study.runs import chosen_runs
+from neuronmoe_plugins.study.trainings import Training
+from neuronmoe_plugins.tables import Table, count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UNIT = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm in one language after its last stage.
+
+    Attributes:
+        training: The arm and language.
+        added: Its parameters beside the base model's.
+        means: `NEW` or `OLD` -> mean over texts and seeds.
+        ends: The same -> its interval.
+        seeds: The same -> the mean of every seed.
+    """
+
+    training: Training
+    added: int
+    means: Mapping[str, float]
+    ends: Mapping[str, tuple[float, float]]
+    seeds: Mapping[str, Sequence[float]]
+
+
+def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: Path) -> list[Path]:
+    """Write the page and its figures; returns what was written, the page first.
+
+    Args:
+        trainings: All of a study's.
+        rows: What was found by now.
+        page: The file.
+
+    Raises:
+        UserError: if samples are damaged, or the page cannot be written.
+    """
+    bootstrap = Bootstrap()
+    measured = [found for training in trainings if (found := _measure(training, bootstrap)) is not None]
+    verdicts = judge(trainings, bootstrap)
+    spec = trainings[0].spec
+    head = Head(
+        title=spec.path.stem,
+        subject="a study",
+        about=f"Arms that differ in one thing each, trained on {Path(spec.model).name} for {', '.join(spec.targets)}",
+        facts=[
+            (count(len({training.arm.name for training in trainings if not training.is_base})), "arms"),
+            (count(len({(row["arm"], row["language"], row["seed"], row["learning_rate"]) for row in rows})), "runs"),
+        ],
+    )
+    with house_style():
+        sections = {"verdicts": _verdicts(verdicts)} if verdicts else {}
+        for language in spec.targets:
+            own = [each for each in measured if each.training.target.language == language]
+            sections[f"curves-{language}"] = _curves(language, own)
+        sections["arms"] = Section("All arms", tables=[table(rows)])
+        return write_page(page, head, sections)
+
+
+def _measure(training: Training, bootstrap: Bootstrap) -> Measured | None:
+    runs = chosen_runs(training)
+    if not runs:
+        return None
+    stage, means, ends, seeds = runs[0].stages[-1], {}, {}, {}
+    for of in (NEW, OLD):
+        texts = texts_of(training, of)
+        if texts:
+            values = documents(runs, texts, stage)
+            means[of], ends[of] = mean_of(values), interval(values, bootstrap)
+            seeds[of] = [mean_of([own[place : place + 1] for own in values]) for place in range(len(runs))]
+    return Measured(training, sizes_of(runs[0], stage)["added_parameters"], means, ends, seeds)
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Section:
+    rows = []
+    for each in verdicts:
+        test, difference = each.test, each.difference
+        numbers = ["-"] * 3
+        if test is not None and difference is not None:
+            numbers = [f"{difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p_value:.4f}"]
+        rows.append([each.claim.better, each.other, each.language, each.of, *numbers, each.words])
+    header = ["arm", "against", "language", "texts", UNIT, "95 % interval", "p", "that it is better"]
+    caption = "Differences after the last stage, paired over documents and seeds; fewer bits are better"
+    return Section("Verdicts", notes=summary(verdicts), tables=[Table(caption, header, rows, words=(0, 1, 2, 3, 7))])
+
+
+def _curves(language: str, measured: Sequence[Measured]) -> Section:
+    """Three panels: the new language and the old one against added parameters, and both against each other."""
+    figure = new_figure(13, 4.6)
+    places = figure.subplots(1, 3)
+    families = list(dict.fromkeys(each.training.arm.family for each in measured))
+    for place, family in enumerate(families):
+        own = sorted((each for each in measured if each.training.arm.family == family), key=lambda each: each.added)
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+        for axes, (x, y) in zip(places, ((None, NEW), (None, OLD), (NEW, OLD)), strict=True):
+            if all(of is None or of in each.means for each in own for of in (x, y)):
+                _draw(axes, own, x, y, (colour, marker), family)
+    titles = ("what is learned", "what is kept", "both")
+    labels = (("added parameters", NEW), ("added parameters", OLD), (NEW, OLD))
+    for axes, title, (x, y) in zip(places, titles, labels, strict=True):
+        axes.set(title=title, xlabel=x if "parameters" in x else f"{UNIT}, {x}", ylabel=f"{UNIT}, {y}")
+        axes.grid()
+    handles, names = places[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(len(names), 6)))
+    caption = (
+        "Each point is an arm: the mean over texts and seeds after the last stage, with its 95 % interval over "
+        "documents and seeds; small points are single seeds. Fewer bits are better: down, and in the last panel left."
+    )
+    alt = f"Bits per byte of {len(measured)} arms against their added parameters, in {language} and the old language"
+    return Section(f"{language}: what is learned, and what is kept", Picture(figure, caption, alt))
+
+
+def _draw(axes: Axes, arms: Sequence[Measured], x: str | None, y: str, style: tuple[str, str], family: str) -> None:
+    """One family's arms in one panel: against added parameters if `x` is None."""
+    colour, marker = style
+    across = [each.added if x is None else each.means[x] for each in arms]
+    up = [each.means[y] for each in arms]
+    for each, place in zip(arms, across, strict=True):
+        seeds = [place] * len(each.seeds[y]) if x is None else each.seeds[x]
+        axes.plot(seeds, each.seeds[y], linestyle="", marker=marker, markersize=3, color=colour, alpha=0.45)
+        axes.plot([place, place], each.ends[y], linestyle="-", marker="", linewidth=1, color=colour)
+        if x is not None:
+            axes.plot(each.ends[x], [each.means[y]] * 2, linestyle="-", marker="", linewidth=1, color=colour)
+    line = "-" if x is None and len(arms) > 1 else ""
+    axes.plot(across, up, linestyle=line, marker=marker, markersize=6, color=colour, label=family)

@@ -1,0 +1,219 @@
+"""What LLaMA-Factory is told for each arm and language: the recipe's arguments, with the arm's method and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from neuronmoe_plugins.allocation.allocate import allocate
+from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
+from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.files import read_json
+from neuronmoe_plugins.reading import Fields, filled_text, must_be, shown, whole
+from neuronmoe_plugins.recipe_files import RecipeRequest, layers_of, make_recipe
+from neuronmoe_plugins.recipes import Recipe, Sections
+from neuronmoe_plugins.study.arguments import Values
+from neuronmoe_plugins.study.arms import BASE, METHODS, ArmSpec
+from neuronmoe_plugins.study.spec import StudySpec, Target, load_spec
+
+# Of the study itself, in every `allocate`.
+GIVEN = ("source", "targets")
+
+
+@dataclass(frozen=True)
+class Training:
+    """An arm in one language.
+
+    Attributes:
+        spec: The study.
+        output: Folder of the study.
+        arm: The arm.
+        target: The language.
+        stages: Stage -> arguments, but for what differs from run to run.
+        allocation: Of an arm of experts.
+    """
+
+    spec: StudySpec
+    output: Path
+    arm: ArmSpec
+    target: Target
+    stages: Mapping[str, Values]
+    allocation: Allocation | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the model as it was, which is not trained."""
+        return not self.stages
+
+    @property
+    def saves_model(self) -> bool:
+        """Whether a stage saves a whole model, and no adapter."""
+        return self.arm.method in ("full", "freeze")
+
+
+def load_trainings(path: Path, output: Path) -> list[Training]:
+    """All of a study's, the base model's first, in the order of the spec; nothing is written.
+
+    Args:
+        path: The spec.
+        output: Folder of the study.
+
+    Raises:
+        UserError: naming what is wrong in the spec, the arm whose experts cannot be allocated, or the data sets that
+            are not there.
+    """
+    spec, output = load_spec(path), output.resolve()
+    base = ArmSpec(BASE, BASE, str(path), BASE, {}, {}, (), (), tuple(spec.targets))
+    found = [Training(spec, output, base, target, {}) for target in spec.targets.values()]
+    for arm in spec.arms:
+        found += [_training(spec, arm, spec.targets[code], output) for code in arm.targets]
+    for target in spec.targets.values():
+        _check_roles(spec, target)
+    return found
+
+
+def _check_roles(spec: StudySpec, target: Target) -> None:
+    """No held-out text is what a data set has."""
+    info = read_json(spec.dataset_dir / "dataset_info.json")
+    for name in (*target.train, *target.replay, *target.review):
+        trained = (spec.dataset_dir / str(info[name].get("file_name", name))).resolve()
+        for text, file in spec.texts_of(target.language).items():
+            if trained in (file, *file.parents):
+                what = f"the text {text} is {file}, which {name} has for training; hold another text out"
+                raise UserError(f"{spec.path}: {what}")
+
+
+def only(trainings: Sequence[Training], names: Sequence[str]) -> list[Training]:
+    """Those of these arms, and the base model's; raises `UserError` for a name that no arm has."""
+    known = list(dict.fromkeys(training.arm.name for training in trainings))
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--arms: no arm is called {unknown[0]}; there are: {', '.join(known)}")
+    return [training for training in trainings if training.is_base or training.arm.name in names]
+
+
+def _training(spec: StudySpec, arm: ArmSpec, target: Target, output: Path) -> Training:
+    given = Fields(arm.values, arm.where, METHODS[arm.method])
+    allocation = _allocation(spec, arm, target, given) if arm.method == "experts" else None
+    # A recipe needs an allocation; of those without, what it says of the method is left out.
+    num_experts = [2] * (layers_of(spec.model) or 1)
+    recipe = _recipe(spec, arm, target, allocation or _evenly(spec, target, num_experts), output)
+    own = {} if allocation else METHOD_ARGUMENTS[arm.method](given)
+    stages = {}
+    for stage, sections in zip(spec.stages, (recipe.stage1_sections(), recipe.stage2_sections()), strict=False):
+        values = _of_recipe(sections, with_method=allocation is not None) | own
+        both = (*target.replay, *(target.review or target.train))
+        values["dataset"] = ",".join(target.train if stage == "stage1" else both)
+        if stage == "stage2" and allocation is None:
+            del values["learning_rate"]  # it is the run's
+        values |= {"save_strategy": "no", "overwrite_output_dir": True, **arm.training[stage]}
+        stages[stage] = values
+    return Training(spec, output, arm, target, stages, allocation)
+
+
+def _of_recipe(sections: Sections, with_method: bool) -> Values:
+    """What a recipe says; without its method, what is left are text, sizes and the optimiser."""
+    entries = {title: own for title, own in sections.items() if with_method or title not in ("Model", "Method")}
+    values = {key: value for own in entries.values() for key, value, _ in own}
+    model = {key: value for key, value, _ in sections["Model"] if key == "model_name_or_path"}
+    return {**model, "stage": "pt", "do_train": True, **values}
+
+
+def _recipe(spec: StudySpec, arm: ArmSpec, target: Target, allocation: Allocation, output: Path) -> Recipe:
+    """The recipe of an allocation, which has no file yet: errors say of which arm it is."""
+    named = Path(f"{arm.where} ({arm.name}, {target.language})")
+    request = RecipeRequest(named, spec.model, output, (*target.train, *target.review), target.replay, spec.dataset_dir)
+    return make_recipe(request, allocation)
+
+
+def _allocation(spec: StudySpec, arm: ArmSpec, target: Target, given: Fields) -> Allocation:
+    ways = [key for key in ("allocate", "allocation", "num_experts") if given.has(key)]
+    if len(ways) != 1:
+        raise UserError(f"{arm.where}: exactly one of allocate, allocation and num_experts must say which experts")
+    rank = given.optional("expert_rank", whole(1))
+    if ways == ["num_experts"]:
+        experts, num_layers = given.required("num_experts", whole(2)), layers_of(spec.model)
+        if num_layers is None:
+            raise given.error("num_experts", f"how many layers {spec.model} has is not known here; use allocate")
+        return replace(_evenly(spec, target, [experts] * num_layers), expert_rank=rank)
+    if ways == ["allocation"]:
+        if rank is not None:
+            raise given.error("expert_rank", "the allocation says it; leave it out")
+        return Allocation.load(spec.path.parent / given.required("allocation", filled_text))
+    options = given.required("allocate", must_be("options of `neuronmoe allocate`", lambda v: isinstance(v, Mapping)))
+    if rank is not None:
+        options = {**options, "expert_rank": rank}
+    try:
+        return allocate(_request(spec, target, options))
+    except UserError as error:
+        raise UserError(f"{arm.where}: {arm.name}: {error}") from error
+
+
+def _evenly(spec: StudySpec, target: Target, num_experts: list[int]) -> Allocation:
+    """So many experts, which the spec itself says."""
+    return Allocation(
+        num_experts=num_experts,
+        layer_scores=[],
+        min_experts=min(num_experts),
+        max_experts=max(num_experts),
+        rounding=None,
+        strategy="uniform",
+        source=spec.source,
+        targets=[target.language],
+        scores_from=str(spec.path),
+    )
+
+
+def _request(spec: StudySpec, target: Target, options: Mapping[str, Any]) -> AllocationRequest:
+    """What `neuronmoe allocate` would be asked for by these options; raises `UserError` naming the one at fault."""
+    hints = get_type_hints(AllocationRequest)
+    known = [field.name for field in fields(AllocationRequest) if field.name not in GIVEN]
+    values: dict[str, Any] = {"origin": target.analysis, "source": spec.source, "targets": (target.language,)}
+    for key, value in options.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"allocate: unknown option {key!r}{did_you_mean(name, known)}")
+        if value is not None:
+            values[name] = spec.path.parent / value if name == "origin" else _typed(key, hints[name], value)
+    if values["origin"] is None:
+        raise UserError(f"targets: {target.language} has no analysis to allocate from; add analysis: DIR")
+    return AllocationRequest(**values)
+
+
+def _typed(key: object, hint: Any, value: Any) -> Any:
+    """A value as the option's type, which a command line would make of it."""
+    kind = next(each for each in (get_args(hint) or (hint,)) if each is not NoneType)
+    if issubclass(kind, Enum):
+        choices = [each.value for each in kind]
+        if value not in choices:
+            raise UserError(f"allocate: {key} is {shown(value)}; it must be one of {', '.join(choices)}")
+        return kind(value)
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"allocate: {key} is {shown(value)}; it must be of the kind {kind.__name__}")
+    return value
+
+
+def _lora(given: Fields) -> Values:
+    rank = given.required("rank", whole(1))
+    target = given.optional("target", filled_text, "all")
+    return {"finetuning_type": "lora", "lora_rank": rank, "lora_alpha": 2 * rank, "lora_target": target}
+
+
+def _full(given: Fields) -> Values:
+    return {"finetuning_type": "full"}
+
+
+def _freeze(given: Fields) -> Values:
+    """Layers: the last so many, or with a minus the first."""
+    is_layers = must_be("a number of layers, not 0", lambda value: type(value) is int and value != 0)
+    return {
+        "finetuning_type": "freeze",
+        "freeze_trainable_layers": given.required("layers", is_layers),
+        "freeze_trainable_modules": given.optional("modules", filled_text, "mlp"),
+    }
+
+
+METHOD_ARGUMENTS: dict[str, Callable[[Fields], Values]] = {"lora": _lora, "full": _full, "freeze": _freeze}

@@ -1,0 +1,84 @@
+"""What differences are worth, against closed forms; and a study's page with its verdicts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_studies import SPEC, Studies
+
+from neuronmoe_plugins.comparison.bootstrap import Bootstrap
+from neuronmoe_plugins.study.claims import mean_of, resample
+
+MANY = Bootstrap(resamples=20_000)
+ARMS = {
+    "lora": SPEC["arms"]["lora"] | {"learning_rates": 0.002},
+    "far": SPEC["arms"]["lora"] | {"rank": 8, "learning_rates": 0.004},
+    "even": SPEC["arms"]["even"],
+}
+CLAIMS = {
+    "Small is better": {"better": "lora-4", "than": ["far"]},
+    "The model as it was is best": {"better": "base", "than": ["lora-4", "far"]},
+    "Experts differ": {"better": "even", "than": "even"},
+}
+
+
+def texts_of(bits: np.ndarray, size: float = 10.0) -> np.ndarray:
+    """(seeds, documents, 2) of documents of the same size with these bits per byte."""
+    return np.stack([-bits * size * math.log(2), np.full(bits.shape, size)], axis=-1)
+
+
+def test_documents_and_seeds_add_their_variances() -> None:
+    generator = np.random.default_rng(0)
+    of_seeds, of_documents = generator.normal(size=(3, 1)), generator.normal(size=(1, 20))
+    bits = of_seeds + of_documents
+
+    values = resample([texts_of(bits)], MANY)
+
+    assert mean_of([texts_of(bits)]) == pytest.approx(bits.mean())
+    assert values.mean() == pytest.approx(bits.mean(), abs=0.02)
+    assert values.var() == pytest.approx(of_seeds.var() / 3 + of_documents.var() / 20, rel=0.05)
+
+
+def test_texts_count_alike_and_share_their_seeds() -> None:
+    of_seeds = np.array([[0.0], [1.0]])
+    texts = [texts_of(of_seeds + np.zeros((2, count)), size) for count, size in ((5, 1.0), (50, 100.0))]
+
+    # Were seeds drawn anew for each text, the variance would be half of it.
+    assert resample(texts, MANY).var() == pytest.approx(of_seeds.var() / 2, rel=0.05)
+    assert mean_of([texts_of(np.full((1, 5), 1.0)), texts_of(np.full((1, 9), 3.0), 7.0)]) == pytest.approx(2)
+
+
+def test_long_documents_weigh_more_within_a_text() -> None:
+    bits, sizes = np.array([[1.0, 3.0]]), np.array([[10.0, 30.0]])
+    text = np.stack([-bits * sizes * math.log(2), sizes], axis=-1)
+
+    assert mean_of([text]) == pytest.approx(2.5)
+
+
+def test_the_page_has_a_verdict_for_each_claim(studies: Studies, with_pages: bool) -> None:
+    studies.run("--arms", "lora-4,even", arms=ARMS, claims=CLAIMS, seeds=1)
+    html = Path("out/report.html").read_text()
+    assert "Small is better (el): in the new language it is not settled" in html
+
+    result = studies.run(arms=ARMS, claims=CLAIMS, seeds=1)
+
+    assert result.exit_code == 0, result.exception
+    html = Path("out/report.html").read_text()
+    assert "Small is better (el): in the new language it holds; in the old language it holds." in html
+    assert (
+        "The model as it was is best (el): in the new language it is refuted; in the old language it is refuted."
+        in html
+    )
+    assert "Experts differ (el): in the new language it is not settled; in the old language it is not settled." in html
+    assert "-0.2000" in html and "-0.2000 to -0.2000" in html
+    assert Path("out/figures/curves-el.png").stat().st_size > 10_000
+    assert "<title>spec: a study</title>" in html
+
+
+def test_a_claim_about_no_arm_is_refused(studies: Studies) -> None:
+    result = studies.run(claims={"x": {"better": "lora-4", "than": "lora"}})
+
+    assert str(result.exception).endswith("spec.yaml: claims: x: no arm is called lora; there are: base, lora-4, even")
