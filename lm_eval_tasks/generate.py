@@ -1,7 +1,8 @@
 """Write the lm-eval task YAMLs from the tables beside this file: `python lm_eval_tasks/generate.py`.
 
 `languages.csv` has the data sets and words of the languages that lm-eval lacks, `subjects.csv` the subjects of MMLU,
-and `groups.csv` the tasks of each group.
+`groups.csv` the tasks of each group of the paper's, and `natives.csv` those of the groups `neuronmoe_*_native`, with
+the release of lm-eval that first has each.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -69,6 +72,8 @@ def render_all() -> dict[str, str]:
         files[f"hellaswag/hellaswag_{code}.yaml"] = render_hellaswag(language)
     for row in read_table("groups.csv"):
         files[f"neuronmoe/{row['group']}.yaml"] = render_paper_group(row)
+    for group, rows in groupby(read_table("natives.csv"), key=itemgetter("group")):
+        files[f"neuronmoe/{group}.yaml"] = render_native_group(group, [row["task"] for row in rows])
     return files
 
 
@@ -195,6 +200,16 @@ def render_paper_group(row: dict[str, str]) -> str:
         for benchmark, shots in NUM_FEWSHOT.items()
     )
     return f"""{HEADER}group: {row["group"]}
+task:
+{lines}metadata:
+  version: 1.0
+"""
+
+
+def render_native_group(name: str, members: list[str]) -> str:
+    """Benchmarks that lm-eval has, with as many examples as they or the command say."""
+    lines = "".join(f"  - {member}\n" for member in members)
+    return f"""{HEADER}group: {name}
 task:
 {lines}metadata:
   version: 1.0

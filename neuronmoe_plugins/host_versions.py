@@ -32,6 +32,18 @@ def may_lack(function: str, finetuning_arguments: type) -> bool:
     return function == "create_ref_model" and not hasattr(finetuning_arguments, "use_asft_loss")
 
 
+def named_by_task(member: Any, is_group: Callable[[str], bool]) -> Any:
+    """lm-eval before 0.4.12 takes a group within a group, with options of its own, by the key `task` alone.
+
+    Args:
+        member: What a group lists: a name, or a dictionary with options, which since has the key `group` for a group.
+        is_group: Whether there is a group of that name.
+    """
+    if isinstance(member, dict) and "task" not in member and is_group(member.get("group", "")):
+        return {"task": member["group"]} | {key: value for key, value in member.items() if key != "group"}
+    return member
+
+
 def asks_tuners(save_and_load: ModuleType) -> bool:
     """peft before 0.21 decides by itself what of an adapter is saved, and what a file's keys are in the model."""
     asked = {

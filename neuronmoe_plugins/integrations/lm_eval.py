@@ -6,13 +6,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import filter as matching
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import wrapt
+import yaml
 
-from neuronmoe_plugins.errors import one_line
+from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import shared_folder
 from neuronmoe_plugins.integrations.commands import end_in_one_line, explanations
 
@@ -48,6 +50,21 @@ def offer_tasks(module: ModuleType) -> None:
     for name in ("match_tasks", "load", "load_task_or_group"):  # `load` since 0.4.12
         if hasattr(module.TaskManager, name):
             wrapt.wrap_function_wrapper(module, f"TaskManager.{name}", _find_tasks)
+    if hasattr(module.TaskManager, "_load_individual_task_or_group"):  # until 0.4.12
+        wrapt.wrap_function_wrapper(module, "TaskManager._load_individual_task_or_group", _load_member)
+
+
+def _load_member(wrapped: Callable[..., Any], manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Stand in for `_load_individual_task_or_group(name_or_config, parent_name, update_config)` of older releases.
+
+    The paper's groups have groups of tasks with a number of examples of their own.
+    """
+    from neuronmoe_plugins.host_versions import named_by_task
+
+    if args:
+        return wrapped(named_by_task(args[0], manager._name_is_group), *args[1:], **kwargs)
+    given = named_by_task(kwargs.get("name_or_config"), manager._name_is_group)
+    return wrapped(**{**kwargs, "name_or_config": given})
 
 
 def _find_tasks(wrapped: Callable[..., Any], manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -66,7 +83,24 @@ def _find_tasks(wrapped: Callable[..., Any], manager: Any, args: tuple[Any, ...]
             logger.warning(
                 "neuronmoe-plugins cannot add its tasks (%s): use --include_path %s", one_line(error), folder
             )
+    _require_members(manager, names)
     return wrapped(*args, **kwargs)
+
+
+def _require_members(manager: Any, asked: Sequence[str]) -> None:
+    """Raise `UserError` for a group of lm-eval's own benchmarks of which this release does not have one yet.
+
+    Some releases raise a KeyError there, others make a task of the name that has no data.
+    """
+    for file in sorted(shared_folder("lm_eval_tasks").glob("neuronmoe/*_native.yaml")):
+        # Which it is only where it was asked for, or its folder was.
+        if any(matching([file.stem], name) for name in asked) and file.stem in manager.task_index:
+            members = yaml.safe_load(file.read_text(encoding="utf-8"))["task"]
+            known = [member for member in members if member in manager.task_index]
+            if missing := [member for member in members if member not in known]:
+                others = f", or name the others: --tasks {','.join(known)}" if known else ""
+                wrong = f"lm-eval {version('lm-eval')} has no {', '.join(missing)}, which {file.stem} asks for"
+                raise UserError(f"{wrong}; update it{others}")
 
 
 def _add_tasks(manager: Any, unknown: Sequence[str]) -> None:

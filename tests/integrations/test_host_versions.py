@@ -14,6 +14,7 @@ from torch import nn
 from transformers import modeling_utils
 
 from neuronmoe_plugins import host_versions
+from neuronmoe_plugins.integrations.lm_eval import offer_tasks
 
 
 class Layer(nn.Module):
@@ -120,3 +121,32 @@ def test_sft_of_llamafactory_0_9_4_makes_no_reference_model() -> None:
     assert host_versions.may_lack("create_ref_model", older)
     assert not host_versions.may_lack("create_ref_model", newer)
     assert not host_versions.may_lack("CustomTrainer.log", older)
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        ({"group": "mmlu", "num_fewshot": 5}, {"task": "mmlu", "num_fewshot": 5}),
+        ({"group": "mine", "task": ["arc_el"]}, {"group": "mine", "task": ["arc_el"]}),  # defined where it stands
+        ({"group": "other", "num_fewshot": 5}, {"group": "other", "num_fewshot": 5}),
+        ({"task": "arc_el", "num_fewshot": 25}, {"task": "arc_el", "num_fewshot": 25}),
+        ("mmlu", "mmlu"),
+        (None, None),
+    ],
+)
+def test_groups_within_groups_of_older_lm_eval(member: Any, expected: Any) -> None:
+    class Manager:
+        """As that of lm-eval before 0.4.12, which calls itself by place and by name."""
+
+        def match_tasks(self, task_list: list[str]) -> list[str]:
+            return task_list
+
+        def _name_is_group(self, name: str) -> bool:
+            return name in ("mmlu", "mine")
+
+        def _load_individual_task_or_group(self, name_or_config: Any = None, update_config: Any = None) -> Any:
+            return name_or_config, update_config
+
+    offer_tasks(SimpleNamespace(TaskManager=Manager))  # type: ignore[arg-type]
+    load = Manager()._load_individual_task_or_group
+    assert load(member, update_config=1) == load(name_or_config=member, update_config=1) == (expected, 1)

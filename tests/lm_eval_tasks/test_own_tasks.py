@@ -12,6 +12,7 @@ from probes_data import TASKS_DIR
 from typer.testing import CliRunner
 
 from neuronmoe_plugins.cli import app
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations import lm_eval
 
 
@@ -77,6 +78,20 @@ def test_what_goes_wrong_leaves_lm_eval_as_it_is(
         "neuronmoe-plugins cannot add its tasks ('dict' object has no attribute 'missing'): "
         f"use --include_path {TASKS_DIR}"
     ]
+
+
+def test_a_native_benchmark_that_this_release_lacks_is_one_line(tmp_path: Path) -> None:
+    others = ["include_base_44_greek", "global_mmlu_full_el", "multiblimp_ell"]
+    tasks = manager(*(save_task(tmp_path / name, name) for name in others))
+    with pytest.raises(UserError) as error:
+        tasks.match_tasks(["neuronmoe_greek_n*"])
+    expected = (
+        r"lm-eval [\d.]+ has no greekmmlu, which neuronmoe_greek_native asks for; update it, or name the others: "
+    )
+    assert re.fullmatch(f"{expected}--tasks {','.join(others)}", str(error.value))
+    save_task(tmp_path / "greekmmlu", "greekmmlu")
+    whole = manager(*(tmp_path / name for name in [*others, "greekmmlu"]))
+    assert whole.match_tasks(["neuronmoe_greek_native"]) == ["neuronmoe_greek_native"]
 
 
 def test_a_data_set_that_is_missing_is_named_without_the_folder_on_the_command_line(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lm_eval
@@ -96,6 +98,20 @@ def test_lm_eval_lists_all_tasks_and_groups(indexed: tuple[TaskManager, list[log
         "neuronmoe_probes_hu": ["exams_hu", "capitals_hu", "bits_per_byte_hu"],
         "neuronmoe_probes_es": ["exams_es", "capitals_es", "bits_per_byte_es"],
     }
+
+
+def test_groups_of_native_benchmarks_are_those_that_this_release_has(
+    indexed: tuple[TaskManager, list[logging.LogRecord]], generate: ModuleType
+) -> None:
+    """Exams, INCLUDE, Global MMLU and MultiBLiMP, none of which is defined here."""
+    manager, _ = indexed
+    rows = generate.read_table("natives.csv")
+    assert len(rows) == 10
+    for group, own in groupby(rows, key=itemgetter("group")):
+        members = [row["task"] for row in own]
+        assert manager.task_index[group].cfg["task"] == members
+        assert {*members} <= {*manager.all_subtasks, *manager.all_groups, *manager.all_tags}
+        assert not [name for name in members if (TASKS_DIR / name.split("_")[0]).exists()]
 
 
 def share(rows: int, answer: int) -> float:
