@@ -99,7 +99,7 @@ def test_scores_file_gives_the_paper_list_and_records_languages(tmp_path: Path) 
         (["--source", "en"], "is an analysis: pass --source LANGUAGE and at least one --target"),
         (["--target", "el", "--strategy", "source-only"], "is an analysis: pass --source LANGUAGE"),
         (["--source", "en", "--target", "en"], "name a language twice: en, en"),
-        ([*LANGUAGES, "--strategy", "luck"], "unknown strategy 'luck'; there are: layer-similarity, neuron-div"),
+        ([*LANGUAGES, "--strategy", "luck"], "unknown strategy 'luck'; there are: gradient, gradient-ratio, knock-out"),
         ([*LANGUAGES, "--min-experts", "7"], "--min-experts 7 is more than --max-experts 6"),
         ([*LANGUAGES, "--min-experts", "0"], "--min-experts is 0"),
         (
