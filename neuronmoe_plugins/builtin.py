@@ -35,13 +35,13 @@ def register_feed_forward_families(register: Register) -> None:
 @hookimpl
 def register_commands(register: Register) -> None:
     """In the order of `neuronmoe --help`, which is that of the work."""
-    from neuronmoe_plugins.cli.adapters import compress, export, prune
+    from neuronmoe_plugins.cli.adapters import compress, export, graft, prune
     from neuronmoe_plugins.cli.neurons import analyze, specialise
     from neuronmoe_plugins.cli.results import compare, demo, doctor, paths, plugins, report, study
     from neuronmoe_plugins.cli.training import allocate, convert, data, recipe, vocabulary
 
-    on_the_way = (data, vocabulary, analyze, allocate, recipe, specialise, prune, compress, compare, report)
-    for command in (*on_the_way, study, export, convert, demo, paths, plugins, doctor):
+    on_the_way = (data, vocabulary, analyze, allocate, recipe, specialise, prune, compress, graft)
+    for command in (*on_the_way, compare, report, study, export, convert, demo, paths, plugins, doctor):
         register(command.__name__, command)
 
 

@@ -16,8 +16,8 @@ from allocations import save_scores
 from neuronmoe_plugins.cli import app
 
 ORDER = (
-    *("data", "vocabulary", "analyze", "allocate", "recipe", "specialise", "prune", "compress", "compare", "report"),
-    *("study", "export", "convert", "demo", "paths", "plugins", "doctor"),
+    *("data", "vocabulary", "analyze", "allocate", "recipe", "specialise", "prune", "compress", "graft", "compare"),
+    *("report", "study", "export", "convert", "demo", "paths", "plugins", "doctor"),
 )
 HEAVY = ["torch", "transformers", "peft", "numpy", "pyarrow", "matplotlib", "rich"]
 

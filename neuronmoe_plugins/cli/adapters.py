@@ -1,4 +1,4 @@
-"""What is made of trained adapters: `prune` and `compress` make them smaller, `export` makes them whole models."""
+"""What is made of trained adapters: smaller ones, whole models (`export`), ones on other bases (`graft`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from neuronmoe_plugins.cli.neurons import chosen_corpora
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
 from neuronmoe_plugins.compression import CompressRequest
-from neuronmoe_plugins.export.request import ExportRequest
+from neuronmoe_plugins.export.request import ExportRequest, GraftRequest
 from neuronmoe_plugins.pruning.options import PruneOptions
 
 DATA_HELP = "Instead: a folder of `neuronmoe data`, whose texts of role held-out, or else analysis, are taken."
@@ -82,3 +82,13 @@ def export(request: ExportRequest) -> None:
         f"{compared.largest:.1f}"
     )
     note(f"Wrote {request.output}")
+
+
+@takes(GraftRequest)
+def graft(request: GraftRequest) -> None:
+    """Put an adapter on a model that was tuned from its base, such as the chat version."""
+    from neuronmoe_plugins.export.graft import graft as graft_adapter
+
+    grafted = graft_adapter(request, progress=not is_quiet())
+    how = "as deltas stay as they are" if grafted.is_low_rank else "got the difference of the two models' MLPs"
+    note(f"Wrote {request.output}: its {grafted.experts} experts {how}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from transformers import CONFIG_MAPPING
 
-from neuronmoe_plugins.export.sources import Mixture, Source, zeros
+from neuronmoe_plugins.export.mixture import Mixture
+from neuronmoe_plugins.export.sources import Source, zeros
 from neuronmoe_plugins.host_versions import rotary_settings
 
 Tensors = Iterator[tuple[str, Source]]
@@ -128,7 +128,7 @@ class _OneCount(Container):
         if len(counts) > 1:
             (few, one), (many, other) = min(counts.items()), max(counts.items())
             return f"all its mixtures have one count, and layer {one} has {few} experts, layer {other} {many}"
-        window = _windows(mixture)
+        window = windows(mixture)
         if 0 < len(window) < len(mixture.base.mlps):
             return f"its layers all have a sliding window or none, and here {len(window)} have one"
         return None
@@ -136,7 +136,7 @@ class _OneCount(Container):
     def own_config(self, mixture: Mixture) -> dict[str, Any]:
         """The counts, and the window."""
         count = next(iter(mixture.plans.values())).num_experts
-        window, num_layers = _windows(mixture), len(mixture.base.mlps)
+        window, num_layers = windows(mixture), len(mixture.base.mlps)
         sliding: dict[str, Any] = {"use_sliding_window": False, "sliding_window": None}
         if window:
             sliding = {
@@ -161,7 +161,7 @@ class _OneCount(Container):
     def block(self, mixture: Mixture, layer: int) -> Tensors:
         """The experts and the router."""
         for expert in range(mixture.plans[layer].num_experts):
-            yield from _expert(mixture, layer, expert, expert)
+            yield from expert_tensors(mixture, layer, expert, expert)
         yield "gate.weight", mixture.router(layer)
 
 
@@ -178,7 +178,7 @@ class Qwen2Moe(_OneCount):
     def own_refusal(self, mixture: Mixture) -> str | None:
         """Heads of another size than hidden_size / num_attention_heads, too."""
         config = mixture.base.config
-        size, usual = _head_size(config), config.hidden_size // config.num_attention_heads
+        size, usual = head_size(config), config.hidden_size // config.num_attention_heads
         if size != usual:
             return f"its heads have hidden_size / num_attention_heads = {usual} units, and the base's {size}"
         return super().own_refusal(mixture)
@@ -215,110 +215,20 @@ class Qwen3Moe(_OneCount):
 
     def own_config(self, mixture: Mixture) -> dict[str, Any]:
         """The size of the heads, too."""
-        own = {"head_dim": _head_size(mixture.base.config), "attention_bias": False}
+        own = {"head_dim": head_size(mixture.base.config), "attention_bias": False}
         return super().own_config(mixture) | own
 
 
-class Ernie45Moe(Container):
-    """Ernie 4.5 MoE: a bias chooses experts and has no part in their weights, so that layers can have fewer.
-
-    What a layer lacks to the largest count is experts of zeros that the bias never lets be chosen. Their router rows
-    are those of expert 0, so that the softmax over all stays within what it is without them. A dense layer between
-    mixtures has as many copies of its MLP as a token uses experts. Rotary positions turn neighbouring units there, and
-    units half a head apart in the bases, whose queries' and keys' rows are therefore put in that order.
-    """
-
-    model_type = "ernie4_5_moe"
-    architecture = "Ernie4_5_MoeForCausalLM"
-    families = ("llama", "mistral")
-    NEVER: ClassVar[float] = -1e4
-
-    def own_refusal(self, mixture: Mixture) -> str | None:
-        """A top-k of 1, or above a layer's experts; sliding windows."""
-        topk, least = mixture.config.topk, min(plan.num_experts for plan in mixture.plans.values())
-        if topk == 1:
-            return "it renormalises the weights of a top-k of 1 to 1, and the adapter keeps the router's probability"
-        if topk > least and len({plan.num_experts for plan in mixture.plans.values()}) > 1:
-            return f"a token uses {topk} experts in each of its layers, and one of the adapter's has {least}"
-        return "it has no sliding windows" if _windows(mixture) else None
-
-    def own_config(self, mixture: Mixture) -> dict[str, Any]:
-        """Counts and places of the mixtures."""
-        sparse = self.sparse_layers(mixture)
-        return {
-            "head_dim": _head_size(mixture.base.config),
-            "use_bias": False,
-            "moe_num_experts": self._count(mixture),
-            "moe_k": self._topk(mixture),
-            "moe_num_shared_experts": 0,
-            "moe_layer_start_index": min(sparse),
-            "moe_layer_end_index": max(sparse),
-            "moe_layer_interval": 1,
-            "output_router_logits": False,
-        }
-
-    def sparse_layers(self, mixture: Mixture) -> set[int]:
-        """All from the first mixture to the last."""
-        return set(range(min(mixture.plans), max(mixture.plans) + 1))
-
-    def attention(self, mixture: Mixture, name: str, source: Source) -> Tensors:
-        """The rows of queries and keys in the order of its rotary positions."""
-        if name.endswith((".q_proj.weight", ".k_proj.weight")):
-            source = Source(source.shape, partial(_neighbours, source, _head_size(mixture.base.config)))
-        yield name, source
-
-    def block(self, mixture: Mixture, layer: int) -> Tensors:
-        """Experts and router, filled up to the largest count, and the bias."""
-        count, plan = self._count(mixture), mixture.plans.get(layer)
-        real = self._topk(mixture) if plan is None else plan.num_experts
-        for expert in range(count):
-            if expert < real:
-                yield from _expert(mixture, layer, expert, 0 if plan is None else expert)
-            else:
-                for projection in PROJECTIONS:
-                    shape = mixture.expert(layer, 0, projection).shape
-                    yield f"experts.{expert}.{projection}.weight", zeros(*shape)
-        hidden = mixture.base.config.hidden_size
-        if plan is None:
-            yield "gate.weight", zeros(count, hidden)
-        else:
-            yield "gate.weight", Source((count, hidden), partial(_filled_up, mixture.router(layer), count))
-        bias = torch.where(torch.arange(count) < real, 0.0, self.NEVER)[None]
-        yield "moe_statics.e_score_correction_bias", Source((1, count), lambda: bias)
-
-    def _count(self, mixture: Mixture) -> int:
-        return max(mixture.counts.values())
-
-    def _topk(self, mixture: Mixture) -> int:
-        return min(mixture.config.topk, self._count(mixture))
-
-
-# Those that cost next to nothing first.
-CONTAINERS = (Qwen2Moe(), Qwen3Moe(), Ernie45Moe())
-
-
-def _expert(mixture: Mixture, layer: int, place: int, expert: int) -> Tensors:
+def expert_tensors(mixture: Mixture, layer: int, place: int, expert: int) -> Tensors:
     for projection in PROJECTIONS:
         yield f"experts.{place}.{projection}.weight", mixture.expert(layer, expert, projection)
 
 
-def _filled_up(router: Source, count: int) -> torch.Tensor:
-    """A router with copies of its first row, (count, hidden)."""
-    rows = router.read()
-    return torch.cat([rows, rows[:1].expand(count - len(rows), -1)])
-
-
-def _neighbours(source: Source, head_size: int) -> torch.Tensor:
-    """(heads x head_size, hidden) with units i and i + head_size / 2 of each head beside each other."""
-    weight = source.read()
-    return weight.view(-1, 2, head_size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _head_size(config: Any) -> int:
+def head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _windows(mixture: Mixture) -> list[int]:
+def windows(mixture: Mixture) -> list[int]:
     """The decoder layers whose attention has a sliding window."""
     config, layers = mixture.base.config, list(mixture.base.mlps)
     if getattr(config, "layer_types", None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from neuronmoe_plugins.export.checkpoint import (
     write_card,
     write_weights,
 )
-from neuronmoe_plugins.export.containers import CONTAINERS, Container
+from neuronmoe_plugins.export.containers import Container, Qwen2Moe, Qwen3Moe
+from neuronmoe_plugins.export.ernie import Ernie45Moe
+from neuronmoe_plugins.export.mixture import Mixture
 from neuronmoe_plugins.export.request import ExportRequest
-from neuronmoe_plugins.export.sources import Mixture, Source
+from neuronmoe_plugins.export.sources import Source
 from neuronmoe_plugins.files import new_directory, write_json, writing
 from neuronmoe_plugins.neurons.loading import default_device, load_model, load_tokenizer
 
+# Those that cost next to nothing first.
+CONTAINERS = (Qwen2Moe(), Qwen3Moe(), Ernie45Moe())
 # Of the largest logit: what float32 rounds in other orders of the same sums, and what 16 bits do to the weights.
 SAME, ROUNDED = 1e-4, 0.1
 RANDOM_SEQUENCES, RANDOM_TOKENS = 2, 32
@@ -82,7 +87,7 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
     Raises:
         UserError: for bad input, a mixture that no architecture can hold exactly, and logits that differ.
     """
-    mixture = Mixture(request.adapter, request.model)
+    mixture = Mixture(request.adapter, request.model, ("ADAPTER", "--model"))
     container, tensors = choose_container(request.container, mixture)
     dtype = mixture.base.dtype if request.dtype is None else getattr(torch, request.dtype)
     require_space(request.output, tensors, dtype)
@@ -96,7 +101,7 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
         limit = (ROUNDED if is_rounded else SAME) * comparison.largest
         if not comparison.difference <= limit:
             found = f"differ from the adapter's by {comparison.difference:.1e}, and may by {limit:.1e}"
-            raise UserError(f"ADAPTER {mixture.name}: its logits as {container.model_type} {found}; nothing is written")
+            raise UserError(f"{mixture.place}: its logits as {container.model_type} {found}; nothing is written")
         write_card(
             folder,
             request.output,
@@ -120,21 +125,25 @@ def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str
     Raises:
         UserError: if it cannot hold the mixture exactly, or none can; with the reasons.
     """
+    if any(plan.num_groups for plan in mixture.plans.values()):
+        raise UserError(
+            f"{mixture.place} has language groups (group_nums), whose classifiers choose experts for a whole "
+            "text, which no architecture of transformers does; train without group_nums, or run it as an adapter"
+        )
     asked = [each for each in CONTAINERS if wanted in ("auto", each.model_type)]
     refusals = {each.model_type: each.refusal(mixture) for each in asked}
     exact = next((each for each in asked if refusals[each.model_type] is None), None)
     if exact is not None:
         return exact, dict(exact.tensors(mixture))
     if wanted != "auto":
-        raise UserError(f"--as {wanted} cannot hold ADAPTER {mixture.name} exactly: {refusals[wanted]}")
+        raise UserError(f"--as {wanted} cannot hold {mixture.place} exactly: {refusals[wanted]}")
     family = mixture.base.config.model_type
     told = [f"{each.model_type}: {refusals[each.model_type]}" for each in asked if family in each.families]
     if not told:
         known = sorted({name for each in CONTAINERS for name in each.families})
         told = [f"known are those for {', '.join(known)}, and the base is {family}"]
     raise UserError(
-        f"ADAPTER {mixture.name}: no architecture of transformers holds it exactly ({'; '.join(told)}); run it as an "
-        "adapter"
+        f"{mixture.place}: no architecture of transformers holds it exactly ({'; '.join(told)}); run it as an adapter"
     )
 
 
@@ -142,9 +151,10 @@ def _cost(container: Container, mixture: Mixture, tensors: dict[str, Source]) ->
     """What the checkpoint has more than the base and the adapter together."""
     base = sum(torch.Size(mixture.base.files.shape(name)).numel() for name in mixture.base.names)
     adapter, total = mixture.num_parameters(), num_parameters(tensors)
+    why = "" if mixture.config.expert_rank is None else ", since experts of low rank become full ones"
     return (
         f"{total:,} parameters: {base:,} of the base, {adapter:,} of the adapter, and {total - base - adapter:,} that "
-        f"{container.model_type} needs more."
+        f"{container.model_type} needs more{why}."
     )
 
 
@@ -164,6 +174,7 @@ def _tokens(request: ExportRequest, mixture: Mixture) -> tuple[torch.Tensor, str
 def _compare(request: ExportRequest, mixture: Mixture, folder: Path, tokens: torch.Tensor, text: str) -> Comparison:
     device = default_device() if request.device is None else request.device
     expected = _logits(load_model(mixture.base.name, "float32", device, request.adapter, "ADAPTER"), tokens)
+    gc.collect()  # the first model refers to itself, and would stay beside the second
     difference = (_logits(load_model(str(folder), "float32", device), tokens) - expected).abs().max()
     return Comparison(text, difference.item(), expected.abs().max().item())
 

@@ -1,4 +1,4 @@
-"""What `neuronmoe export` is told, checked."""
+"""What `neuronmoe export` and `neuronmoe graft` are told, checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from neuronmoe_plugins.options import check_options, one_of, option
 
 
 def _adapter(flag: str, name: str) -> None:
-    require_model("ADAPTER", name, ADAPTER)
+    require_model(flag, name, ADAPTER)
+
+
+def _adapter_argument(flag: str, name: str) -> None:
+    _adapter("ADAPTER", name)
 
 
 def _new_folder(flag: str, path: Path) -> None:
@@ -29,7 +33,7 @@ class ExportRequest:
         UserError: for a value that cannot be used.
     """
 
-    adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter)
+    adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter_argument)
     output: Path = option("Folder for the checkpoint.", check=_new_folder)
     container: str = option(
         "Its architecture: qwen2_moe, qwen3_moe, ernie4_5_moe, or auto for the cheapest that is exact.",
@@ -48,6 +52,31 @@ class ExportRequest:
     device: str | None = option(
         "Where they are computed, in float32: cpu, cuda:0, or auto for all.", None, shown="CUDA if there is any"
     )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftRequest:
+    """The options of a graft.
+
+    Raises:
+        UserError: for a value that cannot be used.
+    """
+
+    adapter: str = option("Folder or hub name of a trained adapter.", check=_adapter)
+    base: str | None = option(
+        "The base model that it was trained on.",
+        None,
+        flag="from",
+        shown="the one that the adapter names",
+        check=require_model,
+    )
+    target: str = option(
+        "The model that was tuned from that one, such as its chat version.", flag="to", check=require_model
+    )
+    output: Path = option("Folder for the adapter on the other model.", check=_new_folder)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -22,7 +22,7 @@ HIDDEN, MLP, WIDTHS = 10, 120, 60
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 2), st.one_of(st.none(), st.integers(5, 7)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_none_is_nearer(planned: list[int], least: int, most: int | None) -> None:
     planned = [max(count, least) for count in planned]
     limits, layers = Limits(least, most), range(len(planned))

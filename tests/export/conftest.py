@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from export.making import MakeAdapter
 from tuner.tiny import moe_config, randomised, tiny_model
-
-TOKENS = torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(1))
-MakeAdapter = Callable[..., PeftModel]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from export.conftest import TOKENS, MakeAdapter
+from export.making import TOKENS, MakeAdapter
 from neuronmoe_plugins.export import checkpoint
 from neuronmoe_plugins.export.export import export
 from neuronmoe_plugins.export.request import ExportRequest
