@@ -36,7 +36,15 @@ FILES = {
     "tuner": [
         *(
             f"tests/tuner/test_{name}.py"
-            for name in ("lifecycle", "lifecycle_matrix", "loading", "golden", "extension", "feed_forward")
+            for name in (
+                "lifecycle",
+                "lifecycle_matrix",
+                "saved_beside",
+                "loading",
+                "golden",
+                "extension",
+                "feed_forward",
+            )
         ),
         "tests/integrations/test_transformers_trainer.py",
     ],
