@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,8 +19,21 @@ def mark_leaf_modules(model: nn.Module) -> None:
     """
     from deepspeed.utils import set_z3_leaf_modules
 
-    kinds = {type(module) for module in model.modules() if isinstance(module, MixtureLayer)}
-    set_z3_leaf_modules(model, list(kinds))
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureLayer)]
+    set_z3_leaf_modules(model, list({type(mixture) for mixture in mixtures}))
+    for mixture in mixtures:
+        mixture.register_forward_pre_hook(_by_place, with_kwargs=True)
+
+
+def _by_place(mixture: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Hand on hidden states that were given by name, as attention's are, by place.
+
+    ZeRO-3 takes a leaf's gradients when torch calls its backward hook, which is when those of the inputs by place are
+    there; without any, before those of the parameters.
+    """
+    if args or "hidden_states" not in kwargs:
+        return None
+    return (kwargs["hidden_states"],), {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
 
 def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig
+from neuronmoe_plugins.integrations.deepspeed import mark_leaf_modules
+from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner.attention import MoeAttention
 from tuner.tiny import GROUPS, logits, moe_config, randomised, tiny_model
 
@@ -187,6 +190,30 @@ def test_checkpointed_and_in_other_threads(batch: Batch) -> None:
     with ThreadPoolExecutor(4) as threads:
         for one, other in zip(alone, threads.map(lambda one: logits(model, one), batches), strict=True):
             assert one.equal(other)
+
+
+def test_a_backward_hook_finds_the_gradients(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which ZeRO-3 takes them; attention gets its hidden states by name."""
+    stub, leaves = ModuleType("deepspeed.utils"), []
+    vars(stub)["set_z3_leaf_modules"] = lambda model, kinds: leaves.extend(kinds)
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    monkeypatch.setitem(sys.modules, "deepspeed.utils", stub)
+    model = mixture(targets="both", aux_loss_coef=0.5).train()
+    mark_leaf_modules(model)
+    assert set(leaves) == {MoeLayer, MoeAttention}
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found: list[bool] = []
+
+    def look(layer: nn.Module, *gradients: Any) -> None:
+        found.extend(p.grad is not None for p in layer.parameters() if p.requires_grad)
+
+    for layer in (module for module in model.modules() if isinstance(module, MixtureLayer)):
+        layer.register_full_backward_hook(look)
+    del batch["old_language_mask"]
+    model(**batch).loss.backward()
+    assert all(found)
+    assert len(found) == 2 * (8 + 1) + 2 * (6 + 1)
 
 
 def test_saved_extended_and_its_routers_trained(batch: Batch, tmp_path: Path) -> None:
