@@ -242,7 +242,8 @@ def _check_complete(
     if found:
         raise UserError(
             f"the file of the moe adapter {adapter_name!r} does not fit the model and the adapter's configuration: it "
-            f"{'; it '.join(found)}. Check num_experts and layers_to_transform, and that this is the right base model"
+            f"{'; it '.join(found)}. Check num_experts, expert_rank and "
+            "layers_to_transform, and that this is the right base model"
         )
     replaced = replaced_weights({key: given[key] for key in given.keys() - expected.keys()}, own)
     if replaced:
