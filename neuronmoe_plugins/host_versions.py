@@ -152,6 +152,13 @@ def weights_dtype(dtype: Any) -> dict[str, Any]:
     return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
 
 
+def trains_rows_of_heads() -> bool:
+    """peft 0.17 trains rows of an embedding alone, and fails at a head with rows of its own."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    return "in_features" in TrainableTokensLayer.update_layer.__code__.co_names
+
+
 def rotary_settings(config: Any) -> tuple[float, dict[str, Any] | None]:
     """transformers 4 has no `rope_parameters`: the base of rotary positions, and how they are scaled, lie apart."""
     settings: dict[str, Any] | None = getattr(config, "rope_parameters", None)

@@ -103,6 +103,10 @@ def test_a_whole_tuner_stays_as_it_is() -> None:
     assert (host_versions.whole_tuner(BaseTuner) is BaseTuner) == has_lifecycle
 
 
+def test_rows_of_a_head_are_trained_since_peft_0_18() -> None:
+    assert host_versions.trains_rows_of_heads() == hasattr(BaseTuner, "delete_adapter")
+
+
 def test_peft_is_wrapped_only_where_it_asks_no_tuner() -> None:
     asks = host_versions.asks_tuners(peft.utils.save_and_load)
     assert asks == hasattr(BaseTuner, "_get_adapter_state_dict")

@@ -15,6 +15,7 @@ from data_folders import save_data
 from made_tokenizers import fast_tokenizer, trained_tokenizer, word_tokenizer
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.host_versions import weights_dtype
 from neuronmoe_plugins.tokenizer_fit import TokenizerFit
 from neuronmoe_plugins.vocabulary.tokenizer import KeptText
 
@@ -29,7 +30,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, **weights_dtype("auto"))
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.host_versions import trains_rows_of_heads
 from neuronmoe_plugins.integrations.llamafactory.adapter_fit import require_there
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.integrations.llamafactory.experts import apply_experts, drops_classifiers, new_adapter_experts
@@ -179,6 +180,11 @@ def _rows_to_train(
         raise UserError(
             "train_new_tokens: the base model has no new tokens: extend it by `neuronmoe vocabulary` first, and name "
             "that one"
+        )
+    if isinstance(new_rows, dict) and not trains_rows_of_heads():
+        raise UserError(
+            "train_new_tokens: the base model's head has rows of its own, which this version of peft cannot train: "
+            "install peft 0.18 or later"
         )
     if finetuning_args.train_only_router:
         raise UserError(
