@@ -41,3 +41,17 @@ def test_changes_nothing(
             assert torch.equal(one, other) or not exact
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     handle.remove()
+
+
+def test_one_that_no_token_chose_counts_in_top_1(
+    tiny_model_dir: Path, adapters: dict[str, Path], sentences: TokenizedSentences
+) -> None:
+    """There a weight is the probability among all experts, also those that were not chosen."""
+    model = load_model(str(tiny_model_dir), "float32", "cpu", str(adapters["top-1"]))
+    bias = torch.tensor([0.0, 0.0, -6.0])
+    router = model.base_model.model.model.layers[0].mlp.moe_router["default"]
+    router.register_forward_hook(lambda module, args, output: output + bias)
+    measured = LeavingOut(model, sentences, batch_size=18).each_alone()
+    assert measured.unused == []
+    assert not measured.shares[0, 2].any()
+    assert (measured.alone[0, 2] != measured.before).all()
