@@ -105,6 +105,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Section:
 
 def _curves(language: str, measured: Sequence[Measured]) -> Section:
     """Three panels: the new language and the old one against added parameters, and both against each other."""
+    from matplotlib.ticker import EngFormatter
+
     figure = new_figure(13, 4.6)
     places = figure.subplots(1, 3)
     families = list(dict.fromkeys(each.training.arm.family for each in measured))
@@ -119,6 +121,8 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     for axes, title, (x, y) in zip(places, titles, labels, strict=True):
         axes.set(title=title, xlabel=x if "parameters" in x else f"{UNIT}, {x}", ylabel=f"{UNIT}, {y}")
         axes.grid()
+        if "parameters" in x:
+            axes.xaxis.set_major_formatter(EngFormatter())
     handles, names = places[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(len(names), 6)))
     caption = (
