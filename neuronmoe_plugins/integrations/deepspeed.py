@@ -22,18 +22,20 @@ def mark_leaf_modules(model: nn.Module) -> None:
     mixtures = [module for module in model.modules() if isinstance(module, MixtureLayer)]
     set_z3_leaf_modules(model, list({type(mixture) for mixture in mixtures}))
     for mixture in mixtures:
-        mixture.register_forward_pre_hook(_by_place, with_kwargs=True)
+        mixture.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
 
-def _by_place(mixture: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Hand on hidden states that were given by name, as attention's are, by place.
+def _with_gradient(mixture: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Hand on the hidden states by place, as attention's are not given, and with a gradient, as the first layer's lack.
 
     ZeRO-3 takes a leaf's gradients when torch calls its backward hook, which is when those of the inputs by place are
     there; without any, before those of the parameters.
     """
-    if args or "hidden_states" not in kwargs:
-        return None
-    return (kwargs["hidden_states"],), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    others = dict(kwargs)
+    states, *more = args or (others.pop("hidden_states"),)
+    if torch.is_grad_enabled() and not states.requires_grad:
+        states = states.detach().requires_grad_(True)
+    return (states, *more), others
 
 
 def gather_frozen(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -192,7 +192,8 @@ def test_checkpointed_and_in_other_threads(batch: Batch) -> None:
             assert one.equal(other)
 
 
-def test_a_backward_hook_finds_the_gradients(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_a_backward_hook_finds_the_gradients(checkpointed: bool, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which ZeRO-3 takes them; attention gets its hidden states by name."""
     stub, leaves = ModuleType("deepspeed.utils"), []
     vars(stub)["set_z3_leaf_modules"] = lambda model, kinds: leaves.extend(kinds)
@@ -201,8 +202,9 @@ def test_a_backward_hook_finds_the_gradients(batch: Batch, monkeypatch: pytest.M
     model = mixture(targets="both", aux_loss_coef=0.5).train()
     mark_leaf_modules(model)
     assert set(leaves) == {MoeLayer, MoeAttention}
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointed:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     found: list[bool] = []
 
     def look(layer: nn.Module, *gradients: Any) -> None:
