@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from tiny_llama import save_byte_tokenizer, save_tiny_llama
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 fresh_processes.limit()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in all that the background of a shell starts; the tests interrupt themselves and their commands.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -120,7 +120,7 @@ def check_new_tokens(model: Any, config: Any) -> str:
     Raises:
         UserError: if the configuration of an adapter that is put into it says others.
     """
-    found, made_with = name_new_tokens(model.config), config.made_with_tokens
+    found, made_with = name_new_tokens(getattr(model, "config", None)), config.made_with_tokens
     if made_with not in (None, found):
         used = getattr(model, "name_or_path", "") or "the model"
         named = config.base_model_name_or_path

@@ -128,14 +128,10 @@ def test_an_interrupt_waits_for_the_calls_of_the_pool(monkeypatch: pytest.Monkey
         return results[-1]
 
     monkeypatch.setattr(workers, "wait", interrupted_wait)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        pair = workers.Workers(2, Console(file=io.StringIO()))
-        with pytest.raises(KeyboardInterrupt), pair.running():
-            pair.run(do_nothing, [EmptyJob() for _ in range(100)], [1] * 100, "waiting")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    pair = workers.Workers(2, Console(file=io.StringIO()))
+    with pytest.raises(KeyboardInterrupt), pair.running():
+        pair.run(do_nothing, [EmptyJob() for _ in range(100)], [1] * 100, "waiting")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(results) == 1
 
 

@@ -124,12 +124,7 @@ def test_the_launcher_leaves_an_interrupt_to_its_workers(is_moe: bool, monkeypat
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(commands, "_check_arguments", lambda: is_moe)
-    # What started in the background of a shell ignores interrupts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(SystemExit if is_moe else KeyboardInterrupt) as ended:
-            commands._WorkersSubprocess(SimpleNamespace(run=run)).run(["torchrun"], check=True)
-        assert not is_moe or ended.value.code == commands.INTERRUPTED
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit if is_moe else KeyboardInterrupt) as ended:
+        commands._WorkersSubprocess(SimpleNamespace(run=run)).run(["torchrun"], check=True)
+    assert not is_moe or ended.value.code == commands.INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
