@@ -124,6 +124,7 @@ def make_recipe(request: RecipeRequest, allocation: Allocation) -> Recipe:
         machine=find_machine(request.device, request.deepspeed),
         target_tokens=datasets.tokens,
         expert_rank=allocation.expert_rank,
+        expert_targets=allocation.expert_targets,
         has_new_tokens=_has_new_tokens(request.model),
     )
 

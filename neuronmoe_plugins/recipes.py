@@ -51,6 +51,7 @@ class Recipe:
         machine: What the training runs on.
         target_tokens: Tokens of the target data sets; None if nobody counted them.
         expert_rank: Rank of the new experts; None for copies of the MLPs.
+        expert_targets: What experts of a rank change: mlp (also None), attention or both.
         has_new_tokens: Whether the base model's vocabulary was extended; an adapter that is extended has its own rows.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     machine: Machine = GPU
     target_tokens: int | None = None
     expert_rank: int | None = None
+    expert_targets: str | None = None
     has_new_tokens: bool = False
 
     @property
@@ -105,8 +107,6 @@ class Recipe:
         tokens: list[Entry] = []
         if self.has_new_tokens and self.extends is None:
             tokens = [("train_new_tokens", True, comment)]
-        comment = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
-        rank: list[Entry] = [] if self.expert_rank is None else [("moe_expert_rank", self.expert_rank, comment)]
         return {
             "Model": [("model_name_or_path", self.model, None), *adapter],
             "Method": [
@@ -117,7 +117,7 @@ class Recipe:
                     self.num_experts,
                     "Experts of each layer, the original MLP included: 1 leaves the layer as it is.",
                 ),
-                *rank,
+                *self._low_rank(),
                 *tokens,
                 (
                     "topk",
@@ -138,6 +138,16 @@ class Recipe:
             ],
             **self._distribution(),
         }
+
+    def _low_rank(self) -> list[Entry]:
+        if self.expert_rank is None:
+            return []
+        if self.expert_targets in (None, "mlp"):
+            what = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
+            return [("moe_expert_rank", self.expert_rank, what)]
+        what = "New experts are low-rank deltas, W + 2 B A, instead of copies of the MLPs."
+        where = "What they change: mlp, attention, or both, with a router each."
+        return [("moe_expert_rank", self.expert_rank, what), ("moe_targets", self.expert_targets, where)]
 
     def stage2(self) -> str:
         """YAML of the second stage: the routers relearn the old languages."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes
 from neuronmoe_plugins.machines import FSDP, Deepspeed
 from neuronmoe_plugins.recipes import Extension, Recipe
 
@@ -49,7 +49,7 @@ class Base:
         return self.num_layers * (attention + self.mlp) + self.vocab_size * self.hidden_size
 
     def added_parameters(self, num_experts: list[int]) -> int:
-        return sum(MlpShapes(self.hidden_size, [self.mlp] * self.num_layers).added_parameters(num_experts))
+        return sum(BlockShapes(self.hidden_size, [self.mlp] * self.num_layers).added_parameters(num_experts))
 
 
 @dataclass(frozen=True)

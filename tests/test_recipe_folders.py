@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from neuronmoe_plugins.allocation.experts import MlpShapes, scale_experts
+from neuronmoe_plugins.allocation.experts import BlockShapes, scale_experts
 from neuronmoe_plugins.data.spec import Amount, load_spec
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -30,8 +30,8 @@ PUBLISHED: dict[str, tuple[list[int], int]] = {
 CONTINUAL = "llama3.2-3b-greek-turkish-hungarian"
 # Of the config.json on the hub.
 SHAPES = {
-    "llama3.2-3b": MlpShapes(3072, [3 * 3072 * 8192] * 28),
-    "qwen1.5-1.8b": MlpShapes(2048, [3 * 2048 * 5504] * 24),
+    "llama3.2-3b": BlockShapes(3072, [3 * 3072 * 8192] * 28),
+    "qwen1.5-1.8b": BlockShapes(2048, [3 * 2048 * 5504] * 24),
 }
 
 

@@ -104,6 +104,13 @@ def test_the_rank_of_the_experts_is_the_allocations(workspace: Path) -> None:
     stage1, stage2 = recipe(workspace, "el_train", "en_replay", "--force")
     assert stage1["moe_expert_rank"] == 64
     assert "moe_expert_rank" not in stage2, "the adapter has it"
+    assert "moe_targets" not in stage1
+    (workspace / "allocation.yaml").write_text(
+        yaml.safe_dump(allocation | {"expert_rank": 64, "expert_targets": "both"})
+    )
+    stage1, stage2 = recipe(workspace, "el_train", "en_replay", "--force")
+    assert (stage1["moe_expert_rank"], stage1["moe_targets"]) == (64, "both")
+    assert "moe_targets" not in stage2, "the adapter has it"
 
 
 def test_paths_are_absolute_and_stage2_starts_from_stage1(workspace: Path) -> None:

@@ -7,7 +7,15 @@ from dataclasses import replace
 from fractions import Fraction
 
 from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
-from neuronmoe_plugins.allocation.experts import Choose, ExpertPlan, Score, check_bounds, check_scores, rescale
+from neuronmoe_plugins.allocation.experts import (
+    Choose,
+    ExpertPlan,
+    ExpertTargets,
+    Score,
+    check_bounds,
+    check_scores,
+    rescale,
+)
 from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
@@ -31,6 +39,8 @@ def allocate(request: AllocationRequest) -> Allocation:
         chosen = replace(chosen, rule=PLACEMENTS[request.placement])
     origin = AnalysisFolder(request.origin) if request.origin.is_dir() else ScoresFile(request.origin)
     settings = resolve(request, chosen, origin.counts_neurons)
+    if settings.expert_targets is not ExpertTargets.MLP:
+        origin.require_shapes(1, settings.expert_targets)
     origin.check_languages(settings.source, settings.targets)
     scores = chosen.scores(origin, settings)
     if len(scores) != origin.num_layers:
@@ -38,6 +48,7 @@ def allocate(request: AllocationRequest) -> Allocation:
         raise UserError(f"the strategy {request.strategy!r} {given}")
     check_scores(scores)
     plan = _plan(rescale(scores, settings.scale), chosen, settings, origin)
+    _check_rank(plan, settings, origin)
     return _record(plan, scores, chosen, settings, origin)
 
 
@@ -50,9 +61,9 @@ def _plan(
             plan = _plan(scores, strategy, replace(settings, max_added_parameters=None), origin)
         except UserError as error:
             raise UserError(f"--choose rank leaves how many experts there are to other options: {error}") from error
-        origin.require_shapes(1)
+        origin.require_shapes(1, settings.expert_targets)
         assert origin.shapes is not None
-        rank, note = fit_rank(plan.num_experts, origin.shapes, settings.max_added_parameters)
+        rank, note = fit_rank(plan.num_experts, origin.shapes, settings.max_added_parameters, settings.expert_targets)
         return ExpertPlan(plan.num_experts, _notes(plan.note, note), rank)
     plan = _spread(scores, strategy, settings, origin)
     return _equal(plan, scores, settings, origin) if settings.equal_experts else plan
@@ -68,7 +79,7 @@ def _equal(plan: ExpertPlan, scores: Sequence[Fraction], settings: Settings, ori
     def fits(num_experts: list[int]) -> bool:
         if settings.max_added_parameters is None:
             return settings.total_experts in (None, sum(num_experts))
-        shapes = origin.require_shapes(settings.expert_rank)
+        shapes = origin.require_shapes(settings.expert_rank, settings.expert_targets)
         return sum(shapes.added_parameters(num_experts)) <= settings.max_added_parameters
 
     limits = Limits(settings.min_experts, settings.max_experts)
@@ -92,7 +103,8 @@ def _spread(
     if settings.total_experts is not None:
         num_experts = fit_total(strategy.rule.ramp(scores, settings), limits, settings.total_experts)
     elif settings.max_added_parameters is not None:
-        ramp, shapes = strategy.rule.ramp(scores, settings), origin.require_shapes(settings.expert_rank)
+        ramp = strategy.rule.ramp(scores, settings)
+        shapes = origin.require_shapes(settings.expert_rank, settings.expert_targets)
         num_experts = fit_parameters(ramp, limits, shapes, settings.max_added_parameters)
     else:
         return replace(strategy.rule.experts(scores, settings), expert_rank=settings.expert_rank)
@@ -100,6 +112,19 @@ def _spread(
         note = "all layers have the same score, so the experts are spread evenly"
         return ExpertPlan(num_experts, note, settings.expert_rank)
     return ExpertPlan(num_experts, expert_rank=settings.expert_rank)
+
+
+def _check_rank(plan: ExpertPlan, settings: Settings, origin: AllocationOrigin) -> None:
+    """Refuse a rank that attention cannot take here, rather than when a run starts."""
+    if settings.expert_targets is ExpertTargets.MLP or origin.shapes is None or plan.expert_rank is None:
+        return
+    highest = origin.shapes.highest_ranks(ExpertTargets.ATTENTION)
+    for layer, (experts, most) in enumerate(zip(plan.num_experts, highest, strict=True)):
+        if experts > 1 and plan.expert_rank > most:
+            raise UserError(
+                f"--expert-rank is {plan.expert_rank}, but the attention of layer {layer} takes at most {most}; give a "
+                "lower one, or --expert-targets mlp"
+            )
 
 
 def _record(
@@ -110,6 +135,7 @@ def _record(
     origin: AllocationOrigin,
 ) -> Allocation:
     identity = origin.neuron_identity if strategy.counts_neurons and isinstance(origin, AnalysisFolder) else None
+    expert_targets = None if plan.expert_rank is None else settings.expert_targets.value
     chosen = settings.recorded() | {"min_experts": settings.min_experts, "max_experts": settings.max_experts}
     return Allocation(
         num_experts=plan.num_experts,
@@ -121,14 +147,13 @@ def _record(
         requested_total_experts=settings.total_experts,
         max_added_parameters=settings.max_added_parameters,
         neuron_identity=identity,
-        hidden_size=origin.shapes.hidden_size if origin.shapes else None,
-        mlp_parameters=origin.shapes.mlp_parameters if origin.shapes else None,
-        mlp_widths=origin.shapes.mlp_widths if origin.shapes and plan.expert_rank is not None else None,
         expert_rank=plan.expert_rank,
+        expert_targets=expert_targets,
         equal_experts=settings.equal_experts,
         scores_from=str(origin.path),
         scores_sha256=origin.sha256,
         note=plan.note,
+        **(origin.shapes.recorded(plan.expert_rank, expert_targets) if origin.shapes else {}),
         **chosen,
     )
 
@@ -150,6 +175,8 @@ def resolve(request: AllocationRequest, strategy: AllocationStrategy, counted: b
         raise UserError("--total-experts and --max-added-parameters both decide the total; pass one of them")
     if chooses_rank and request.expert_rank is not None:
         raise UserError("--expert-rank has no effect with --choose rank, which finds it; leave it out")
+    if request.expert_targets is not None and request.expert_rank is None and not chooses_rank:
+        raise UserError("--expert-targets needs --expert-rank R or --choose rank: full copies are of MLPs alone")
     has_total = request.total_experts is not None or fits_experts
     used = strategy.rule.total_options if has_total else strategy.rule.options
     used |= {"placement"} if strategy.rule.heeds_scores else frozenset()

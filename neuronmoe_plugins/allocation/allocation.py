@@ -9,7 +9,16 @@ from typing import Any
 
 import yaml
 
-from neuronmoe_plugins.allocation.experts import Choose, MlpShapes, Placement, Rounding, Scale
+from neuronmoe_plugins.allocation.experts import (
+    BlockShapes,
+    Choose,
+    Combine,
+    ExpertTargets,
+    Placement,
+    Rounding,
+    Scale,
+    Shape,
+)
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text, writing
 from neuronmoe_plugins.options import declared_options, option
@@ -25,29 +34,6 @@ from neuronmoe_plugins.reading import (
     read_yaml,
     shown,
 )
-
-
-class Combine(str, Enum):
-    """How neurons of several languages become one count per layer.
-
-    `union`: distinct neurons of source and targets together (paper, Eq. 2). `mean`: those of the source plus the mean
-    over the targets of each target's own, the published code's way with three targets; what languages share counts for
-    each of them.
-    """
-
-    UNION = "union"
-    MEAN = "mean"
-
-
-class Shape(str, Enum):
-    """Which layers of a model get more experts, whatever the model: forms to hold measured allocations to."""
-
-    ENDS = "ends"
-    MIDDLE = "middle"
-    EARLY = "early"
-    LATE = "late"
-    EVEN = "even"
-    RANDOM = "random"
 
 
 def _is_seed(value: Any) -> bool:
@@ -109,13 +95,16 @@ class AllocationRequest:
     expert_rank: int | None = option(
         "Rank of the new experts, low-rank deltas on the MLPs; without it they are copies.", None, check=_of_64_bits
     )
+    expert_targets: ExpertTargets | None = option(
+        "What experts of low rank change: MLPs, attention, or both, with a router each.", None, shown="mlp"
+    )
     equal_experts: bool = option("Give layers one and the same count, or none: exported at no cost.", False)
 
 
 # Those that every strategy heeds, or that are what it is asked for.
 ALWAYS_HEEDED = (
     *("origin", "source", "targets", "strategy", "total_experts", "max_added_parameters", "expert_rank"),
-    "equal_experts",
+    *("expert_targets", "equal_experts"),
 )
 HEEDED_BY_SOME = tuple(each.name for each, _ in declared_options(AllocationRequest) if each.name not in ALWAYS_HEEDED)
 
@@ -131,6 +120,7 @@ class Settings(AllocationRequest):
     scale: Scale = Scale.LINEAR
     rounding: Rounding = Rounding.FLOOR
     combine: Combine = Combine.UNION
+    expert_targets: ExpertTargets = ExpertTargets.MLP
     min_experts: int = 1
     used: frozenset[str] = frozenset()
 
@@ -189,6 +179,8 @@ class Allocation:
         mlp_parameters: Parameters of one copy of each layer's MLP.
         expert_rank: Rank of the new experts; None for copies of the MLPs.
         mlp_widths: Inputs and outputs of each layer's MLP's linear layers, where there is a rank.
+        expert_targets: What the new experts change, where there is a rank: mlp, attention or both.
+        attention_widths: As `mlp_widths`, of the attention's linear layers, where experts change these.
         placement: How scores became places, where that was not left to the strategy: linear or top.
         equal_experts: Whether layers were to have one count or stay dense.
         shape: Which layers get more experts, for the strategy of that name.
@@ -220,6 +212,8 @@ class Allocation:
     mlp_parameters: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
     expert_rank: int | None = _key(or_null(is_count), COUNT_OR_NULL, None)
     mlp_widths: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
+    expert_targets: str | None = _key(or_null(one_of(*ExpertTargets)), f"{', '.join(ExpertTargets)} or null", None)
+    attention_widths: list[int] | None = _key(or_null(_filled(list_of(is_count))), f"{COUNTS}, or null", None)
     equal_experts: bool = _key(lambda value: isinstance(value, bool), "true or false", False)
     placement: str | None = _key(or_null(one_of(*Placement)), f"{', '.join(Placement)} or null", None)
     shape: str | None = _key(or_null(one_of(*Shape)), f"{', '.join(Shape)} or null", None)
@@ -238,11 +232,20 @@ class Allocation:
         return sum(self.num_experts) - len(self.num_experts)
 
     @property
+    def kind_of_new(self) -> str:
+        """Follows the number of new experts: nothing for copies, ` of rank 4` or ` of rank 4 in attention`."""
+        if self.expert_rank is None:
+            return ""
+        where = {ExpertTargets.ATTENTION: " in attention", ExpertTargets.BOTH: " in MLPs and attention"}
+        return f" of rank {self.expert_rank}{where.get(ExpertTargets(self.expert_targets or ExpertTargets.MLP), '')}"
+
+    @property
     def layer_added_parameters(self) -> list[int] | None:
         """New parameters of each layer; None where the model's sizes are not known."""
         if self.hidden_size is None or self.mlp_parameters is None:
             return None
-        shapes = MlpShapes(self.hidden_size, self.mlp_parameters, self.mlp_widths).of_rank(self.expert_rank)
+        sizes = BlockShapes(self.hidden_size, self.mlp_parameters, self.mlp_widths, self.attention_widths)
+        shapes = sizes.of_rank(self.expert_rank, ExpertTargets(self.expert_targets or ExpertTargets.MLP))
         return None if shapes is None else shapes.added_parameters(self.num_experts)
 
     def save(self, path: Path) -> None:
@@ -285,9 +288,11 @@ class Allocation:
 
 def _check_lengths(path: Path, content: dict[str, Any]) -> None:
     num_layers = len(content["num_experts"])
-    for key in ("layer_scores", "mlp_parameters", "mlp_widths"):
+    for key in ("layer_scores", "mlp_parameters", "mlp_widths", "attention_widths"):
         values = content.get(key)
         if values and len(values) != num_layers:
             raise UserError(f"{path}: num_experts has {num_layers} layers, {key} {len(values)}")
     if (content.get("hidden_size") is None) != (content.get("mlp_parameters") is None):
         raise UserError(f"{path}: hidden_size and mlp_parameters belong together; set both or neither to null")
+    if content.get("expert_rank") is None and content.get("expert_targets") is not None:
+        raise UserError(f"{path}: expert_targets has no effect without expert_rank; set it to null, or give a rank")

@@ -57,8 +57,7 @@ def comparison_table(this: Allocation, other: Allocation) -> Table:
 def expert_sentence(allocation: Allocation) -> str:
     """All experts, and how many of them are new: "49 experts: 28 original MLPs + 21 new"."""
     total, layers = allocation.total_experts, len(allocation.num_experts)
-    rank = "" if allocation.expert_rank is None else f" of rank {allocation.expert_rank}"
-    return f"{total} experts: {layers} original MLPs + {allocation.new_experts} new{rank}"
+    return f"{total} experts: {layers} original MLPs + {allocation.new_experts} new{allocation.kind_of_new}"
 
 
 def parameter_sentence(allocation: Allocation) -> str:

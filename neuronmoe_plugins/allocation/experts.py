@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from neuronmoe_plugins.errors import UserError
 
@@ -46,6 +46,29 @@ class Rounding(str, Enum):
     ROUND = "round"
 
 
+class Combine(str, Enum):
+    """How neurons of several languages become one count per layer.
+
+    `union`: distinct neurons of source and targets together (paper, Eq. 2). `mean`: those of the source plus the mean
+    over the targets of each target's own, the published code's way with three targets; what languages share counts for
+    each of them.
+    """
+
+    UNION = "union"
+    MEAN = "mean"
+
+
+class Shape(str, Enum):
+    """Which layers of a model get more experts, whatever the model: forms to hold measured allocations to."""
+
+    ENDS = "ends"
+    MIDDLE = "middle"
+    EARLY = "early"
+    LATE = "late"
+    EVEN = "even"
+    RANDOM = "random"
+
+
 class Placement(str, Enum):
     """How scores become places of experts: by the paper's linear rule, or one expert in each of the best layers."""
 
@@ -58,6 +81,14 @@ class Choose(str, Enum):
 
     EXPERTS = "experts"
     RANK = "rank"
+
+
+class ExpertTargets(str, Enum):
+    """What new experts of low rank change in a layer: its MLP, its attention, or both, with a router each."""
+
+    MLP = "mlp"
+    ATTENTION = "attention"
+    BOTH = "both"
 
 
 @dataclass(frozen=True)
@@ -133,35 +164,63 @@ def ceil_shares(weights: Sequence[Fraction], budget: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class MlpShapes:
-    """The sizes of a model from which added parameters follow.
+class BlockShapes:
+    """The sizes of a model's MLPs and attention, from which added parameters follow.
 
     Attributes:
         hidden_size: Width of the hidden states, which the routers read.
         mlp_parameters: Weights and biases of one new expert of each layer, a copy of the MLP.
         mlp_widths: Inputs and outputs of each layer's MLP's linear layers, the parameters of a low-rank expert per
             rank; None if not known.
+        attention_widths: The same of the attention's linear layers.
+        attention_ranks: The highest rank that these take, their least input or output.
+        routers: Of a layer that is a mixture; MLP and attention have one each.
     """
 
     hidden_size: int
     mlp_parameters: list[int]
     mlp_widths: list[int] | None = None
+    attention_widths: list[int] | None = None
+    attention_ranks: list[int] | None = None
+    routers: int = 1
 
-    def of_rank(self, rank: int | None) -> MlpShapes | None:
+    def of_rank(self, rank: int | None, targets: ExpertTargets = ExpertTargets.MLP) -> BlockShapes | None:
         """The sizes where new experts have that rank instead of being copies (None); None if they are not known."""
         if rank is None:
             return self
-        if self.mlp_widths is None:
+        of_mlps = [] if targets is ExpertTargets.ATTENTION else [self.mlp_widths]
+        of_attention = [] if targets is ExpertTargets.MLP else [self.attention_widths]
+        widths = [each for each in (*of_mlps, *of_attention) if each is not None]
+        if len(widths) < len(of_mlps) + len(of_attention):
             return None
-        return MlpShapes(self.hidden_size, [rank * width for width in self.mlp_widths], self.mlp_widths)
+        parameters = [rank * sum(of_layer) for of_layer in zip(*widths, strict=True)]
+        return replace(self, mlp_parameters=parameters, routers=len(widths))
+
+    def highest_ranks(self, targets: ExpertTargets) -> list[int]:
+        """Of each layer's experts: none is larger than a copy of the MLP, or has a rank that attention cannot take."""
+        limits = [] if targets is ExpertTargets.MLP else [self.attention_ranks or []]
+        if targets is not ExpertTargets.ATTENTION:
+            widths = self.mlp_widths or []
+            limits.append([copy // width for copy, width in zip(self.mlp_parameters, widths, strict=True)])
+        return [min(of_layer) for of_layer in zip(*limits, strict=True)]
+
+    def recorded(self, rank: int | None, targets: str | None) -> dict[str, Any]:
+        """What an allocation records of them, for experts of that rank (None: copies) that change these."""
+        in_attention = targets not in (None, ExpertTargets.MLP)
+        return {
+            "hidden_size": self.hidden_size,
+            "mlp_parameters": self.mlp_parameters,
+            "mlp_widths": None if rank is None else self.mlp_widths,
+            "attention_widths": self.attention_widths if in_attention else None,
+        }
 
     def added_parameters(self, num_experts: Sequence[int]) -> list[int]:
-        """New parameters of each layer: its copies of the MLP and, in a mixture, a router row for every expert.
+        """New parameters of each layer: its new experts and, in a mixture, a row of each router for every expert.
 
         Args:
             num_experts: Experts per layer, the base MLP included; a layer with 1 stays dense and adds nothing.
         """
         return [
-            (experts - 1) * copy + experts * self.hidden_size if experts > 1 else 0
+            (experts - 1) * copy + self.routers * experts * self.hidden_size if experts > 1 else 0
             for experts, copy in zip(num_experts, self.mlp_parameters, strict=True)
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes, ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of
 from neuronmoe_plugins.reading import is_count, is_number, list_of, list_of_length, read_json_object, shown
@@ -49,7 +49,7 @@ class Origin(ABC):
     def __init__(self, path: Path, json_path: Path, record: dict[str, Any], num_layers: int) -> None:
         self.path, self.json_path = path, json_path
         self.record, self.num_layers = record, num_layers
-        self.shapes: MlpShapes | None = read_shapes(json_path, record, num_layers)
+        self.shapes: BlockShapes | None = read_shapes(json_path, record, num_layers)
         self.sha256 = sha256_of([json_path])
 
     @abstractmethod
@@ -66,16 +66,20 @@ class Origin(ABC):
             raise UserError(f"{self.json_path} has no {key}; {self.remedy_for(key)}")
         return self.record[key]
 
-    def require_shapes(self, rank: int | None) -> MlpShapes:
+    def require_shapes(self, rank: int | None, targets: ExpertTargets = ExpertTargets.MLP) -> BlockShapes:
         """The sizes of new experts of that rank, or of copies; raises `UserError` naming the keys that it lacks."""
-        keys = ["hidden_size", "mlp_parameters", *(["mlp_widths"] if rank is not None else [])]
-        shapes = None if self.shapes is None else self.shapes.of_rank(rank)
-        if shapes is None:
-            missing = next(key for key in keys if self.record.get(key) is None)
+        in_attention = targets is not ExpertTargets.MLP
+        keys = ["hidden_size", "mlp_parameters"]
+        keys += ["mlp_widths"] if rank is not None and targets is not ExpertTargets.ATTENTION else []
+        keys += ["attention_widths", "attention_ranks"] if in_attention else []
+        if missing := [key for key in keys if self.record.get(key) is None]:
+            option = f"--expert-targets {targets.value}" if in_attention else "--max-added-parameters"
             raise UserError(
-                f"--max-added-parameters needs {', '.join(keys[:-1])} and {keys[-1]}: {self.json_path} has no "
-                f"{missing}; {self.remedy_for(missing)}"
+                f"{option} needs {', '.join(keys[:-1])} and {keys[-1]}: {self.json_path} has no {missing[0]}; "
+                f"{self.remedy_for(missing[0])}"
             )
+        shapes = self.shapes and self.shapes.of_rank(rank, targets)
+        assert shapes is not None, "all keys are there"
         return shapes
 
     @abstractmethod
@@ -96,11 +100,11 @@ class AnalysisFolder(Origin):
         super().__init__(folder, folder / "summary.json", analysis.summary, analysis.summary["num_layers"])
 
     def remedy_for(self, key: str) -> str:
-        """To analyze again, unless the analysis looked for MLPs and found none that it knows."""
+        """To analyze again, unless the analysis looked for MLPs or attention and found none that it knows."""
         if key in MEASURED_BY:
             return f"{ANALYZE_AGAIN} with --measure {MEASURED_BY[key]}"
-        unknown_mlps = key.startswith("mlp_") and key in self.record
-        return "the model's MLPs are of no known kind" if unknown_mlps else ANALYZE_AGAIN
+        of = {"mlp": "MLPs are", "attention": "attention is"}.get(key.partition("_")[0])
+        return f"the model's {of} of no known kind" if of and key in self.record else ANALYZE_AGAIN
 
     @property
     def neuron_identity(self) -> NeuronIdentity:
@@ -239,7 +243,7 @@ def dissimilarities(similarities: Sequence[float]) -> list[Fraction]:
     return [1 / Fraction(str(float(similarity))) for similarity in similarities]
 
 
-def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> MlpShapes | None:
+def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> BlockShapes | None:
     """The shapes that a JSON object names as `hidden_size` and `mlp_parameters`; None if it lacks one.
 
     Raises:
@@ -250,11 +254,16 @@ def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> MlpSha
         return None
     if not is_count(hidden_size):
         raise UserError(f"{path}: hidden_size is {shown(hidden_size)}; it must be a whole number, 1 or more")
-    widths = record.get("mlp_widths")
-    of_layers = {"mlp_parameters": "parameters", "mlp_widths": "inputs and outputs"}
-    for key, values in (("mlp_parameters", mlp_parameters), *([] if widths is None else [("mlp_widths", widths)])):
+    of_layers = {
+        "mlp_parameters": "parameters of each layer's MLP",
+        "mlp_widths": "inputs and outputs of each layer's MLP",
+        "attention_widths": "inputs and outputs of each layer's attention",
+        "attention_ranks": "least input or output of each layer's attention",
+    }
+    given = {key: record[key] for key in of_layers if record.get(key) is not None}
+    for key, values in given.items():
         if not isinstance(values, list) or not list_of(is_count)(values):
-            raise UserError(f"{path}: {key} must be a list of whole numbers, the {of_layers[key]} of each layer's MLP")
+            raise UserError(f"{path}: {key} must be a list of whole numbers, the {of_layers[key]}")
         if len(values) != num_layers:
             raise UserError(f"{path}: {key} has {len(values)} entries for {num_layers} layers")
-    return MlpShapes(hidden_size, mlp_parameters, widths)
+    return BlockShapes(hidden_size, **given)

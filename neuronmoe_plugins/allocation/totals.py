@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes, ExpertTargets
 from neuronmoe_plugins.errors import UserError
 
 
@@ -93,7 +93,7 @@ def _highest_averages(ramp: Ramp, limits: Limits, reached: list[int], total: int
     return experts
 
 
-def fit_parameters(ramp: Ramp, limits: Limits, shapes: MlpShapes, most_parameters: int) -> list[int]:
+def fit_parameters(ramp: Ramp, limits: Limits, shapes: BlockShapes, most_parameters: int) -> list[int]:
     """The allocation of the largest total that adds at most so many parameters.
 
     Raises:
@@ -159,35 +159,41 @@ def equal_counts(
     return max(found, key=rank, default=list(planned))
 
 
-def fit_rank(num_experts: Sequence[int], shapes: MlpShapes, most_parameters: int) -> tuple[int, str | None]:
+def fit_rank(
+    num_experts: Sequence[int],
+    shapes: BlockShapes,
+    most_parameters: int,
+    targets: ExpertTargets = ExpertTargets.MLP,
+) -> tuple[int, str | None]:
     """The highest rank of new experts at which they and their routers add at most so many parameters.
 
     Args:
         num_experts: Experts per layer, the base MLP included.
-        shapes: The model's, with `mlp_widths`.
+        shapes: The model's, with those of the targets.
         most_parameters: What may be added.
+        targets: What the experts change.
 
     Returns:
-        The rank, and why it is no higher where that needs saying: no expert is larger than a copy of its MLP.
+        The rank, and why it is no higher where that needs saying: no expert is larger than a copy of its MLP, or has a
+        rank that attention cannot take.
 
     Raises:
         UserError: if no layer has a new expert, or not even those of rank 1 fit; names what these add.
     """
-    widths = shapes.mlp_widths or []
-    copies = [
-        copy // width
-        for copy, width, experts in zip(shapes.mlp_parameters, widths, num_experts, strict=True)
-        if experts > 1
-    ]
-    if not copies:
+
+    def highest(of: ExpertTargets) -> int:
+        ranks = zip(shapes.highest_ranks(of), num_experts, strict=True)
+        return min((rank for rank, experts in ranks if experts > 1), default=0)
+
+    if not highest(targets):
         raise UserError("--choose rank: no layer has a new expert whose rank could be chosen; allow more experts")
 
     def added(rank: int) -> int:
-        of_rank = shapes.of_rank(rank)
+        of_rank = shapes.of_rank(rank, targets)
         assert of_rank is not None, "the widths are known"
         return sum(of_rank.added_parameters(num_experts))
 
-    ranks = range(1, min(copies) + 1)
+    ranks = range(1, highest(targets) + 1)
     rank = bisect_right(ranks, most_parameters, key=added)
     if not rank:
         raise UserError(
@@ -195,7 +201,9 @@ def fit_rank(num_experts: Sequence[int], shapes: MlpShapes, most_parameters: int
             f"{sum(num_experts) - len(num_experts)} new, add {added(1)} at rank 1"
         )
     capped = rank == len(ranks) and added(rank + 1) <= most_parameters
-    return rank, f"above rank {rank} the new experts would be larger than copies of the MLPs" if capped else None
+    by_attention = targets is not ExpertTargets.MLP and rank == highest(ExpertTargets.ATTENTION)
+    why = "have a higher rank than attention's linear layers" if by_attention else "be larger than copies of the MLPs"
+    return rank, f"above rank {rank} the new experts would {why}" if capped else None
 
 
 def _ideal_experts(ramp: Ramp, limits: Limits, total: int) -> list[Fraction]:

@@ -154,22 +154,42 @@ def find_mixtures(model: PreTrainedModel) -> dict[int, MoeLayer]:
     return dict(sorted(found.items()))
 
 
-def mlp_sizes(model: PreTrainedModel) -> dict[str, list[int]] | None:
-    """What a new expert of each layer has in parameters; None if the MLPs are of no known family.
+def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
+    """What a new expert of each layer has in parameters; None where MLPs or attention are of no known family.
 
     Returns:
         `mlp_parameters`: weights and biases of a copy of the MLP. `mlp_widths`: inputs and outputs of its linear
-        layers, the parameters of a low-rank expert per rank.
+        layers, the parameters of a low-rank expert per rank; `attention_widths`: the same of attention.
+        `attention_ranks`: the least input or output of attention's linear layers, the highest rank that they take.
     """
+    from neuronmoe_plugins.tuner.attention import Block, find_blocks
+    from neuronmoe_plugins.tuner.plans import ATTENTION, MLP
+
+    sizes: dict[str, list[int] | None]
+    sizes = dict.fromkeys(("mlp_parameters", "mlp_widths", "attention_widths", "attention_ranks"))
+
+    def linear_layers(block: Block) -> list[nn.Linear]:
+        inner = without_adapter(model.get_submodule(block.name))
+        return [cast(nn.Linear, without_adapter(inner.get_submodule(name))) for name in block.family.projections]
+
     try:
         mlps = find_feed_forwards(model)
-    except ValueError:
-        return None
-    sizes: dict[str, list[int]] = {"mlp_parameters": [], "mlp_widths": []}
-    for mlp in mlps.values():
-        inner = without_adapter(model.get_submodule(mlp.name))
-        linears = [cast(nn.Linear, without_adapter(inner.get_submodule(name))) for name in mlp.family.projections]
-        shapes = [(each.in_features, each.out_features, each.bias is not None) for each in linears]
-        sizes["mlp_parameters"].append(sum((inputs + bias) * outputs for inputs, outputs, bias in shapes))
-        sizes["mlp_widths"].append(sum(inputs + outputs for inputs, outputs, _ in shapes))
+        layers = [linear_layers(block) for block in find_blocks(model, mlps, MLP)]
+        sizes["mlp_parameters"] = [sum(map(_parameters, of_layer)) for of_layer in layers]
+        sizes["mlp_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
+        layers = [linear_layers(block) for block in find_blocks(model, mlps, ATTENTION)]
+        sizes["attention_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
+        sizes["attention_ranks"] = [
+            min(min(each.in_features, each.out_features) for each in of_layer) for of_layer in layers
+        ]
+    except ValueError:  # what is found no more stays None
+        pass
     return sizes
+
+
+def _parameters(linear: nn.Linear) -> int:
+    return (linear.in_features + (linear.bias is not None)) * linear.out_features
+
+
+def _width(linear: nn.Linear) -> int:
+    return linear.in_features + linear.out_features

@@ -22,10 +22,10 @@ from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_fin
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
     Place,
+    expert_sizes,
     find_activation_functions,
     find_mlp_inputs,
     find_projections,
-    mlp_sizes,
 )
 from neuronmoe_plugins.neurons.processes import Processes
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
@@ -111,7 +111,7 @@ def _describe_model(options: AnalyzeOptions, model: PreTrainedModel, unmeasured:
         "device": options.device or model.device.type,
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        **(mlp_sizes(model) or {"mlp_parameters": None, "mlp_widths": None}),
+        **expert_sizes(model),
         "unmeasured_modules": unmeasured,
     }
 

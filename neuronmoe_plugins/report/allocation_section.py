@@ -85,12 +85,7 @@ def _with_sizes(run: Run, allocation: Allocation) -> Allocation:
     shapes = read_shapes(run.folder / "summary.json", run.summary, run.num_layers)
     if allocation.added_parameters is not None or shapes is None:
         return allocation
-    return replace(
-        allocation,
-        hidden_size=shapes.hidden_size,
-        mlp_parameters=shapes.mlp_parameters,
-        mlp_widths=None if allocation.expert_rank is None else shapes.mlp_widths,
-    )
+    return replace(allocation, **shapes.recorded(allocation.expert_rank, allocation.expert_targets))
 
 
 def _line(run: Run, main: Allocation) -> Line:
@@ -178,8 +173,7 @@ def _size_table(shown: Shown) -> Table:
             allocation.strategy,
             f"{allocation.source or '–'} → {', '.join(allocation.targets) or '–'}",
             count(allocation.total_experts),
-            count(allocation.new_experts)
-            + ("" if allocation.expert_rank is None else f" of rank {allocation.expert_rank}"),
+            count(allocation.new_experts) + allocation.kind_of_new,
             count(sum(experts > 1 for experts in allocation.num_experts)),
             "–" if allocation.added_parameters is None else count(allocation.added_parameters),
         ]

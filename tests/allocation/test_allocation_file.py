@@ -91,6 +91,12 @@ def test_failed_save_keeps_the_earlier_file(tmp_path: Path) -> None:
         ({"mlp_parameters": [1]}, "num_experts has 3 layers, mlp_parameters 1"),
         ({"mlp_parameters": None}, "hidden_size and mlp_parameters belong together"),
         ({"hidden_size": None}, "hidden_size and mlp_parameters belong together"),
+        ({"attention_widths": [1]}, "num_experts has 3 layers, attention_widths 1"),
+        ({"expert_targets": "heads"}, "expert_targets is 'heads'; it must be mlp, attention, both or null"),
+        (
+            {"expert_targets": "both"},
+            "expert_targets has no effect without expert_rank; set it to null",
+        ),
         ({"layer_scores": ["a", 1, 2]}, "layer_scores is"),
         ({"layer_scores": [float("nan"), 1, 2]}, r"layer_scores is \[nan, 1, 2\]; it must be a list of numbers"),
         ({"targets": [False]}, r"targets is \[False\]; it must be a list of languages \(in quotes\)"),

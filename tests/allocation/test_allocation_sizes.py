@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes
 
 SIZES = {"vocab_size": 61, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
 NUM_EXPERTS = [6, 1, 2, 3]
@@ -34,14 +34,14 @@ def test_against_the_tuner(config: LlamaConfig | GPTNeoXConfig) -> None:
         )
         for layer in range(4)
     ]
-    assert MlpShapes(12, copies).added_parameters(NUM_EXPERTS) == trainable
+    assert BlockShapes(12, copies).added_parameters(NUM_EXPERTS) == trainable
     assert trainable[1] == 0
 
 
 def test_layers_of_different_sizes() -> None:
-    assert MlpShapes(10, [100, 200, 300]).added_parameters([1, 2, 4]) == [0, 220, 940]
+    assert BlockShapes(10, [100, 200, 300]).added_parameters([1, 2, 4]) == [0, 220, 940]
 
 
 def test_the_layers_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        MlpShapes(10, [100, 200]).added_parameters([1, 2, 3])
+        BlockShapes(10, [100, 200]).added_parameters([1, 2, 3])

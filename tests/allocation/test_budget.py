@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes
 from neuronmoe_plugins.allocation.totals import Limits, Ramp, _ideal_experts, fit_parameters, fit_total
 from neuronmoe_plugins.errors import UserError
 
@@ -67,7 +67,7 @@ def test_parameters_are_never_exceeded_and_nothing_larger_fits(problem: tuple[Ra
     num_layers = len(ramp.slopes)
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=num_layers, max_size=num_layers))  # type: ignore[attr-defined]
     most = data.draw(st.integers(1, 2_000))  # type: ignore[attr-defined]
-    shapes = MlpShapes(3, sizes)
+    shapes = BlockShapes(3, sizes)
     costs = {
         total: sum(shapes.added_parameters(fit_total(ramp, limits, total)))
         for total in range(num_layers + 1, 6 * num_layers + 1)
@@ -94,7 +94,7 @@ def test_layers_without_slope_get_what_the_others_cannot_hold() -> None:
 
 
 def test_layers_of_very_different_sizes_are_quick() -> None:
-    shapes = MlpShapes(3, [1, 10**6])
+    shapes = BlockShapes(3, [1, 10**6])
     experts = fit_parameters(Ramp(1, [Fraction(1, 10**5), Fraction(1)]), Limits(1, None), shapes, 10**12)
     assert experts == fit_total(Ramp(1, [Fraction(1, 10**5), Fraction(1)]), Limits(1, None), sum(experts))
     assert 10**12 - 2 * 10**6 < sum(shapes.added_parameters(experts)) <= 10**12
@@ -102,7 +102,7 @@ def test_layers_of_very_different_sizes_are_quick() -> None:
 
 def test_a_large_model_is_quick() -> None:
     slopes = [Fraction(layer * 0.1 + 1e-9) for layer in range(126)]
-    shapes = MlpShapes(16384, [3 * 16384 * 53248] * 126)
+    shapes = BlockShapes(16384, [3 * 16384 * 53248] * 126)
     experts = fit_parameters(Ramp(1, slopes), Limits(1, None), shapes, 10**12)
     assert (
         sum(shapes.added_parameters(experts))

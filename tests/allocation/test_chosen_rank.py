@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from allocations import allocated, run_allocate, save_scores
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes
 from neuronmoe_plugins.allocation.totals import fit_rank
 from neuronmoe_plugins.recipes import Recipe
 
@@ -57,8 +57,8 @@ def test_no_expert_is_larger_than_a_copy(scores: Path, tmp_path: Path) -> None:
     result = run_allocate(scores, "--max-experts", 2, *RANK, 10**9, "--output", tmp_path / "a.yaml")
     assert "of rank 9;" in result.stdout
     assert "Note: above rank 9 the new experts would be larger than copies of the MLPs.\n" in result.stdout
-    assert fit_rank([2, 2], MlpShapes(16, [1152, 600], [120, 120]), 10**9)[0] == 5
-    assert fit_rank([2, 1], MlpShapes(16, [1152, 600], [120, 120]), 10**9)[0] == 9, "a dense layer does not count"
+    assert fit_rank([2, 2], BlockShapes(16, [1152, 600], [120, 120]), 10**9)[0] == 5
+    assert fit_rank([2, 1], BlockShapes(16, [1152, 600], [120, 120]), 10**9)[0] == 9, "a dense layer does not count"
 
 
 def test_experts_are_what_is_chosen_otherwise(scores: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neuronmoe_plugins.allocation.allocate import allocate
 from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
-from neuronmoe_plugins.allocation.experts import Choose, MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes, Choose
 from neuronmoe_plugins.allocation.totals import Limits, equal_counts
 from neuronmoe_plugins.errors import UserError
 
@@ -70,7 +70,7 @@ def test_parameters_are_not_exceeded(tmp_path: Path) -> None:
 def test_the_rank_is_what_fits_the_equal_counts(tmp_path: Path) -> None:
     allocation = made(tmp_path, max_added_parameters=1000, total_experts=9, choose=Choose.RANK)
     assert allocation.num_experts == [2, 1, 2, 2, 2]
-    shapes = MlpShapes(HIDDEN, [MLP] * 5, [WIDTHS] * 5)
+    shapes = BlockShapes(HIDDEN, [MLP] * 5, [WIDTHS] * 5)
     best = max(
         rank
         for rank in (1, 2)

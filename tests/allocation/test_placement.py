@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocations import allocated, run_allocate, save_scores
-from neuronmoe_plugins.allocation.experts import MlpShapes
+from neuronmoe_plugins.allocation.experts import BlockShapes
 from neuronmoe_plugins.allocation.totals import Limits, Ramp, fit_parameters, fit_total
 from neuronmoe_plugins.errors import UserError
 
@@ -61,7 +61,7 @@ def test_new_experts_are_the_best_of_all_averages(scores: list[int], new: int, l
 @QUICK
 def test_parameters_are_spent_to_the_last_expert(scores: list[int], data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 40), min_size=len(scores), max_size=len(scores)))
-    shapes, ramp = MlpShapes(2, sizes), Ramp(1, [Fraction(score) for score in scores], whole=True)
+    shapes, ramp = BlockShapes(2, sizes), Ramp(1, [Fraction(score) for score in scores], whole=True)
     most = data.draw(st.integers(sum(shapes.added_parameters(top(scores, len(scores) + 1))), 1_500))
     found = fit_parameters(ramp, Limits(1, 6), shapes, most)
     assert found == top(scores, sum(found), most=6)

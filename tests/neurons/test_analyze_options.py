@@ -83,6 +83,8 @@ def test_summary_has_what_allocation_and_report_need(plain: Analysis, options: A
     summary = plain.summary
     assert summary["hidden_size"] == 32
     assert summary["mlp_parameters"] == [3 * 32 * 48] * 4
+    assert summary["attention_widths"] == [4 * 32 + (32 + 16 + 16 + 32)] * 4
+    assert summary["attention_ranks"] == [16] * 4
     assert summary["module_components"]["self_attn.q_proj"] == "attention"
     assert summary["module_components"]["mlp.up_proj"] == "mlp"
     assert summary["unmeasured_modules"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.neurons import pooling
 from neuronmoe_plugins.neurons.places import (
+    expert_sizes,
     find_activation_functions,
     find_mlp_inputs,
     find_projections,
-    mlp_sizes,
 )
 from neurons.collecting import pooled_activations
 from tuner.tiny import FAMILIES, moe_config, randomised, tiny_model
@@ -42,10 +43,18 @@ def test_every_family(family: str) -> None:
         assert pooled[key].shape == (4, place.units)
     assert [place.units for place in find_activation_functions(model).values()] == [24] * 3
     assert [place.units for place in find_mlp_inputs(model).values()] == [16] * 3
-    of_mlps = {n: p for n, p in model.named_parameters() if ".mlp." in n}
-    parameters = [sum(p.numel() for n, p in of_mlps.items() if f"layers.{i}.mlp." in n) for i in range(3)]
-    widths = [sum(sum(p.shape) for n, p in of_mlps.items() if f"layers.{i}." in n and p.dim() == 2) for i in range(3)]
-    assert mlp_sizes(model) == {"mlp_parameters": parameters, "mlp_widths": widths}
+    of_mlps = [p for n, p in model.named_parameters() if "layers.1.mlp." in n]
+    of_attention = [p.shape for n, p in model.named_parameters() if re.search(r"layers\.1\.(self_attn|attention)\.", n)]
+    matrices = [shape for shape in of_attention if len(shape) == 2]
+    sizes = {
+        "mlp_parameters": [sum(p.numel() for p in of_mlps)] * 3,
+        "mlp_widths": [sum(sum(p.shape) for p in of_mlps if p.dim() == 2)] * 3,
+        "attention_widths": [sum(map(sum, matrices))] * 3,
+        "attention_ranks": [min(map(min, matrices))] * 3,
+    }
+    assert expert_sizes(model) == sizes
+    mixed = peft.get_peft_model(model, moe_config(num_experts=2, expert_rank=2, targets="both"))
+    assert expert_sizes(mixed) == sizes, "an adapter is looked through"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +92,7 @@ def test_gpt2_has_transposed_linear_layers() -> None:
     }  # fmt: skip
     assert pooled_activations(model, SENTENCES, batch_size=2)[1, "mlp.c_fc"].shape == (4, 32)
     assert find_mlp_inputs(model) == {}
-    assert mlp_sizes(model) is None
+    assert set(expert_sizes(model).values()) == {None}
     with pytest.raises(UserError, match=r"cannot be observed: GPT2LMHeadModel .* has no MLP"):
         find_activation_functions(model)
 

@@ -76,6 +76,10 @@ def of_allocation(**options: Any) -> dict[str, Any]:
             of_allocation(strategy="shape", shape=["ends", "edge"], total_experts=6),
             ": arms: a: a-edge: allocate: shape is 'edge'; it must be one of ends, middle, early, late, even, random",
         ),
+        (
+            of_allocation(expert_targets="both"),
+            ": arms: a: a: --expert-targets needs --expert-rank R or --choose rank: full copies are of MLPs alone",
+        ),
         (of_allocation(total_experts="6"), ": arms: a: a: allocate: total_experts is '6'; it must be of the kind int"),
         (of_allocation(total_experts=3), ": arms: a: a: --total-experts 3 is not possible: 4 layers of 1 to 6 experts"),
         (
