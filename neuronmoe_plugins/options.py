@@ -61,7 +61,7 @@ def check_options(record: Any) -> None:
     for each, told in declared_options(record):
         value = getattr(record, each.name)
         if told.check is not None and value is not None:
-            told.check(typed(told.flag or each.name), value)
+            told.check(told.metavar or typed(told.flag or each.name), value)
 
 
 def typed(name: str) -> str:

@@ -5,24 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import writable_folder
+from neuronmoe_plugins.files import new_folder
 from neuronmoe_plugins.models import ADAPTER, require_model
 from neuronmoe_plugins.options import check_options, one_of, option
 
 
 def _adapter(flag: str, name: str) -> None:
     require_model(flag, name, ADAPTER)
-
-
-def _adapter_argument(flag: str, name: str) -> None:
-    _adapter("ADAPTER", name)
-
-
-def _new_folder(flag: str, path: Path) -> None:
-    writable_folder(flag, path)
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{flag} {path} is not empty: choose another folder, or remove it")
 
 
 @dataclass(frozen=True)
@@ -33,8 +22,8 @@ class ExportRequest:
         UserError: for a value that cannot be used.
     """
 
-    adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter_argument)
-    output: Path = option("Folder for the checkpoint.", check=_new_folder)
+    adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter)
+    output: Path = option("Folder for the checkpoint.", check=new_folder)
     container: str = option(
         "Its architecture: qwen2_moe, qwen3_moe, ernie4_5_moe, or auto for the cheapest that is exact.",
         "auto",
@@ -76,7 +65,7 @@ class GraftRequest:
     target: str = option(
         "The model that was tuned from that one, such as its chat version.", flag="to", check=require_model
     )
-    output: Path = option("Folder for the adapter on the other model.", check=_new_folder)
+    output: Path = option("Folder for the adapter on the other model.", check=new_folder)
 
     def __post_init__(self) -> None:
         check_options(self)

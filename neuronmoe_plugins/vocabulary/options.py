@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import writable_folder
+from neuronmoe_plugins.files import new_folder
 from neuronmoe_plugins.options import at_least_one, check_options, one_of, option
 
 if TYPE_CHECKING:
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 INITIALISATIONS = ("mean", "random")
 LEARNT, KEPT, MEASURED = "learnt", "kept", "measured"
 """What a corpus is for."""
-
-
-def _new_folder(flag: str, path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{flag} {path} exists already: choose another folder, or remove it")
-    writable_folder(flag, path)
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class VocabularyOptions:
     """
 
     model: str = option("Folder or hub name of the base model, with a byte-level BPE tokenizer.")
-    output: Path = option("Folder for the whole model with the larger vocabulary.", check=_new_folder)
+    output: Path = option("Folder for the whole model with the larger vocabulary.", check=new_folder)
     tokens: int = option("New tokens.", check=at_least_one)
     corpora: Sequence[CorpusSpec] = option(
         "Once per language to learn; SOURCE as for `neuronmoe analyze`.", (), flag="corpus", value="LANGUAGE=SOURCE"

@@ -54,7 +54,7 @@ def test_it_writes_all_that_a_model_needs_and_says_what_it_costs(tiny_model_dir:
     assert "Experts in each layer, the base model's MLP included: 2, 1, 1, 2." in card
     assert '"aux_loss_coef": 0.01' in card
     again = run(tmp_path)
-    assert str(again.exception) == f"--output {tmp_path / 'out'} is not empty: choose another folder, or remove it"
+    assert str(again.exception) == f"--output {tmp_path / 'out'} exists already: choose another folder, or remove it"
 
 
 def edit_config(folder: Path, **values: Any) -> None:

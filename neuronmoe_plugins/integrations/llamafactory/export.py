@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, writable_folder, write_text, writing
+from neuronmoe_plugins.files import new_directory, new_folder, write_text, writing
 from neuronmoe_plugins.integrations.llamafactory.adapter import adapter_location, of_rank
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.stand_ins import Call
+from neuronmoe_plugins.models import ADAPTER_WEIGHTS
 from neuronmoe_plugins.tuner.checkpoint import from_file
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
@@ -111,7 +112,7 @@ def export_adapter(run: MoeRun) -> Path:
     from_file(tensors, get_peft_model(base, config, low_cpu_mem_usage=True), "default")  # raises if it does not fit
     size = sum(tensor.numel() for tensor in tensors.values())
     with writing(f"export_dir: {folder}"), new_directory(folder) as partial:
-        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(partial))
         _save_tokenizer(run.model_args, run.data_args, partial)
         write_text(partial / "README.md", model_card(run, size))
@@ -125,11 +126,8 @@ def check_export(model_args: Any) -> Path:
     for key, remedy in NEEDS_MERGED.items():
         if getattr(model_args, key):
             raise UserError(f"{key}: {remedy}")
-    folder = Path(model_args.export_dir).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"export_dir: {model_args.export_dir} is not empty: name a new folder, or remove it")
-    writable_folder("export_dir:", folder)
-    return folder
+    new_folder("export_dir:", Path(model_args.export_dir))
+    return Path(model_args.export_dir).resolve()
 
 
 def export_model(call: Call) -> None:

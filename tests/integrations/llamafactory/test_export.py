@@ -180,7 +180,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
 def test_nothing_is_overwritten(export_args: dict[str, Any], stage1_adapter: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(stage1_adapter, tmp_path / "copied")
     before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match=re.escape(f"export_dir: {copied} is not empty: name a new folder")):
+    with pytest.raises(UserError, match=re.escape(f"export_dir: {copied} exists already: choose another folder")):
         export(export_args | {"adapter_name_or_path": str(copied), "export_dir": str(copied)})
     assert before == {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
 
