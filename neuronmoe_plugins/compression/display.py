@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from neuronmoe_plugins.compression.record import CompressedLayer, Compression
-from neuronmoe_plugins.pruning.display import language_table
+from neuronmoe_plugins.pruning.display import adapter_size, language_table
 from neuronmoe_plugins.tables import Table
 
 
@@ -31,5 +31,4 @@ def _errors(row: CompressedLayer) -> list[Any]:
 
 def summary(compression: Compression) -> str:
     """In one line, how small the adapter has become."""
-    after, before = compression.parameters, compression.parameters_before
-    return f"parameters of the adapter: {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %)"
+    return adapter_size(compression.parameters_before, compression.parameters)

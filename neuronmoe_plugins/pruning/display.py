@@ -47,8 +47,10 @@ def language_table(caption: str, languages: Sequence[LanguageLoss]) -> Table:
 
 def summary(pruning: Pruning) -> str:
     """In one line, what is left of the adapter."""
-    before, after = pruning.parameters_before, pruning.parameters_after
-    return (
-        f"{len(pruning.dropped)} of {len(pruning.experts)} experts dropped; parameters of the adapter: {before:,} -> "
-        f"{after:,} ({100 * (after / before - 1):+.1f} %)"
-    )
+    size = adapter_size(pruning.parameters_before, pruning.parameters_after)
+    return f"{len(pruning.dropped)} of {len(pruning.experts)} experts dropped; {size}"
+
+
+def adapter_size(before: int, after: int) -> str:
+    """How many parameters an adapter had, and has."""
+    return f"parameters of the adapter: {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %)"

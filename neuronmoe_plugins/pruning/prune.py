@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from neuronmoe_plugins.files import new_directory, writing
 from neuronmoe_plugins.models import ADAPTER, require_model
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
-from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences
+from neuronmoe_plugins.neurons.sentences import prepare_sentences
 from neuronmoe_plugins.pruning.options import PruneOptions
-from neuronmoe_plugins.pruning.record import ExpertTrial, LanguageLoss, Pruning
+from neuronmoe_plugins.pruning.record import ExpertTrial, Pruning, language_losses
 from neuronmoe_plugins.specialisation.specialise import require_mixture
-
-if TYPE_CHECKING:
-    from neuronmoe_plugins.neurons.arrays import ScoreArray
-    from neuronmoe_plugins.pruning.leaving_out import Measured
 
 
 def prune(options: PruneOptions, progress: bool = False) -> Pruning:
@@ -46,7 +42,7 @@ def prune(options: PruneOptions, progress: bool = False) -> Pruning:
                     "num_layers": adapter.num_layers,
                     **{name: description[name] for name in ("corpora", "shared_sentences")},
                 },
-                _language_losses(options, sentences, measured, after),
+                language_losses(sentences.languages, options.new_languages, measured.tokens, measured.before, after),
                 [
                     ExpertTrial(*place, measured.shares[place].tolist(), losses.tolist(), place in dropped)
                     for place, losses in measured.alone.items()
@@ -56,16 +52,6 @@ def prune(options: PruneOptions, progress: bool = False) -> Pruning:
             )
             pruning.save(folder)
     return pruning
-
-
-def _language_losses(
-    options: PruneOptions, sentences: TokenizedSentences, measured: Measured, after: ScoreArray
-) -> list[LanguageLoss]:
-    numbers = zip(measured.tokens.tolist(), measured.before.tolist(), after.tolist(), strict=True)
-    return [
-        LanguageLoss(language, language in options.new_languages, *own)
-        for language, own in zip(sentences.languages, numbers, strict=True)
-    ]
 
 
 def _settings(options: PruneOptions) -> dict[str, Any]:

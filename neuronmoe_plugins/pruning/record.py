@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray
 
 RECORD = "pruning.json"
 FORMAT = 1
@@ -55,6 +58,14 @@ class LanguageLoss:
     def rise(self) -> float:
         """By how much of itself the loss rose."""
         return self.after / self.before - 1
+
+
+def language_losses(
+    languages: Sequence[str], new: Sequence[str], tokens: IntArray, before: ScoreArray, after: ScoreArray
+) -> list[LanguageLoss]:
+    """One for each language, of arrays (languages,); those in `new` are the learned ones."""
+    numbers = zip(languages, tokens.tolist(), before.tolist(), after.tolist(), strict=True)
+    return [LanguageLoss(language, language in new, *own) for language, *own in numbers]
 
 
 @dataclass(frozen=True)
