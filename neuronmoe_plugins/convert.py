@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.files import new_directory, new_folder, write_json, writing
-from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, adapter_weights, read_adapter_config
+from neuronmoe_plugins.files import new_directory, new_folder, writing
+from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, adapter_weights, read_adapter_config, write_adapter
 
 CONFIG = ADAPTER[0]
 # Metadata of the weights: the configuration that they were converted from, so that converting back restores it.
@@ -30,7 +30,7 @@ def convert(source: Path, output: Path) -> str:
         UserError: if the folder holds no `moe` adapter, the output exists, or tensors are missing.
     """
     new_folder("OUT", output)
-    config = read_adapter_config(source)
+    config = read_adapter_config(source / CONFIG)
     with adapter_weights(source) as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     from neuronmoe_plugins.tuner.reference_format import is_published, tensors_from_published, tensors_to_published
@@ -43,12 +43,8 @@ def convert(source: Path, output: Path) -> str:
     converted = _convert_config(config, layers, to_published)
     if SOURCE in metadata:
         converted = _restore(config, converted, json.loads(metadata[SOURCE]), layers, to_published)
-    metadata = {"format": "pt", SOURCE: json.dumps(config)}
-    from safetensors.torch import save_file
-
     with writing(f"OUT {output}"), new_directory(output) as folder:
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
-        write_json(folder / CONFIG, converted)
+        write_adapter(folder, tensors, converted, **{SOURCE: json.dumps(config)})
     return "published" if to_published else "neuronmoe-plugins"
 
 

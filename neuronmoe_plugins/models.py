@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import digest, read_json
+from neuronmoe_plugins.files import digest, read_json, write_json
 from neuronmoe_plugins.reading import read_json_object
 
 MODEL, ADAPTER = ("config.json",), ("adapter_config.json",)
@@ -127,28 +126,49 @@ def _require_on_hub(flag: str, name: str, file: str, is_needed: bool) -> None:
             raise UserError(f"{missing}and the hub cannot be asked ({one_line(error)})") from error
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a `moe` adapter; raises `UserError` if the folder holds none."""
-    path = folder / ADAPTER[0]
+def local_file(name: str, file: str) -> Path | None:
+    """A file of a folder or of a repository on the hub; None if it has no such file."""
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(name, file, **quiet)
+    return None if found is None else Path(found)
+
+
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """The configuration of a `moe` adapter; raises `UserError` if the file holds none."""
     config = read_json_object(path, "name the folder of an adapter")
     if config.get("peft_type") != "MOE":
         raise UserError(f"{path} is not the configuration of a moe adapter: its peft_type is not MOE")
     return config
 
 
-@contextmanager
-def adapter_weights(folder: Path) -> Iterator[Any]:
-    """The open safetensors file of an adapter, of which parts can be read; raises `UserError` if it cannot be."""
+def adapter_weights(folder: Path) -> Any:
+    """The open safetensors file of an adapter, as of `open_weights`."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing; adapters in adapter_model.bin (pickle) are not read")
+    return open_weights(path)
+
+
+def open_weights(path: Path) -> Any:
+    """An open safetensors file, of which parts can be read; raises `UserError` if it cannot be."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], **metadata: str) -> None:
+    """Write an adapter's two files; the metadata is that of the weights."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), folder / ADAPTER_WEIGHTS, metadata={"format": "pt", **metadata})
+    write_json(folder / ADAPTER[0], config)
 
 
 def weight_in_files(find: Callable[[str], Path | None], name: str) -> Any:
@@ -157,13 +177,14 @@ def weight_in_files(find: Callable[[str], Path | None], name: str) -> Any:
     Args:
         find: From the name of one of the model's files to where it is; None if it has none of that name.
         name: Of the weight.
-    """
-    from safetensors import safe_open
 
+    Raises:
+        UserError: if the file cannot be read.
+    """
     index = find("model.safetensors.index.json")
     shards = {} if index is None else read_json(index)["weight_map"]
     file = find(shards.get(name, "model.safetensors"))
     if file is None:
         return None
-    tensors = safe_open(file, framework="pt")
+    tensors = open_weights(file)
     return tensors.get_slice(name) if name in tensors.keys() else None  # noqa: SIM118

@@ -14,6 +14,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import read_json
+from neuronmoe_plugins.models import ADAPTER
 from neuronmoe_plugins.reading import is_number, read_json_object
 
 # How lm-eval writes the end of a run into the names of its files.
@@ -229,7 +230,7 @@ def count_experts(model_args: Mapping[str, str]) -> int | None:
         The number; None without an adapter of this kind, or where its folder, or that of the model if the number of
         layers is not clear without it, cannot be read.
     """
-    adapter = _read_or_empty(model_args.get("peft"), "adapter_config.json")
+    adapter = _read_or_empty(model_args.get("peft"), ADAPTER[0])
     experts, layers = adapter.get("num_experts"), adapter.get("layers_to_transform")
     if adapter.get("peft_type") != "MOE" or experts is None:
         return None

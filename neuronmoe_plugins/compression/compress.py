@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 from neuronmoe_plugins.compression.record import CompressedLayer, Compression, CompressRequest
 from neuronmoe_plugins.data.manifest import unseen_corpora
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.files import new_directory, write_json, writing
+from neuronmoe_plugins.files import new_directory, writing
 from neuronmoe_plugins.models import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     adapter_weights,
+    local_file,
     read_adapter_config,
     require_model,
     weight_in_files,
+    write_adapter,
 )
 from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.sentences import prepare_sentences
-from neuronmoe_plugins.pruning.record import LanguageLoss
+from neuronmoe_plugins.pruning.record import language_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,16 +54,13 @@ def compress(request: CompressRequest, progress: bool = False) -> Compression:
         UserError: if the adapter or the model cannot be read or do not fit each other, a rank is above the smaller
             side of a weight, or an expert has a bias of its own, for which experts of low rank have no place.
     """
-    config = read_adapter_config(request.adapter)
+    config = read_adapter_config(request.adapter / ADAPTER[0])
     model = _base_model(request, config)
     losses = None if request.data is None else _Losses(request, request.data, model)
     with adapter_weights(request.adapter) as file:
         low_rank, compression, tensors = _compress_file(request, config, model, file, progress)
-    from safetensors.torch import save_file
-
     with writing(f"--output {request.output}"), new_directory(request.output) as folder:
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / ADAPTER[0], low_rank)
+        write_adapter(folder, tensors, low_rank)
         if losses is not None:
             measured = (losses.measure(adapter) for adapter in (request.adapter, folder))
             compression = losses.compared(compression, *measured)
@@ -90,12 +89,9 @@ def _compress_file(
         delta, lost, factors = _compress(each, source, read, own.rank, after[0].scaling(own.rank))
         layers[each.layer] = replace(own, delta=own.delta + delta, lost=own.lost + lost)
         tensors |= factors
-    size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return low_rank, Compression(list(layers.values()), sum(map(_size, tensors.values())), size), tensors
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel()
+    size = sum(tensor.numel() for tensor in tensors.values())
+    size_before = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return low_rank, Compression(list(layers.values()), size, size_before), tensors
 
 
 class _Losses:
@@ -117,8 +113,7 @@ class _Losses:
         self._sentences, described = prepare_sentences(options, AVERAGE_PRECISION)
         of_corpora = {name: described[name] for name in ("corpora", "shared_sentences")}
         self._texts = {"model": model, "max_tokens": options.max_tokens, **options.sampling(), **of_corpora}
-        self._is_new = {spec.language: bool(spec.is_learned) for spec in corpora}
-        self._tokens: Sequence[int] = ()
+        self._new = [spec.language for spec in corpora if spec.is_learned]
 
     def measure(self, adapter: Path) -> ScoreArray:
         """Load the model with an adapter; float64 (languages,), nats per token."""
@@ -128,16 +123,12 @@ class _Losses:
         model = load_model(self._model, "float32", default_device(), str(adapter), "ADAPTER")
         require_places(model, self._sentences.token_ids)
         losses = LanguageLosses(model, self._sentences, BATCH_SIZE)
-        self._tokens = losses.tokens.tolist()
+        self._tokens = losses.tokens
         return losses.measure()
 
     def compared(self, compression: Compression, before: ScoreArray, after: ScoreArray) -> Compression:
         """With both losses."""
-        numbers = zip(self._tokens, before.tolist(), after.tolist(), strict=True)
-        rows = [
-            LanguageLoss(language, self._is_new[language], *own)
-            for language, own in zip(self._sentences.languages, numbers, strict=True)
-        ]
+        rows = language_losses(self._sentences.languages, self._new, self._tokens, before, after)
         return replace(compression, languages=rows, texts=self._texts)
 
 
@@ -172,7 +163,7 @@ def _check(
     source: SavedExperts, request: CompressRequest, model: str, config: Mapping[str, Any], plans: dict[int, LayerPlan]
 ) -> Callable[[str], Any]:
     """What reads the base's weights, after all that could be wrong has been looked at."""
-    from neuronmoe_plugins.tuner.fingerprint import has_other_weights, other_weights
+    from neuronmoe_plugins.tuner.fingerprint import require_base
 
     for each in source.projections:
         rank, (out, into) = plans[each.layer].expert_rank or 0, source.shape(each)
@@ -183,23 +174,14 @@ def _check(
             )
     saved = config.get("base_fingerprint") or {}
     read = _reader(model, next(iter(saved), f"{source.projections[0].base_name}.weight"))
-    if different := other_weights(saved, read):
-        raise UserError(f"{request.adapter} is an adapter of another model, {has_other_weights(model, different)}")
+    require_base(f"{request.adapter} is an adapter of another model", saved, model, read)
     source.check_base(read)
     return read
 
 
 def _reader(model: str, name: str) -> Callable[[str], Any]:
     """Reads a model's weights from its files, or, where these have none of that name, from the whole model."""
-    from transformers.utils import cached_file
-
-    def find(file: str) -> Path | None:
-        found = cached_file(
-            model, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        return None if found is None else Path(found)
-
-    read = partial(weight_in_files, find)
+    read = partial(weight_in_files, partial(local_file, model))
     if read(name) is not None:
         return read
     from neuronmoe_plugins.neurons.loading import load_model

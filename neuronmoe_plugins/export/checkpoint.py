@@ -15,8 +15,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.export.mixture import Mixture
-from neuronmoe_plugins.export.sources import Source, local_file
+from neuronmoe_plugins.export.sources import Source
 from neuronmoe_plugins.files import write_json, write_text
+from neuronmoe_plugins.models import local_file
 from neuronmoe_plugins.progress import track
 
 # One shard is in memory at a time.

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import save_file
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.export.mixture import ADAPTER_WEIGHTS, Mixture
+from neuronmoe_plugins.export.mixture import Mixture
 from neuronmoe_plugins.export.request import GraftRequest
-from neuronmoe_plugins.export.sources import BaseModel, local_file
-from neuronmoe_plugins.files import new_directory, write_json, writing
-from neuronmoe_plugins.models import ADAPTER, TOKENIZER
+from neuronmoe_plugins.export.sources import BaseModel
+from neuronmoe_plugins.files import new_directory, writing
+from neuronmoe_plugins.models import TOKENIZER, local_file, write_adapter
 from neuronmoe_plugins.neurons.loading import load_tokenizer
 from neuronmoe_plugins.progress import track
 
@@ -64,8 +63,7 @@ def graft(request: GraftRequest, progress: bool = False) -> Graft:
         "revision": None,
     }
     with writing(f"--output {request.output}"), new_directory(request.output) as folder:
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / ADAPTER[0], config)
+        write_adapter(folder, tensors, config)
     plans = mixture.plans.values()
     return Graft(sum(plan.num_experts - 1 for plan in plans), mixture.config.expert_rank is not None)
 

@@ -9,17 +9,14 @@ from typing import Any
 import torch
 
 from neuronmoe_plugins.errors import UserError, one_line
-from neuronmoe_plugins.export.sources import BaseModel, Source, TensorFiles, local_file
-from neuronmoe_plugins.models import ADAPTER
-from neuronmoe_plugins.reading import read_json_object
+from neuronmoe_plugins.export.sources import BaseModel, Source, TensorFiles
+from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, local_file, read_adapter_config
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER, PEFT_PREFIX
 from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP
-from neuronmoe_plugins.tuner.fingerprint import has_other_weights, other_weights
+from neuronmoe_plugins.tuner.fingerprint import require_base
 from neuronmoe_plugins.tuner.plans import LayerPlan
-from neuronmoe_plugins.tuner.reference_format import PUBLISHED_ROUTER, ROUTER
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from neuronmoe_plugins.tuner.reference_format import PUBLISHED_ROUTER, ROUTER, published_name
 
 
 class Mixture:
@@ -50,9 +47,7 @@ class Mixture:
             raise UserError(f"{self.place} has no {ADAPTER_WEIGHTS}; adapters in adapter_model.bin are not read")
         self.files = TensorFiles([path])
         self._check_tensors()
-        different = other_weights(self.config.made_on or {}, self.base.files.slice)
-        if different:
-            raise UserError(f"{self.place} is one of another model, {has_other_weights(named, different)}")
+        require_base(f"{self.place} is one of another model", self.config.made_on, named, self.base.files.slice)
 
     @property
     def counts(self) -> dict[int, int]:
@@ -77,7 +72,7 @@ class Mixture:
             return of_base.read().float() + self.config.scaling(plan.expert_rank) * (up @ down)
         if name in self.files.names():
             return self.files.row(name, expert - 1)
-        return self.files.source(_published(self._prefix(layer), expert, projection)).read()
+        return self.files.source(published_name(self._prefix(layer), expert, projection)).read()
 
     def router(self, layer: int) -> Source:
         """(num_experts, hidden)."""
@@ -87,9 +82,10 @@ class Mixture:
         """Name of a tensor of full copies in the adapter's file -> the base's tensor that they are copies of."""
         copied: dict[str, str] = {}
         for layer, plan in self.plans.items():
+            prefix = self._prefix(layer)
             for projection in self.projections(layer) if plan.expert_rank is None else ():
-                name, of_base = f"{self._prefix(layer)}.moe_{projection}", f"{self.base.mlps[layer].name}.{projection}"
-                experts = [_published(self._prefix(layer), expert, projection) for expert in range(1, plan.num_experts)]
+                name, of_base = f"{prefix}.moe_{projection}", f"{self.base.mlps[layer].name}.{projection}"
+                experts = [published_name(prefix, expert, projection) for expert in range(1, plan.num_experts)]
                 copied |= dict.fromkeys((name, *experts), f"{of_base}.weight") | {f"{name}_bias": f"{of_base}.bias"}
         return {name: copied[name] for name in copied if name in self.files.names()}
 
@@ -137,7 +133,7 @@ class Mixture:
                 expected[f"{name}{UP}"] = (others, out_features, rank)
             elif router.endswith(PUBLISHED_ROUTER):
                 for expert in range(1, plan.num_experts):
-                    expected[_published(prefix, expert, projection)] = (out_features, in_features)
+                    expected[published_name(prefix, expert, projection)] = (out_features, in_features)
             else:
                 expected[name] = (others, out_features, in_features)
                 if f"{self.base.mlps[layer].name}.{projection}.bias" in self.base.names:
@@ -145,17 +141,11 @@ class Mixture:
         return expected
 
 
-def _published(prefix: str, expert: int, projection: str) -> str:
-    return f"{prefix}.moe_experts.{expert - 1}.{projection}.weight"
-
-
 def _adapter_config(place: str, adapter: str) -> tuple[dict[str, Any], MoeConfig]:
     path = local_file(adapter, ADAPTER[0])
     if path is None:
         raise UserError(f"{place} has no {ADAPTER[0]}")
-    content = read_json_object(path, "name the folder of an adapter")
-    if content.get("peft_type") != "MOE":
-        raise UserError(f"{path} is not the configuration of a moe adapter: its peft_type is not MOE")
+    content = read_adapter_config(path)
     try:
         config: MoeConfig = MoeConfig.from_peft_type(**content)
     except (TypeError, ValueError) as error:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import FeedForward, find_feed_forwards
-from neuronmoe_plugins.models import require_model
+from neuronmoe_plugins.models import local_file, open_weights, require_model
 from neuronmoe_plugins.reading import read_json_object
 from neuronmoe_plugins.tuner.fingerprint import fingerprint
 
@@ -40,15 +39,6 @@ def zeros(*shape: int) -> Source:
     return Source(shape, lambda: torch.zeros(shape))
 
 
-def local_file(name: str, file: str) -> Path | None:
-    """A file of a folder or of a repository on the hub; None if it has no such file."""
-    if Path(name).is_dir():
-        return Path(name, file) if Path(name, file).is_file() else None
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = cached_file(name, file, **quiet)
-    return None if found is None else Path(found)
-
-
 class TensorFiles:
     """The tensors of safetensors files by name.
 
@@ -62,10 +52,7 @@ class TensorFiles:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._file_of: dict[str, Any] = {}
         for path in paths:
-            try:
-                file = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+            file = open_weights(path)
             self._file_of |= dict.fromkeys(file.keys(), file)
 
     def names(self) -> set[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import stamp
+from neuronmoe_plugins.models import ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,7 +128,7 @@ def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
         cached = None
         if not Path(adapter).is_dir():
             with _loading("--adapter", adapter):
-                cached = cached_file(adapter, "adapter_config.json")
+                cached = cached_file(adapter, ADAPTER[0])
         # The hub's cache has a folder per commit.
         sources["adapter"] = [adapter, _local_files(adapter), cached and Path(cached).parent.name]
     return sources

@@ -11,6 +11,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_json
+from neuronmoe_plugins.models import ADAPTER
 from neuronmoe_plugins.neurons.analysis import Analysis
 from neuronmoe_plugins.neurons.analyze import analyze
 from neuronmoe_plugins.neurons.loading import describe_sources
@@ -78,7 +79,7 @@ def require_mixture(flag: str, adapter: str, in_attention: bool = False) -> None
     Raises:
         UserError: naming the option and the adapter.
     """
-    path = Path(adapter) / "adapter_config.json"
+    path = Path(adapter) / ADAPTER[0]
     config = read_json_object(path, "name the folder of an adapter") if path.is_file() else {"peft_type": "MOE"}
     if config.get("peft_type") != "MOE":
         raise UserError(f"{flag} has no mixture of experts; name one of the method moe, not {adapter}")

@@ -89,8 +89,19 @@ def other_weights(saved: Mapping[str, str], read: Reader) -> list[str] | None:
     return different if compared else None
 
 
-def has_other_weights(used: str, weights: list[str]) -> str:
-    """How a line ends that says which base model an adapter is one of."""
+def require_base(what: str, saved: Mapping[str, str] | None, used: str, read: Reader) -> bool:
+    """Compare a fingerprint with the base model `used`; whether there was anything to compare.
+
+    Raises:
+        UserError: if the weights are others; it begins with `what`, such as "the adapter is one of another model".
+    """
+    different = other_weights(saved or {}, read)
+    if different:
+        raise UserError(f"{what}, {_has_other_weights(used, different)}")
+    return different is not None
+
+
+def _has_other_weights(used: str, weights: list[str]) -> str:
     return (
         f"but {used} has other weights (in {weights[0]}): name the adapter's base, or remove base_fingerprint from its "
         "adapter_config.json to use it on this one all the same"
@@ -110,7 +121,7 @@ def check_base(model: nn.Module, saved: Mapping[str, str], adapter_name: str, na
     if different:
         used = getattr(model, "name_or_path", "") or "the model"
         made_on = named if named and named != used else "another model"
-        line = f"the adapter {adapter_name!r} is one of {made_on}, {has_other_weights(used, different)}"
+        line = f"the adapter {adapter_name!r} is one of {made_on}, {_has_other_weights(used, different)}"
         warnings.warn(OtherBaseError(line), stacklevel=2)
 
 

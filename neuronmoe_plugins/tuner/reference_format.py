@@ -86,6 +86,11 @@ def tensors_from_published(tensors: Tensors) -> Tensors:
     return ours
 
 
+def published_name(layer: str, expert: int, projection: str, kind: str = "weight") -> str:
+    """Name of a tensor of an expert, from 1 on, in the published format."""
+    return f"{layer}.moe_experts.{expert - 1}.{projection}.{kind}"
+
+
 def tensors_to_published(tensors: Tensors) -> Tensors:
     """The inverse of :func:`tensors_from_published`."""
     published: Tensors = {}
@@ -100,7 +105,7 @@ def tensors_to_published(tensors: Tensors) -> Tensors:
             if projection.endswith("_bias") and name.removesuffix("_bias") in tensors:
                 projection, kind = projection.removesuffix("_bias"), "bias"
             for j, expert in enumerate(tensor):
-                published[f"{match['layer']}.moe_experts.{j}.{projection}.{kind}"] = expert.clone()
+                published[published_name(match["layer"], j + 1, projection, kind)] = expert.clone()
     return published
 
 

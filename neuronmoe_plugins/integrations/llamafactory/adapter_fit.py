@@ -13,7 +13,6 @@ from huggingface_hub.errors import HFValidationError
 from llamafactory.extras.misc import use_modelscope, use_openmind
 from peft import inject_adapter_in_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,15 +25,10 @@ from transformers.utils import CONFIG_NAME
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.models import ADAPTER, name_new_tokens, require_model, weight_in_files
+from neuronmoe_plugins.models import ADAPTER, name_new_tokens, open_weights, require_model, weight_in_files
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
-from neuronmoe_plugins.tuner.fingerprint import (
-    fingerprint,
-    has_other_tokens,
-    has_other_weights,
-    other_weights,
-)
+from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_tokens, require_base
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
 
@@ -100,11 +94,8 @@ def require_there(key: str, name: str, file: str, model_args: Any) -> None:
 
 def _header(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file, on the meta device."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"adapter_name_or_path: {file} cannot be read: {one_line(error)}") from error
+    with open_weights(file) as tensors:
+        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -124,10 +115,8 @@ def _check_named_base(
     saved = adapter.made_on
     if not saved and named is not None and other is not None:
         saved = fingerprint(base, find_feed_forwards(base), partial(_weight_in_files, named, model_args))
-    different = other_weights(saved or {}, partial(_weight_in_files, used, model_args))
-    if different:
-        raise UserError(f"model_name_or_path: {what}, {has_other_weights(used, different)}")
-    if named is None or different is not None:
+    is_compared = require_base(f"model_name_or_path: {what}", saved, used, partial(_weight_in_files, used, model_args))
+    if named is None or is_compared:
         return []
     place = "" if other is not None else ", which is not on this machine"
     return [f"{what}{place}: make sure that {used} is the same model"]
@@ -142,11 +131,10 @@ def check_resumed_base(model_args: Any, base: PretrainedConfig, checkpoint: Path
     used, file = model_args.model_name_or_path, checkpoint / ADAPTER[0]
     saved = read_json(file) if file.exists() else {}
     made_with, found = saved.get("base_new_tokens"), name_new_tokens(base)
+    what = f"{checkpoint} is of a run on another base model"
     if made_with not in (None, found):
-        raise UserError(f"{checkpoint} is of a run on another base model, {has_other_tokens(used, made_with, found)}")
-    different = other_weights(saved.get("base_fingerprint") or {}, partial(_weight_in_files, used, model_args))
-    if different:
-        raise UserError(f"{checkpoint} is of a run on another base model, {has_other_weights(used, different)}")
+        raise UserError(f"{what}, {has_other_tokens(used, made_with, found)}")
+    require_base(what, saved.get("base_fingerprint"), used, partial(_weight_in_files, used, model_args))
 
 
 def _config_here(name: str, model_args: Any) -> PretrainedConfig | None:

@@ -22,10 +22,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import flush, read_json, write_json
 from neuronmoe_plugins.integrations.stand_ins import Call
+from neuronmoe_plugins.models import ADAPTER_WEIGHTS
 
 MARKER = "neuronmoe_checkpoint.json"
 # What a plain run resumes from; the hosts' constants for them are in a module that takes seconds to import.
-WEIGHTS, OPTIMIZER, SCHEDULER = "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"
+WEIGHTS, OPTIMIZER, SCHEDULER = ADAPTER_WEIGHTS, "optimizer.pt", "scheduler.pt"
 TRAINER_STATE, TRAINING_ARGUMENTS = "trainer_state.json", "training_args.bin"
 # DeepSpeed's file with the name of the folder that it has written.
 LATEST = "latest"
