@@ -16,6 +16,7 @@ from neuronmoe_plugins.demo.report import read_results, save_report
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, SOURCE, TARGET, TRAIN, TextSizes, split_help, write_split
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.machines import fast_dtype
+from neuronmoe_plugins.models import ADAPTER_WEIGHTS
 from neuronmoe_plugins.neurons.loading import default_device
 from neuronmoe_plugins.steps import Step, run_command, run_steps
 from neuronmoe_plugins.tables import print_text
@@ -114,7 +115,7 @@ class Demo:
 
     def training_step(self, stage: str, overrides: Mapping[str, object]) -> Step:
         """The step that trains a stage."""
-        adapter = self.training / stage / "adapter_model.safetensors"
+        adapter = self.training / stage / ADAPTER_WEIGHTS
         return Step(stage, partial(self.train, stage, overrides), [adapter], dict(overrides))
 
     def evaluation_step(self, name: str, adapter: Path | None) -> Step:

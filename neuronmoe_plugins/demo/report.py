@@ -14,6 +14,7 @@ from safetensors import safe_open
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.figures import house_style, new_figure, save_png
 from neuronmoe_plugins.files import read_json, write_json, write_text
+from neuronmoe_plugins.models import ADAPTER_WEIGHTS
 from neuronmoe_plugins.tables import Table, as_markdown, print_table, print_text
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def read_results(
 ) -> Results:
     """Collect the results from the files that the steps wrote."""
     num_experts = Allocation.load(allocation).num_experts
-    with safe_open(training / "stage2" / "adapter_model.safetensors", framework="numpy") as weights:
+    with safe_open(training / "stage2" / ADAPTER_WEIGHTS, framework="numpy") as weights:
         names = weights.keys()
         added_parameters = sum(prod(weights.get_slice(name).get_shape()) for name in names)
     return Results(
