@@ -33,9 +33,9 @@ def writable_folder(flag: str, path: Path) -> None:
 
 def new_folder(flag: str, path: Path) -> None:
     """The same for one that has to be new or empty; raises `UserError` if it is not, too."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{flag} {path} exists already: choose another folder, or remove it")
     writable_folder(flag, path)
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} exists already: choose another folder, or remove it")
 
 
 def writable_file(flag: str, path: Path) -> None:
