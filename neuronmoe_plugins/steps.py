@@ -72,11 +72,12 @@ def _stamp(step: Step, stamps: Path) -> Path:
 
 def state_of(step: Step, stamps: Path) -> str:
     """Whether a step is `done`, `stale`, as it was done with other parameters, or `left`."""
-    path = _stamp(step, stamps)
-    if not path.is_file():
+    try:
+        found = read_json(_stamp(step, stamps))["parameters"]
+    except FileNotFoundError:  # also of a run that another thread begins again just now
         return "left"
     # Compared as JSON, in which tuples are lists.
-    if read_json(path)["parameters"] != json.loads(json.dumps(step.parameters)):
+    if found != json.loads(json.dumps(step.parameters)):
         return "stale"
     return "done" if all(output.exists() for output in step.outputs) else "left"
 
