@@ -16,10 +16,10 @@ BASE = "base"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 OF_ALL = ("method", "training", *STAGES, "learning_rates", "seeds", "targets")
 METHODS = {
-    "lora": ("rank", "target"),
+    "lora": ("rank", "match", "target"),
     "full": (),
     "freeze": ("layers", "modules"),
-    "experts": ("allocate", "allocation", "num_experts", "expert_rank"),
+    "experts": ("allocate", "allocation", "num_experts", "expert_rank", "match"),
 }
 """How an arm is trained -> its own keys, each of which may be a list of values: an arm each."""
 

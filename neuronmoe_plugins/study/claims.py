@@ -7,8 +7,9 @@ a language of the bits per byte, as lm-eval adds them up over documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -102,52 +103,39 @@ def texts_of(training: Training, of: str) -> list[str]:
 def judge(trainings: Sequence[Training], bootstrap: Bootstrap) -> list[Verdict]:
     """Every comparison of every claim of a study, after the last stage, with the seeds that both arms have."""
     by_name = {(training.arm.name, training.target.language): training for training in trainings}
-    return [verdict for claim in trainings[0].spec.claims for verdict in _judge(claim, by_name, bootstrap)]
+    spec, found = trainings[0].spec, []
+    kinds = (NEW, OLD) if spec.texts else (NEW,)
+    for claim, language in product(spec.claims, spec.targets):
+        first = by_name.get((claim.better, language))
+        for name, of in product(claim.than, kinds) if first else ():
+            other = by_name.get((name, language))
+            compared = first and other and _compare(first, other, of, bootstrap)
+            found.append(Verdict(claim, language, name, of, *(compared or ())))
+    return found
 
 
-def _judge(claim: Claim, by_name: Mapping[tuple[str, str], Training], bootstrap: Bootstrap) -> Iterator[Verdict]:
-    for (name, language), training in by_name.items():
-        if name != claim.better:
-            continue
-        for other in claim.than:
-            against = by_name.get((other, language))
-            for of in (NEW, OLD) if training.spec.texts else (NEW,):
-                empty = Verdict(claim, language, other, of)
-                yield empty if against is None else _compare(empty, training, against, bootstrap)
-
-
-def _compare(empty: Verdict, first: Training, other: Training, bootstrap: Bootstrap) -> Verdict:
-    pairs = _paired(chosen_runs(first), chosen_runs(other))
+def _compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> tuple[float, Test | None] | None:
+    """The difference and its test over runs of the same seed; the base model, which has none, is paired with each."""
+    runs = product(chosen_runs(first), chosen_runs(other))
+    pairs = [(one, two) for one, two in runs if None in (one.seed, two.seed) or one.seed == two.seed]
     if not pairs:
-        return empty
-    texts = texts_of(first, empty.of)
-    one, two = (documents(runs, texts, runs[0].stages[-1]) for runs in zip(*pairs, strict=True))
+        return None
+    texts = texts_of(first, of)
+    one, two = (documents(own, texts, own[0].stages[-1]) for own in zip(*pairs, strict=True))
     test = difference_of(resample(two, bootstrap), resample(one, bootstrap), bootstrap)
-    return Verdict(empty.claim, empty.language, empty.other, empty.of, mean_of(one) - mean_of(two), test)
-
-
-def _paired(first: Sequence[Run], other: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of the same seed; the base model, which has none, is paired with each."""
-    return [(one, two) for one in first for two in other if None in (one.seed, two.seed) or one.seed == two.seed]
+    return mean_of(one) - mean_of(two), test
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
     """A sentence for each claim and language: it holds if it does against every arm, and is refuted if by one."""
-    groups: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        groups.setdefault((verdict.claim.text, verdict.language), []).append(verdict)
-    found = []
-    for (text, language), own in groups.items():
-        parts = []
-        for of in (NEW, OLD):
-            words = {verdict.words for verdict in own if verdict.of == of}
-            if words:
-                parts.append(f"in the {of} it {_all(words)}")
-        found.append(f"{text} ({language}): {'; '.join(parts)}.")
-    return found
+    groups: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for each in verdicts:
+        groups.setdefault((each.claim.text, each.language), {}).setdefault(each.of, set()).add(each.words)
+    return [
+        f"{text} ({language}): {'; '.join(f'in the {of} it {_all(words)}' for of, words in own.items())}."
+        for (text, language), own in groups.items()
+    ]
 
 
 def _all(words: set[str]) -> str:
-    if words == {HOLDS}:
-        return HOLDS
-    return REFUTED if REFUTED in words else OPEN
+    return next((word for word in (REFUTED, OPEN) if word in words), HOLDS)

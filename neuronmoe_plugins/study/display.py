@@ -26,25 +26,25 @@ def plan(trainings: Sequence[Training]) -> tuple[Table, str]:
         states["left"] += count_runs(training) - len(runs)
         total += states
         minutes += [minutes_of(step, run.stamps) for run in runs if run.is_done for step in run.steps]
-        added = None if training.allocation is None else training.allocation.added_parameters
         arm, steps = training.arm, [step.name for step in runs[0].steps]
         lines.append(
             [
                 *(arm.name, training.target.language, arm.method, ", ".join(steps)),
-                "-" if added is None else count(added),
+                _count(training.rank),
+                _count(training.parameters),
                 ", ".join(f"{rate:g}" for rate in arm.learning_rates) or "-",
                 ", ".join(map(str, arm.seeds)) or "-",
                 *(str(states[state]) for state in ("done", "begun", "left", "stale")),
             ]
         )
-    header = ["arm", "language", "method", "steps of a run", "added\nparameters", "learning\nrates", "seeds"]
+    header = ["arm", "language", "method", "steps of a run", "rank", "added\nparameters", "learning\nrates", "seeds"]
     header += ["done", "begun", "left", "stale"]
     counts = ", ".join(f"{total[state]} {state}" for state in ("done", "begun", "left", "stale"))
     line = f"{len(lines)} arms, {total.total()} runs: {counts}"
     if minutes and total["done"]:
         ahead = sum(minutes) / total["done"] * (total.total() - total["done"]) / 60
         line += f"; at the pace of those that are done, one at a time, {ahead:.1f} hours are left"
-    return Table("", header, lines, words=(0, 1, 2, 3), groups=[3, *[1] * 8]), line
+    return Table("", header, lines, words=(0, 1, 2, 3), groups=[3, *[1] * 9]), line
 
 
 def _state(run: Run) -> str:
@@ -69,7 +69,7 @@ def table(rows: Sequence[Row]) -> Table:
         seconds = {row["seed"]: row["training_seconds"] or 0 for row in own}
         lines.append(
             [
-                *(arm, language, stage, count(own[0]["added_parameters"])),
+                *(arm, language, stage, _count(own[0]["added_parameters"])),
                 "-" if own[0]["learning_rate"] is None else f"{own[0]['learning_rate']:g}",
                 str(len(seconds)),
                 *(_mean(values[measure]) for measure in measures),
@@ -79,6 +79,10 @@ def table(rows: Sequence[Row]) -> Table:
     titles = [name if metric == metric_of(BITS_PER_BYTE) else f"{name}\n{metric}" for name, metric in measures]
     header = ["arm", "language", "stage", "added\nparameters", "learning\nrate", "seeds", *titles, "minutes"]
     return Table("", header, lines, words=(0, 1, 2), groups=[3, *[1] * (len(header) - 3)])
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else count(number)
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNIT = "bits per byte"
+PANELS = (("what is learned", None, NEW), ("what is kept", None, OLD), ("both", NEW, OLD))
+"""Title, and what is drawn against what: None for added parameters."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,14 @@ class Measured:
 
     Attributes:
         training: The arm and language.
-        added: Its parameters beside the base model's.
+        added: Its parameters beside the base model's; NaN where they are not known.
         means: `NEW` or `OLD` -> mean over texts and seeds.
         ends: The same -> its interval.
         seeds: The same -> the mean of every seed.
     """
 
     training: Training
-    added: int
+    added: float
     means: Mapping[str, float]
     ends: Mapping[str, tuple[float, float]]
     seeds: Mapping[str, Sequence[float]]
@@ -87,7 +90,8 @@ def _measure(training: Training, bootstrap: Bootstrap) -> Measured | None:
             values = documents(runs, texts, stage)
             means[of], ends[of] = mean_of(values), interval(values, bootstrap)
             seeds[of] = [mean_of([own[place : place + 1] for own in values]) for place in range(len(runs))]
-    return Measured(training, sizes_of(runs[0], stage)["added_parameters"], means, ends, seeds)
+    added = sizes_of(runs[0], stage)["added_parameters"]
+    return Measured(training, math.nan if added is None else added, means, ends, seeds)
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> Section:
@@ -110,18 +114,15 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     figure = new_figure(13, 4.6)
     places = figure.subplots(1, 3)
     families = list(dict.fromkeys(each.training.arm.family for each in measured))
-    for place, family in enumerate(families):
-        own = sorted((each for each in measured if each.training.arm.family == family), key=lambda each: each.added)
-        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-        for axes, (x, y) in zip(places, ((None, NEW), (None, OLD), (NEW, OLD)), strict=True):
+    for axes, (title, x, y) in zip(places, PANELS, strict=True):
+        for place, family in enumerate(families):
+            own = [each for each in measured if each.training.arm.family == family]
             if all(of is None or of in each.means for each in own for of in (x, y)):
-                _draw(axes, own, x, y, (colour, marker), family)
-    titles = ("what is learned", "what is kept", "both")
-    labels = (("added parameters", NEW), ("added parameters", OLD), (NEW, OLD))
-    for axes, title, (x, y) in zip(places, titles, labels, strict=True):
-        axes.set(title=title, xlabel=x if "parameters" in x else f"{UNIT}, {x}", ylabel=f"{UNIT}, {y}")
+                style = (PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+                _draw(axes, sorted(own, key=lambda each: each.added), x, y, style, family)
+        axes.set(title=title, xlabel=f"{UNIT}, {x}" if x else "added parameters", ylabel=f"{UNIT}, {y}")
         axes.grid()
-        if "parameters" in x:
+        if x is None:
             axes.xaxis.set_major_formatter(EngFormatter())
     handles, names = places[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(len(names), 6)))

@@ -22,7 +22,7 @@ TRAINED = re.compile(r"trainable params: ([\d,]+)")
 # Column -> type of pyarrow.
 COLUMNS = {
     **dict.fromkeys(("arm", "method", "language", "strategy"), "string"),
-    **dict.fromkeys(("new_experts", "expert_rank"), "int64"),
+    **dict.fromkeys(("new_experts", "rank"), "int64"),
     **{"learning_rate": "float64", "seed": "int64", "best_learning_rate": "bool", "stage": "string"},
     **{"measure": "string", "of": "string", "metric": "string", "value": "float64", "stderr": "float64"},
     **dict.fromkeys(("added_parameters", "trained_parameters", "file_bytes"), "int64"),
@@ -59,7 +59,7 @@ def _rows(run: Run) -> Iterator[Row]:
         "language": target.language,
         "strategy": None if allocation is None else allocation.strategy,
         "new_experts": None if allocation is None else allocation.new_experts,
-        "expert_rank": None if allocation is None else allocation.expert_rank,
+        "rank": training.rank,
         "learning_rate": run.rate,
         "seed": run.seed,
         "best_learning_rate": None if best is None else best.rate == run.rate,
@@ -94,7 +94,7 @@ def sizes_of(run: Run, stage: str) -> Row:
     files = list((run.folder / stage).glob("*.safetensors"))
     trained = TRAINED.search((run.folder / f"{stage}.log").read_text(encoding="utf-8", errors="replace"))
     return {
-        "added_parameters": 0 if run.training.saves_model else sum(map(parameters_in, files)),
+        "added_parameters": run.training.parameters if run.training.saves_model else sum(map(parameters_in, files)),
         "trained_parameters": None if trained is None else int(trained[1].replace(",", "")),
         "file_bytes": sum(file.stat().st_size for file in files),
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,7 +17,7 @@ from neuronmoe_plugins.errors import UserError, disk_error
 from neuronmoe_plugins.evaluation import write_tasks
 from neuronmoe_plugins.files import writing
 from neuronmoe_plugins.progress import SECONDS_BETWEEN_LINES, Progress
-from neuronmoe_plugins.steps import Step, run_steps, stop_commands
+from neuronmoe_plugins.steps import run_steps, stop_commands
 from neuronmoe_plugins.study.runs import Run, count_runs, count_steps, known_runs
 from neuronmoe_plugins.study.trainings import Training
 
@@ -110,31 +111,24 @@ class _Pool:
         return ready[: self.jobs - len(self.running)]
 
     def _run(self, run: Run) -> None:
-        def guarded(step: Step) -> Step:
-            def act() -> None:
-                if self.stopping:
-                    raise UserError("interrupted")
-                step.action()
-
-            return replace(step, action=act)
-
-        with self._locked(run):
-            run_steps([guarded(step) for step in run.steps], run.stamps, Console(quiet=True))
-
-    @contextmanager
-    def _locked(self, run: Run) -> Iterator[None]:
         """Wait until no other call, perhaps on another machine, does this run; it is done then, or goes on here."""
         run.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run.folder / ".lock")
         while not lock.is_locked:
-            if self.stopping:
-                raise UserError("interrupted")
+            self._go_on()
             with suppress(Timeout):
                 lock.acquire(timeout=1)
         try:
-            yield
+            steps = [replace(step, action=partial(self._go_on, step.action)) for step in run.steps]
+            run_steps(steps, run.stamps, Console(quiet=True))
         finally:
             lock.release()
+
+    def _go_on(self, action: Callable[[], object] = lambda: None) -> None:
+        """Act unless the study was interrupted, whose programs have ended then."""
+        if self.stopping:
+            raise UserError("interrupted")
+        action()
 
     def _wait(self) -> None:
         """Until a run ends, however it does, or it is time to say how far they are."""

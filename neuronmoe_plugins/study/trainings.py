@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -22,6 +23,10 @@ from neuronmoe_plugins.study.spec import StudySpec, Target, load_spec
 
 # Of the study itself, in every `allocate`.
 GIVEN = ("source", "targets")
+RANKS = {"lora": "rank", "experts": "expert_rank"}
+"""Method of an arm that can `match` another -> its key for the rank that is chosen."""
+# How far from the other's parameters it may be, as a part of them.
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,20 @@ class Training:
         """Whether it is the model as it was, which is not trained."""
         return not self.stages
 
+    @cached_property
+    def parameters(self) -> int | None:
+        """What it adds to the model, or trains of it where it saves it whole; None where that is not known."""
+        from neuronmoe_plugins.study.parameters import count_parameters
+
+        return 0 if self.is_base else count_parameters(self.spec.model, self.stages["stage1"])
+
+    @property
+    def rank(self) -> int | None:
+        """Of LoRA, or of the new experts."""
+        arguments = self.stages.get("stage1", {})
+        rank: int | None = arguments.get("lora_rank", arguments.get("moe_expert_rank"))
+        return rank
+
     @property
     def saves_model(self) -> bool:
         """Whether a stage saves a whole model, and no adapter."""
@@ -63,14 +82,14 @@ def load_trainings(path: Path, output: Path) -> list[Training]:
         output: Folder of the study.
 
     Raises:
-        UserError: naming what is wrong in the spec, the arm whose experts cannot be allocated, or the data sets that
-            are not there.
+        UserError: naming what is wrong in the spec, the arm whose experts cannot be allocated, or whose parameters
+            cannot be matched, or the data sets that are not there.
     """
     spec, output = load_spec(path), output.resolve()
     base = ArmSpec(BASE, BASE, str(path), BASE, {}, {}, (), (), tuple(spec.targets))
     found = [Training(spec, output, base, target, {}) for target in spec.targets.values()]
     for arm in spec.arms:
-        found += [_training(spec, arm, spec.targets[code], output) for code in arm.targets]
+        found += [_matched(spec, arm, spec.targets[code], output) for code in arm.targets]
     for target in spec.targets.values():
         _check_roles(spec, target)
     return found
@@ -112,6 +131,39 @@ def _training(spec: StudySpec, arm: ArmSpec, target: Target, output: Path) -> Tr
         values |= {"save_strategy": "no", "overwrite_output_dir": True, **arm.training[stage]}
         stages[stage] = values
     return Training(spec, output, arm, target, stages, allocation)
+
+
+def _matched(spec: StudySpec, arm: ArmSpec, target: Target, output: Path) -> Training:
+    """The training of an arm, with the rank at which it has the parameters of the one that it names as `match`."""
+    given = Fields(arm.values, arm.where, METHODS[arm.method])
+    name = given.optional("match", filled_text)
+    if name is None:
+        return _training(spec, arm, target, output)
+    key = RANKS[arm.method]
+    if said := [other for other in (key, "allocation") if given.has(other)]:
+        raise given.error("match", f"{said[0]} says the rank; leave one out")
+    others = {own.name: own for own in spec.arms if target.language in own.targets and "match" not in own.values}
+    if name not in others:
+        known = f"there are: {', '.join(others)}" if others else "there is none"
+        raise given.error("match", f"no arm in {target.language} with parameters of its own is called {name}; {known}")
+
+    def of_rank(rank: int) -> Training:
+        kept = {other: value for other, value in arm.values.items() if other != "match"}
+        return _training(spec, replace(arm, values={**kept, key: rank}), target, output)
+
+    wanted = _training(spec, others[name], target, output).parameters
+    one, two = (of_rank(rank).parameters for rank in (1, 2))
+    if not (wanted and one and two) or one == two:
+        raise given.error("match", f"how many parameters {name} or {arm.name} has is not known here; give {key}")
+    training = of_rank(max(1, 1 + round((wanted - one) / (two - one))))  # routers are the same at every rank
+    found = training.parameters or 0
+    if abs(found - wanted) > TOLERANCE * wanted:
+        off = f"{100 * abs(found / wanted - 1):.1f} % {'more' if found > wanted else 'fewer'}"
+        what = f"{name} has {wanted:,} parameters in {target.language}, which no rank gives within"
+        raise given.error(
+            "match", f"{what} {100 * TOLERANCE:.0f} %: rank {training.rank} comes nearest with {found:,}, {off}"
+        )
+    return training
 
 
 def _of_recipe(sections: Sections, with_method: bool) -> Values:

@@ -26,7 +26,7 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
     (seed2,) = [row for row in rows if (row["seed"], row["stage"], row["measure"]) == (2, "stage1", "el")]
     assert seed2 == {
         **{"arm": "lora-4", "method": "lora", "language": "el", "strategy": None, "new_experts": None},
-        **{"expert_rank": None, "learning_rate": 0.002, "seed": 2, "best_learning_rate": True, "stage": "stage1"},
+        **{"rank": 4, "learning_rate": 0.002, "seed": 2, "best_learning_rate": True, "stage": "stage1"},
         **{"measure": "el", "of": "new language", "metric": "bits_per_byte", "value": pytest.approx(1.402)},
         **{"stderr": None, "added_parameters": 6, "trained_parameters": 1234},
         "file_bytes": Path("out/runs/lora-4/el_0.002_2/stage1/adapter_model.safetensors").stat().st_size,
@@ -34,7 +34,7 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
     assert {row["best_learning_rate"] for row in rows if row["arm"] == "lora-4" and row["learning_rate"] == 0.001} == {
         False
     }
-    assert {(row["strategy"], row["new_experts"], row["expert_rank"]) for row in rows if row["arm"] == "even"} == {
+    assert {(row["strategy"], row["new_experts"], row["rank"]) for row in rows if row["arm"] == "even"} == {
         ("uniform", 4, 4)
     }
     lines = [line.rpartition(" | ")[0] for line in Path("out/results.md").read_text().splitlines()]

@@ -1,0 +1,78 @@
+"""The studies of this repository, planned on texts laid out as the demo's and a model of the same sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from allocations import save_analysis
+from neuronmoe_plugins.cli import app
+from neuronmoe_plugins.demo.texts import HelpSplit, write_split
+from neuronmoe_plugins.study.trainings import load_trainings
+
+STUDIES = Path(__file__).parents[2] / "studies"
+SIZES = {
+    **{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+    **{"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
+}
+COPY = 3 * 576 * 1536
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout after the demo's first steps, and an analysis by numbers made up."""
+    model = tmp_path / "runs" / "demo" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(SIZES))
+    languages = {"en": ["a"], "el": ["b"]}
+    split = HelpSplit(heldout=languages, analysis=languages, replay=["c"], train=["d"])
+    write_split(split, {"en": "e", "el": "f"}, 1, tmp_path / "runs" / "demo" / "texts")
+    neurons = {"en": [(0, "mlp.up_proj", 0)], "el": []}
+    neurons["el"] += [(layer, "mlp.up_proj", unit) for layer in range(30) for unit in range(layer + 1)]
+    gradients = {language: [1.0 + (7 * layer) % 30 for layer in range(30)] for language in languages}
+    cosines = [[[1.0, 0.3 + layer / 100], [0.3 + layer / 100, 1.0]] for layer in range(30)]
+    sizes = {"hidden_size": 576, "mlp_parameters": [COPY] * 30, "mlp_widths": [3 * (576 + 1536)] * 30}
+    measured = {
+        "layer_gradients": {"blocks": 6, "tokens": 512, "languages": gradients},
+        "mlp_input_similarity": {"layers": cosines},
+    }
+    for name in ("demo/analysis", "smollm2-analysis"):
+        save_analysis(tmp_path / "runs" / name, neurons, 30, **sizes, **measured)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(STUDIES.glob("*.yaml"))])
+def test_each_can_be_planned(name: str, folder: Path) -> None:
+    spec = folder / "studies" / name
+    spec.parent.mkdir()
+    spec.write_text((STUDIES / name).read_text())
+    told = yaml.safe_load(spec.read_text())
+
+    result = CliRunner().invoke(app, ["study", str(spec), "--output", str(folder / "out"), "--dry-run"])
+
+    assert result.exit_code == 0, result.exception
+    trainings = load_trainings(spec, folder / "out")
+    assert {training.arm.family for training in trainings} == {"base", *told["arms"]}
+    assert all(training.parameters is not None for training in trainings)
+    compared = {arm for claim in told["claims"].values() for arm in [claim["better"], *claim["than"]]}
+    assert len({training.arm.name for training in trainings} & compared) == len(compared)
+
+
+def test_budgets_are_equal_in_the_study_of_placements(folder: Path) -> None:
+    spec = folder / "studies" / "smollm2.yaml"
+    spec.parent.mkdir()
+    spec.write_text((STUDIES / "smollm2.yaml").read_text())
+
+    trainings = load_trainings(spec, folder / "out")
+
+    for budget, new, layers in (("40", 10, 10), ("46", 16, 16)):
+        own = [each for each in trainings if each.arm.name.endswith(budget) or each.arm.name == f"first--{layers}"]
+        assert len(own) == 3 + 2 + 5 + 2 + 2 + 1
+        experts = [each.allocation.new_experts for each in own if each.allocation is not None]
+        assert experts == [new] * 12
+        for each in own:
+            assert each.parameters == pytest.approx(new * COPY, rel=0.02), each.arm.name
