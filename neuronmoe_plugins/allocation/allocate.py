@@ -10,7 +10,6 @@ from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, 
 from neuronmoe_plugins.allocation.experts import (
     Choose,
     ExpertPlan,
-    ExpertTargets,
     Score,
     check_bounds,
     check_scores,
@@ -20,6 +19,7 @@ from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
 from neuronmoe_plugins.allocation.totals import Limits, equal_counts, fit_parameters, fit_rank, fit_total
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose

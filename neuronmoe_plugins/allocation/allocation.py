@@ -13,12 +13,12 @@ from neuronmoe_plugins.allocation.experts import (
     BlockShapes,
     Choose,
     Combine,
-    ExpertTargets,
     Placement,
     Rounding,
     Scale,
     Shape,
 )
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text, writing
 from neuronmoe_plugins.options import declared_options, option

@@ -9,6 +9,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 
 Score: TypeAlias = float | Fraction
@@ -81,14 +82,6 @@ class Choose(str, Enum):
 
     EXPERTS = "experts"
     RANK = "rank"
-
-
-class ExpertTargets(str, Enum):
-    """What new experts of low rank change in a layer: its MLP, its attention, or both, with a router each."""
-
-    MLP = "mlp"
-    ATTENTION = "attention"
-    BOTH = "both"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from neuronmoe_plugins.allocation.experts import BlockShapes, ExpertTargets
+from neuronmoe_plugins.allocation.experts import BlockShapes
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of
 from neuronmoe_plugins.reading import is_count, is_number, list_of, list_of_length, read_json_object, shown

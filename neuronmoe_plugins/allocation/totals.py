@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from neuronmoe_plugins.allocation.experts import BlockShapes, ExpertTargets
+from neuronmoe_plugins.allocation.experts import BlockShapes
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 
 

@@ -79,9 +79,13 @@ def without_adapter(module: nn.Module) -> nn.Module:
     return get_base_layer() if callable(get_base_layer) else module
 
 
-def matches(module: nn.Module, family: FeedForwardFamily) -> bool:
-    """Whether `module` has exactly the family's linear layers and its activation function."""
+def linear_names(module: nn.Module) -> set[str]:
+    """Names of the linear layers directly in `module`."""
     from torch import nn
 
-    linears = {name for name, child in module.named_children() if isinstance(without_adapter(child), nn.Linear)}
-    return linears == set(family.projections) and callable(getattr(module, family.activation, None))
+    return {name for name, child in module.named_children() if isinstance(without_adapter(child), nn.Linear)}
+
+
+def matches(module: nn.Module, family: FeedForwardFamily) -> bool:
+    """Whether `module` has exactly the family's linear layers and its activation function."""
+    return linear_names(module) == set(family.projections) and callable(getattr(module, family.activation, None))

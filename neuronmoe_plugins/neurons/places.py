@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from neuronmoe_plugins.blocks import Block, ExpertTargets, find_blocks
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards, without_adapter
 from neuronmoe_plugins.neurons.arrays import ModuleKey
@@ -162,9 +163,6 @@ def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
         layers, the parameters of a low-rank expert per rank; `attention_widths`: the same of attention.
         `attention_ranks`: the least input or output of attention's linear layers, the highest rank that they take.
     """
-    from neuronmoe_plugins.tuner.attention import Block, find_blocks
-    from neuronmoe_plugins.tuner.plans import ATTENTION, MLP
-
     sizes: dict[str, list[int] | None]
     sizes = dict.fromkeys(("mlp_parameters", "mlp_widths", "attention_widths", "attention_ranks"))
 
@@ -174,10 +172,10 @@ def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
 
     try:
         mlps = find_feed_forwards(model)
-        layers = [linear_layers(block) for block in find_blocks(model, mlps, MLP)]
+        layers = [linear_layers(block) for block in find_blocks(model, mlps, ExpertTargets.MLP)]
         sizes["mlp_parameters"] = [sum(map(_parameters, of_layer)) for of_layer in layers]
         sizes["mlp_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
-        layers = [linear_layers(block) for block in find_blocks(model, mlps, ATTENTION)]
+        layers = [linear_layers(block) for block in find_blocks(model, mlps, ExpertTargets.ATTENTION)]
         sizes["attention_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
         sizes["attention_ranks"] = [
             min(min(each.in_features, each.out_features) for each in of_layer) for of_layer in layers

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuronmoe_plugins.blocks import layer_of
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray
@@ -24,7 +25,6 @@ from neuronmoe_plugins.neurons.language_losses import LanguageLosses
 from neuronmoe_plugins.progress import track
 from neuronmoe_plugins.tuner.checkpoint import mixture_layers
 from neuronmoe_plugins.tuner.metrics import RoutingShares
-from neuronmoe_plugins.tuner.plans import layer_of
 from neuronmoe_plugins.tuner.routing import LayerRouting
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from neuronmoe_plugins.allocation.experts import ExpertTargets
 from neuronmoe_plugins.allocation.scores import read_shapes
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.models import cached_config, new_token_rows
 from neuronmoe_plugins.neurons.places import expert_sizes
 from neuronmoe_plugins.study.arguments import Values

@@ -8,86 +8,19 @@ reads what the block reads, which is another state than the MLP's router sees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from neuronmoe_plugins.feed_forward import FeedForward, without_adapter
-from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
+from neuronmoe_plugins.blocks import AttentionFamily, attention_of
 from neuronmoe_plugins.tuner.experts import added_deltas
 from neuronmoe_plugins.tuner.experts.low_rank import AddedDeltas, AllDeltas
 from neuronmoe_plugins.tuner.experts.stacks import Experts
 from neuronmoe_plugins.tuner.experts.weights import loaded_weights
 from neuronmoe_plugins.tuner.mixture import MixtureLayer
-from neuronmoe_plugins.tuner.plans import ATTENTION, MLP, attention_of
 from neuronmoe_plugins.tuner.routing import ForwardContext, running_thread
-
-
-@dataclass(frozen=True)
-class AttentionFamily:
-    """A kind of attention block: its linear layers, all of which get every token of the batch in one order."""
-
-    projections: tuple[str, ...]
-
-
-FAMILIES = {
-    # Llama, Mistral, Qwen2, Qwen3, Gemma, OLMo 2; Phi; Phi-3, GLM; GPT-NeoX
-    family.projections: family
-    for family in map(
-        AttentionFamily,
-        (
-            ("q_proj", "k_proj", "v_proj", "o_proj"),
-            ("q_proj", "k_proj", "v_proj", "dense"),
-            ("qkv_proj", "o_proj"),
-            ("query_key_value", "dense"),
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Block:
-    """What becomes a mixture: its name in the model, its kind, and its decoder layer."""
-
-    name: str
-    family: FeedForwardFamily | AttentionFamily
-    layer: int
-
-
-def find_blocks(model: nn.Module, mlps: Mapping[int, FeedForward], targets: str) -> list[Block]:
-    """The blocks of all decoder layers that may become mixtures.
-
-    Args:
-        model: The base model, with mixtures in it or without.
-        mlps: Decoder layer -> its MLP.
-        targets: `mlp`, `attention` or `both`.
-
-    Raises:
-        ValueError: if the attention of a layer is of no known kind.
-    """
-    blocks = [] if targets == ATTENTION else [Block(mlp.name, mlp.family, layer) for layer, mlp in mlps.items()]
-    if targets != MLP:
-        blocks += [_attention(model, mlp.name.rpartition(".")[0], layer) for layer, mlp in mlps.items()]
-    return blocks
-
-
-def _attention(model: nn.Module, decoder_layer: str, layer: int) -> Block:
-    """The attention of a decoder layer, known by its linear layers."""
-    for name, child in model.get_submodule(decoder_layer).named_children():
-        children = without_adapter(child).named_children()
-        linears = {key for key, module in children if isinstance(without_adapter(module), nn.Linear)}
-        for family in FAMILIES.values():
-            if linears == set(family.projections):
-                return Block(f"{decoder_layer}.{name}", family, layer)
-    known = "; ".join(", ".join(projections) for projections in FAMILIES)
-    raise ValueError(
-        f"{decoder_layer} of {type(model).__name__} has no attention that can become a mixture, a module whose linear "
-        f"layers are one of: {known}; choose the targets mlp"
-    )
 
 
 class MoeAttention(MixtureLayer):

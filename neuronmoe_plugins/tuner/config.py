@@ -12,8 +12,9 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from neuronmoe_plugins.autoload import require
+from neuronmoe_plugins.blocks import TARGETS, ExpertTargets
 from neuronmoe_plugins.tuner.experts import check_implementation
-from neuronmoe_plugins.tuner.plans import MLP, TARGETS, LayerPlan, are_counts, make_plans, per_layer, transformed_layers
+from neuronmoe_plugins.tuner.plans import LayerPlan, are_counts, make_plans, per_layer, transformed_layers
 from neuronmoe_plugins.tuner.reference_format import accepts_published
 from neuronmoe_plugins.tuner.saved_modules import TokenIndices, check_fields
 
@@ -64,7 +65,7 @@ class MoeConfig(PeftConfig):
     )
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA).")
     targets: str = _option(
-        MLP,
+        ExpertTargets.MLP.value,
         "What experts of low rank change: mlp, attention (the linear layers of its blocks), or both, which then have a "
         "router each.",
     )
@@ -166,7 +167,7 @@ class MoeConfig(PeftConfig):
             raise ValueError("use_rslora has no effect without expert_rank")
         if self.targets not in TARGETS:
             raise ValueError(f"targets must be one of {', '.join(TARGETS)}; got {self.targets!r}")
-        if self.targets != MLP and self.expert_rank is None:
+        if self.targets != ExpertTargets.MLP and self.expert_rank is None:
             raise ValueError(f"targets is {self.targets}, which needs expert_rank: attention has no full copies")
         if self.adapter_dtype is not None and not isinstance(getattr(torch, self.adapter_dtype, None), torch.dtype):
             raise ValueError(f"adapter_dtype must name a dtype of torch, such as float32; got {self.adapter_dtype!r}")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from neuronmoe_plugins.tuner.plans import block_name, block_order
+from neuronmoe_plugins.blocks import block_name, block_order
 from neuronmoe_plugins.tuner.routing import LayerRouting
 
 # What kinds of tokens are counted apart; "all" is their sum.

@@ -11,9 +11,10 @@ from peft.peft_model import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
+from neuronmoe_plugins.blocks import AttentionFamily, find_blocks
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import whole_tuner
-from neuronmoe_plugins.tuner.attention import AttentionFamily, MoeAttention, find_blocks
+from neuronmoe_plugins.tuner.attention import MoeAttention
 from neuronmoe_plugins.tuner.checkpoint import AdapterFiles
 from neuronmoe_plugins.tuner.config import MoeConfig
 from neuronmoe_plugins.tuner.experts import check_implementation

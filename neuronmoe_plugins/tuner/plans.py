@@ -6,28 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MLP, ATTENTION, BOTH = TARGETS = ("mlp", "attention", "both")
-
-
-def attention_of(layer: int) -> int:
-    """Under which index a layer's attention is recorded; its MLP has the layer's own."""
-    return -1 - layer
-
-
-def layer_of(block: int) -> int:
-    """The decoder layer of a block's index."""
-    return max(block, -1 - block)
-
-
-def block_order(block: int) -> tuple[int, int]:
-    """To sort blocks' indices by: as a forward pass meets them."""
-    return layer_of(block), block
-
-
-def block_name(block: int) -> str:
-    """A block's index as people read it: `3` or `3 attention`."""
-    return str(block) if block >= 0 else f"{layer_of(block)} attention"
-
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from neuronmoe_plugins.blocks import block_order
 from neuronmoe_plugins.tuner.groups import Groups, groups_of_cache
-from neuronmoe_plugins.tuner.plans import LayerPlan, block_order
+from neuronmoe_plugins.tuner.plans import LayerPlan
 
 
 @dataclass

@@ -11,10 +11,9 @@ import pytest
 
 from allocations import allocated, run_allocate, save_analysis, save_scores
 from neuronmoe_plugins.allocation.allocation import Allocation
-from neuronmoe_plugins.allocation.experts import ExpertTargets
+from neuronmoe_plugins.blocks import TARGETS
 from neuronmoe_plugins.integrations.llamafactory.run_log import as_text, layer_table
 from neuronmoe_plugins.neurons.places import expert_sizes
-from neuronmoe_plugins.tuner.plans import TARGETS
 from tuner.tiny import moe_config, tiny_model
 
 SCORES = {"layer_scores": [9, 1, 5], "hidden_size": 16}
@@ -48,10 +47,6 @@ def test_sizes_are_those_of_the_tuner(family: str, targets: str, tmp_path: Path)
     assert (allocation.added_parameters, f"{allocation.added_parameters:,}") == (added, in_table)
     for most, total in ((added, 6), (added - 1, 5)):
         assert allocated(tmp_path, scores, *options, "--max-added-parameters", most).total_experts == total
-
-
-def test_the_names_are_the_tuners() -> None:
-    assert tuple(each.value for each in ExpertTargets) == TARGETS
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from neuronmoe_plugins.blocks import block_name, block_order
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.host_versions import trains_rows_of_heads
 from neuronmoe_plugins.integrations.llamafactory.adapter_fit import require_there
@@ -26,7 +27,7 @@ from neuronmoe_plugins.tuner import MixtureLayer, MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
-from neuronmoe_plugins.tuner.plans import LayerPlan, block_name, block_order
+from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.saved_modules import TokenIndices, is_added, tensors_in_file
 
 # Fields of the configuration that never come from the adapter, under the same names in the arguments.

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from llamafactory.hparams.data_args import DataArguments
 from llamafactory.hparams.finetuning_args import FinetuningArguments
 
+from neuronmoe_plugins.blocks import TARGETS
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.languages import check_code
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
-from neuronmoe_plugins.tuner.plans import TARGETS, are_counts
+from neuronmoe_plugins.tuner.plans import are_counts
 
 
 def _of_moe(default: Any, explained: str) -> Any:

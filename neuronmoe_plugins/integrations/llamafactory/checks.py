@@ -9,6 +9,7 @@ from typing import Any
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from neuronmoe_plugins.autoload import HOOKS, outcomes, require
+from neuronmoe_plugins.blocks import find_blocks
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.host_versions import fsdp_settings
@@ -28,7 +29,6 @@ from neuronmoe_plugins.integrations.llamafactory.host_arguments import (
 )
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.tags import GROUP, check_languages, check_mixing, check_saved_tags
-from neuronmoe_plugins.tuner.attention import find_blocks
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.experts.weights import check_rank
 from neuronmoe_plugins.tuner.saved_modules import check_modules

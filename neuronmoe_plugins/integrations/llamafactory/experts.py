@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.tuner import MoeConfig
-from neuronmoe_plugins.tuner.plans import MLP, per_layer, transformed_layers
+from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
 
 EXPERTS, OLD_EXPERTS, GROUPS = "ada_moe_num_experts_list", "old_moe_num_experts_list", "group_nums"
 Counts = int | list[int]
@@ -30,7 +31,7 @@ def new_adapter_experts(arguments: MoeFinetuningArguments) -> dict[str, Any]:
         raise UserError(
             f"{GROUPS} needs an adapter whose experts are there already: set adapter_name_or_path and {OLD_EXPERTS}"
         )
-    if arguments.moe_targets not in (None, MLP) and arguments.expert_rank is None:
+    if arguments.moe_targets not in (None, ExpertTargets.MLP) and arguments.expert_rank is None:
         raise UserError(f"moe_targets is {arguments.moe_targets}: set moe_expert_rank, attention has no full copies")
     counts = {"num_experts": _expert_counts(arguments), "layers_to_transform": arguments.moe_layers}
     return {name: value for name, value in (counts | _low_rank(arguments)).items() if value is not None}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neuronmoe_plugins.blocks import block_name
 from neuronmoe_plugins.figures import draw_expert_shares, house_style, save_png, svg_text
 from neuronmoe_plugins.files import write_json, write_text
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import FloatArray, RoutingCounts, as_shares
-from neuronmoe_plugins.tuner.plans import block_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ class StarvedExpert:
     """An expert that hardly any token uses.
 
     Attributes:
-        layer: Index of its decoder layer, or that of the attention there (see `tuner/plans.py`).
+        layer: Index of its decoder layer, or that of the attention there (see `blocks.py`).
         expert: Its index, 0 for the base MLP.
         share: Share of the layer's tokens that used it, by any of their choices.
         new_share: The same of new-language tokens; None where no token is tagged as one.

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 
+from neuronmoe_plugins.blocks import block_name, block_order
 from neuronmoe_plugins.integrations.llamafactory.memory import (
     MemoryEstimate,
     Setup,
@@ -35,7 +36,6 @@ from neuronmoe_plugins.integrations.llamafactory.routing import (
 from neuronmoe_plugins.tuner import MixtureLayer
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.metrics import LayerShapes, MetricSums, RoutingCounts
-from neuronmoe_plugins.tuner.plans import block_name, block_order
 from neuronmoe_plugins.tuner.saved_modules import MIXTURE, WHOLE, is_added
 
 LOSSES = ("lm_loss", *(name.removesuffix("_coef") for name in LOSS_COEFFICIENTS))
