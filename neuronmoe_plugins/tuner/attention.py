@@ -17,8 +17,7 @@ from torch import nn
 from neuronmoe_plugins.blocks import AttentionFamily, attention_of
 from neuronmoe_plugins.tuner.experts import added_deltas
 from neuronmoe_plugins.tuner.experts.low_rank import AddedDeltas, AllDeltas
-from neuronmoe_plugins.tuner.experts.stacks import Experts
-from neuronmoe_plugins.tuner.experts.weights import loaded_weights
+from neuronmoe_plugins.tuner.experts.stacks import Experts, ExpertStack
 from neuronmoe_plugins.tuner.mixture import MixtureLayer
 from neuronmoe_plugins.tuner.routing import ForwardContext, running_thread
 
@@ -57,17 +56,17 @@ class MoeAttention(MixtureLayer):
         hidden_states = args[0] if args else kwargs["hidden_states"]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         weights, selected_experts = self._routed(hidden_states, adapter_name)
-        with loaded_weights(
-            () if hidden_states.is_meta else self._expert_modules(), self.training and torch.is_grad_enabled()
-        ):
-            experts = Experts(tuple(self._stacks(adapter_name)))
-            deltas = added_deltas(self.experts_implementation[adapter_name], tokens, weights, selected_experts, experts)
+        implementation = self.experts_implementation[adapter_name]
+
+        def attend(stacks: tuple[ExpertStack, ...]) -> Any:
             thread = running_thread()
-            self._deltas[thread] = deltas
+            self._deltas[thread] = added_deltas(implementation, tokens, weights, selected_experts, Experts(stacks))
             try:
                 return self.base_layer(*args, **kwargs)
             finally:
                 del self._deltas[thread]
+
+        return self._with_stacks(adapter_name, hidden_states, attend)
 
     def _add_deltas(
         self, name: str, linear: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor

@@ -9,12 +9,11 @@ from torch import nn
 
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily, Projection
 from neuronmoe_plugins.tuner.experts import run_experts
-from neuronmoe_plugins.tuner.experts.stacks import LayerExperts
+from neuronmoe_plugins.tuner.experts.stacks import ExpertStack, LayerExperts
 from neuronmoe_plugins.tuner.experts.weights import (
     check_family_computes,
     copy_weights,
     is_quantised,
-    loaded_weights,
     returns_last_projection,
     weight_names,
     whole_weights,
@@ -54,12 +53,12 @@ class MoeLayer(MixtureLayer):
             return self.base_layer(hidden_states, *args, **kwargs)
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         weights, selected_experts = self._routed(hidden_states, adapter_name)
-        experts, implementation = self._experts(adapter_name), self.experts_implementation[adapter_name]
-        if hidden_states.is_meta or not experts.are_away:
-            return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
-        with loaded_weights(self._expert_modules(), self.training and torch.is_grad_enabled()):
-            experts = self._experts(adapter_name)
-            return run_experts(implementation, tokens, weights, selected_experts, experts).view_as(hidden_states)
+        implementation = self.experts_implementation[adapter_name]
+
+        def mix(stacks: tuple[ExpertStack, ...]) -> torch.Tensor:
+            return run_experts(implementation, tokens, weights, selected_experts, self._experts(stacks))
+
+        return self._with_stacks(adapter_name, hidden_states, mix).view_as(hidden_states)
 
     def expert_projections(self) -> list[Projection]:
         """The linear layers of the active adapter's experts, the base first; each casts to its expert's dtype."""
@@ -69,8 +68,7 @@ class MoeLayer(MixtureLayer):
             output: torch.Tensor = getattr(base_layer, name)(inputs)
             return output
 
-        return [of_base, *self._experts(adapter_name).projections()]
+        return [of_base, *self._experts(self._stacks(adapter_name)).projections()]
 
-    def _experts(self, adapter_name: str) -> LayerExperts:
-        stacks = tuple(self._stacks(adapter_name))
+    def _experts(self, stacks: tuple[ExpertStack, ...]) -> LayerExperts:
         return LayerExperts(stacks, self.get_base_layer(), self.base_is_quantised, self.family, self.ends_in_projection)

@@ -6,9 +6,9 @@ Shapes: hidden states are (batch, sequence, hidden), tokens (batch x sequence, h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,6 +23,8 @@ from neuronmoe_plugins.tuner.experts.weights import copy_weights, loaded_weights
 from neuronmoe_plugins.tuner.groups import allowed_experts
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import ForwardContext, LayerRouting, route
+
+Output = TypeVar("Output")
 
 
 class MixtureLayer(nn.Module, BaseTunerLayer):
@@ -214,14 +216,25 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
         with loaded_weights([classifier], self.training and torch.is_grad_enabled()):
             return F.linear(states, classifier.weight.float())
 
-    def _stacks(self, adapter_name: str) -> Iterator[ExpertStack]:
+    def _with_stacks(
+        self, adapter_name: str, hidden_states: torch.Tensor, run: Callable[[tuple[ExpertStack, ...]], Output]
+    ) -> Output:
+        """What `run` makes of the adapter's experts on that input; those that are offloaded are loaded meanwhile."""
+        stacks = self._stacks(adapter_name)
+        if hidden_states.is_meta or not any(stack.is_away for stack in stacks):
+            return run(stacks)
+        with loaded_weights(self._expert_modules(), self.training and torch.is_grad_enabled()):
+            return run(self._stacks(adapter_name))
+
+    def _stacks(self, adapter_name: str) -> tuple[ExpertStack, ...]:
         """The adapter's experts: those that an extension keeps, and the others, as far as there are any."""
-        names = self._tensor_names(adapter_name)
+        names, stacks = self._tensor_names(adapter_name), []
         for prefix in ("moe_old_", "moe_"):
             weights = {name: self._parameters_of(f"{prefix}{name}") for name in names}
             if adapter_name in weights[names[0]]:
                 tensors = {name: stacked[adapter_name] for name, stacked in weights.items()}
-                yield ExpertStack(tensors, self.scaling[adapter_name])
+                stacks.append(ExpertStack(tensors, self.scaling[adapter_name]))
+        return tuple(stacks)
 
     def _tensor_names(self, adapter_name: str) -> tuple[str, ...]:
         """Names of the tensors that one of the adapter's experts has."""

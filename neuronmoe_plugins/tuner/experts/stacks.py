@@ -92,6 +92,11 @@ class ExpertStack:
         """Whether a backward pass will need the gradients of these experts."""
         return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights.values())
 
+    @property
+    def is_away(self) -> bool:
+        """Whether some of the weights are on the meta device."""
+        return any(weight.is_meta for weight in self.weights.values())
+
     def unbind(self) -> Iterator[dict[str, torch.Tensor]]:
         """The tensors of each expert."""
         # Not by indexing: the backward of `weight[e]` would make a full-size zero tensor for every expert.
@@ -116,11 +121,6 @@ class Experts:
     def is_low_rank(self) -> bool:
         """Whether the experts beside the base are low-rank deltas on it."""
         return any(name.endswith(DOWN) for name in self.stacks[0].weights)
-
-    @property
-    def are_away(self) -> bool:
-        """Whether the weights of some of them, beside the base's, are on the meta device."""
-        return any(weight.is_meta for stack in self.stacks for weight in stack.weights.values())
 
 
 @dataclass(frozen=True)
