@@ -76,7 +76,8 @@ def _compress_file(
     from neuronmoe_plugins.tuner.saved_experts import SavedExperts
 
     low_rank = config | {"expert_rank": request.ranks, "lora_alpha": None, "use_rslora": False}
-    before, after = _read_plans(config, ADAPTER[0], model), _read_plans(low_rank, "--rank", model)
+    num_layers = _num_layers(model)
+    before, after = _plans(config, ADAPTER[0], num_layers), _plans(low_rank, "--rank", num_layers)
     source = SavedExperts(file, str(request.adapter / ADAPTER_WEIGHTS), *before)
     read = _check(source, request, model, config, after[1])
     tensors = {name: file.get_tensor(name) for name in file.keys() if name not in source.names}  # noqa: SIM118
@@ -111,8 +112,7 @@ class _Losses:
         samples = min([SAMPLES, *(spec.drawn for spec in corpora if spec.drawn)])
         options = AnalyzeOptions(model, request.output, corpora, samples=samples)
         self._sentences, described = prepare_sentences(options, AVERAGE_PRECISION)
-        of_corpora = {name: described[name] for name in ("corpora", "shared_sentences")}
-        self._texts = {"model": model, "max_tokens": options.max_tokens, **options.sampling(), **of_corpora}
+        self._texts = {"model": model, "max_tokens": options.max_tokens, **options.sampling(), **described}
         self._new = [spec.language for spec in corpora if spec.is_learned]
 
     def measure(self, adapter: Path) -> ScoreArray:
@@ -142,16 +142,20 @@ def _base_model(request: CompressRequest, config: Mapping[str, Any]) -> str:
     return model
 
 
-def _read_plans(config: Mapping[str, Any], where: str, model: str) -> tuple[MoeConfig, dict[int, LayerPlan]]:
-    """A configuration, and what it makes of the base's layers; raises `UserError` that begins with `where`."""
+def _num_layers(model: str) -> int:
+    """Decoder layers of the base."""
     from transformers import AutoConfig
 
-    from neuronmoe_plugins.tuner import MoeConfig
-
     try:
-        num_layers = AutoConfig.from_pretrained(model).get_text_config().num_hidden_layers
+        return int(AutoConfig.from_pretrained(model).get_text_config().num_hidden_layers)
     except Exception as error:  # whatever transformers makes of a damaged file
         raise UserError(f"--model {model} cannot be loaded: {one_line(error)}") from error
+
+
+def _plans(config: Mapping[str, Any], where: str, num_layers: int) -> tuple[MoeConfig, dict[int, LayerPlan]]:
+    """A configuration, and what it makes of the base's layers; raises `UserError` that begins with `where`."""
+    from neuronmoe_plugins.tuner import MoeConfig
+
     try:
         made: MoeConfig = MoeConfig.from_peft_type(**config)
         return made, made.layer_plans(num_layers)

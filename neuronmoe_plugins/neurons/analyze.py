@@ -11,7 +11,7 @@ from neuronmoe_plugins.neurons.loading import default_device, describe_sources
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, as_metric, metrics
 from neuronmoe_plugins.neurons.options import AnalyzeOptions
 from neuronmoe_plugins.neurons.processes import Processes, WorkingFolder
-from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences
+from neuronmoe_plugins.neurons.sentences import TokenizedSentences, prepare_sentences, reading_versions
 from neuronmoe_plugins.plugins import choose
 
 
@@ -41,7 +41,7 @@ def analyze(options: AnalyzeOptions, progress: bool = False) -> Analysis:
         findings = score_neurons(options, settings, metric, sentences, working.path, processes, progress)
         if processes.is_first:
             record = {**build_summary(sentences.languages, settings, findings), **description}
-            record["versions"] |= record.pop("reading_versions")
+            record["versions"] |= reading_versions(options)
             with working.new_output(last="summary.json") as folder:
                 write_analysis(folder, Analysis(findings.neurons, record))
         processes.wait_for_all()

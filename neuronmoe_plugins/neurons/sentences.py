@@ -95,7 +95,7 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
     """Read, sample and tokenise the corpora.
 
     Returns:
-        the sentences, and the part of the summary that describes them.
+        the sentences, and what a record says of them.
 
     Raises:
         UserError: for a model that is not there, a corpus that cannot be used, or samples that a metric cannot compare.
@@ -133,15 +133,18 @@ def prepare_sentences(options: AnalyzeOptions, metric: NeuronMetric) -> tuple[To
     for name, count in zip(samples.names, sentences.tokens(), strict=True):
         if not count:
             raise UserError(f"{name}: the model's tokenizer gives no token for this sentence; remove it")
-    # On which the sampled sentences depend.
-    from_hub = any(isinstance(spec.source, HubDataset) for spec in options.corpora)
-    libraries = [*(["sentencex"] if options.split_sentences else []), *(["datasets"] if from_hub else [])]
     truncated = ((samples.membership == POSITIVE) & np.array(cut)).sum(axis=1).tolist()
     return sentences, {
         "corpora": [_describe(*each) for each in zip(corpora, truncated, fits, strict=True)],
         "shared_sentences": asdict(shared_sentences(corpora)),
-        "reading_versions": {name: version(name) for name in libraries},
     }
+
+
+def reading_versions(options: AnalyzeOptions) -> dict[str, str]:
+    """The versions of libraries on which the sampled sentences depend."""
+    from_hub = any(isinstance(spec.source, HubDataset) for spec in options.corpora)
+    libraries = [*(["sentencex"] if options.split_sentences else []), *(["datasets"] if from_hub else [])]
+    return {name: version(name) for name in libraries}
 
 
 def _read(options: AnalyzeOptions) -> tuple[Sequence[Corpus], SampleSet]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from neuronmoe_plugins.models import ADAPTER_WEIGHTS
+from neuronmoe_plugins.models import write_adapter
 from neuronmoe_plugins.pruning.leaving_out import ADAPTER_NAME, Place
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER, mixture_layers
 from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
@@ -75,10 +75,7 @@ class AdapterInFile:
 
     def save(self, folder: Path) -> None:
         """Write both files into a folder."""
-        from safetensors.torch import save_file
-
-        save_file(dict(self.tensors), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        self.config.save_pretrained(str(folder))
+        write_adapter(folder, self.tensors, self.config.to_dict())
 
 
 def pruned_config(config: MoeConfig, num_layers: int, dropped: Collection[Place]) -> MoeConfig:

@@ -37,11 +37,7 @@ def prune(options: PruneOptions, progress: bool = False) -> Pruning:
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
             dropped, after = save_within_bound(options, sentences, measured, adapter, dropped, folder)
             pruning = Pruning(
-                {
-                    **_settings(options),
-                    "num_layers": adapter.num_layers,
-                    **{name: description[name] for name in ("corpora", "shared_sentences")},
-                },
+                {**_settings(options), "num_layers": adapter.num_layers, **description},
                 language_losses(sentences.languages, options.new_languages, measured.tokens, measured.before, after),
                 [
                     ExpertTrial(*place, measured.shares[place].tolist(), losses.tolist(), place in dropped)

@@ -64,8 +64,7 @@ def _prepare(options: SpecialiseOptions, working: WorkingFolder) -> tuple[Tokeni
     sources = describe_sources(options.model, options.adapter)
     machine = {"command": "specialise", "device": options.device, "dtype": options.dtype}
     working.prepare({**options.settings(), **machine, **sources, **sentences.identity()})
-    described = {name: description[name] for name in ("corpora", "shared_sentences")}
-    return sentences, json.loads(json.dumps(described))  # as it is read again: lists, not tuples
+    return sentences, json.loads(json.dumps(description))  # as it is read again: lists, not tuples
 
 
 def require_mixture(flag: str, adapter: str, in_attention: bool = False) -> None:
