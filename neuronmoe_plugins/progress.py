@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import rich.progress
@@ -63,6 +64,23 @@ def track(items: Sequence[Item], description: str, shown: bool) -> Iterator[Item
         for item in items:
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def without_transformers_bars() -> Iterator[None]:
+    """Without the bars of transformers for a model that is loaded or saved; downloads from the hub have theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if of_hub:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _duration(seconds: float) -> str:

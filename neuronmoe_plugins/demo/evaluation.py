@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from neuronmoe_plugins.evaluation import run_lm_eval, write_tasks
 from neuronmoe_plugins.files import new_directory, read_json, write_json
 from neuronmoe_plugins.neurons.loading import default_device
+from neuronmoe_plugins.progress import without_transformers_bars
 from neuronmoe_plugins.tuner import MoeModel
 
 
@@ -76,7 +77,8 @@ def measure_expert0_share(
         Name -> layer index -> share of the tokens whose most probable expert is expert 0, in 0..1.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), device_map=default_device())
+    with without_transformers_bars():
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), device_map=default_device())
     mixture = PeftModel.from_pretrained(base, str(adapter)).eval()
     tuner = cast(MoeModel, mixture.base_model)
     shares = {}

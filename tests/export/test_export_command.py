@@ -37,6 +37,7 @@ def test_it_writes_all_that_a_model_needs_and_says_what_it_costs(tiny_model_dir:
     model.save_pretrained(tmp_path / "adapter")
     result = run(tmp_path, "--text", "καλημέρα", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
+    assert "Loading weights" not in result.output
     own, written = (
         load_file(tmp_path / "adapter/adapter_model.safetensors"),
         load_file(tmp_path / "out/model.safetensors"),
