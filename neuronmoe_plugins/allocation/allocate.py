@@ -48,7 +48,8 @@ def allocate(request: AllocationRequest) -> Allocation:
         raise UserError(f"the strategy {request.strategy!r} {given}")
     check_scores(scores)
     plan = _plan(rescale(scores, settings.scale), chosen, settings, origin)
-    _check_rank(plan, settings, origin)
+    if origin.shapes is not None and plan.expert_rank is not None:
+        origin.shapes.check_rank(plan.num_experts, plan.expert_rank, settings.expert_targets)
     return _record(plan, scores, chosen, settings, origin)
 
 
@@ -112,19 +113,6 @@ def _spread(
         note = "all layers have the same score, so the experts are spread evenly"
         return ExpertPlan(num_experts, note, settings.expert_rank)
     return ExpertPlan(num_experts, expert_rank=settings.expert_rank)
-
-
-def _check_rank(plan: ExpertPlan, settings: Settings, origin: AllocationOrigin) -> None:
-    """Refuse a rank that attention cannot take here, rather than when a run starts."""
-    if settings.expert_targets is ExpertTargets.MLP or origin.shapes is None or plan.expert_rank is None:
-        return
-    highest = origin.shapes.highest_ranks(ExpertTargets.ATTENTION)
-    for layer, (experts, most) in enumerate(zip(plan.num_experts, highest, strict=True)):
-        if experts > 1 and plan.expert_rank > most:
-            raise UserError(
-                f"--expert-rank is {plan.expert_rank}, but the attention of layer {layer} takes at most {most}; give a "
-                "lower one, or --expert-targets mlp"
-            )
 
 
 def _record(

@@ -165,14 +165,16 @@ class BlockShapes:
         mlp_parameters: Weights and biases of one new expert of each layer, a copy of the MLP.
         mlp_widths: Inputs and outputs of each layer's MLP's linear layers, the parameters of a low-rank expert per
             rank; None if not known.
-        attention_widths: The same of the attention's linear layers.
-        attention_ranks: The highest rank that these take, their least input or output.
+        mlp_ranks: The highest rank that these take, their least input or output.
+        attention_widths: As `mlp_widths`, of the attention's linear layers.
+        attention_ranks: As `mlp_ranks`, of these.
         routers: Of a layer that is a mixture; MLP and attention have one each.
     """
 
     hidden_size: int
     mlp_parameters: list[int]
     mlp_widths: list[int] | None = None
+    mlp_ranks: list[int] | None = None
     attention_widths: list[int] | None = None
     attention_ranks: list[int] | None = None
     routers: int = 1
@@ -196,6 +198,21 @@ class BlockShapes:
             widths = self.mlp_widths or []
             limits.append([copy // width for copy, width in zip(self.mlp_parameters, widths, strict=True)])
         return [min(of_layer) for of_layer in zip(*limits, strict=True)]
+
+    def check_rank(self, num_experts: Sequence[int], rank: int, targets: ExpertTargets) -> None:
+        """Raise `UserError` if a layer with new experts cannot have any of that rank, as far as sizes are known."""
+        narrow = []
+        if targets is not ExpertTargets.ATTENTION:
+            narrow.append(("MLP", self.mlp_ranks, "leave it out for full copies"))
+        if targets is not ExpertTargets.MLP:
+            narrow.append(("attention", self.attention_ranks, "--expert-targets mlp"))
+        for block, ranks, otherwise in narrow:
+            for layer, (experts, most) in enumerate(zip(num_experts, ranks or [rank] * len(num_experts), strict=True)):
+                if experts > 1 and rank > most:
+                    raise UserError(
+                        f"--expert-rank is {rank}, but the {block} of layer {layer} takes at most {most}; give a lower "
+                        f"one, or {otherwise}"
+                    )
 
     def recorded(self, rank: int | None, targets: str | None) -> dict[str, Any]:
         """What an allocation records of them, for experts of that rank (None: copies) that change these."""

@@ -258,6 +258,7 @@ def read_shapes(path: object, record: dict[str, Any], num_layers: int) -> BlockS
     of_layers = {
         "mlp_parameters": "parameters of each layer's MLP",
         "mlp_widths": "inputs and outputs of each layer's MLP",
+        "mlp_ranks": "least input or output of each layer's MLP",
         "attention_widths": "inputs and outputs of each layer's attention",
         "attention_ranks": "least input or output of each layer's attention",
     }

@@ -160,11 +160,11 @@ def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
 
     Returns:
         `mlp_parameters`: weights and biases of a copy of the MLP. `mlp_widths`: inputs and outputs of its linear
-        layers, the parameters of a low-rank expert per rank; `attention_widths`: the same of attention.
-        `attention_ranks`: the least input or output of attention's linear layers, the highest rank that they take.
+        layers, the parameters of a low-rank expert per rank. `mlp_ranks`: the least of them, the highest rank that all
+        take. `attention_widths` and `attention_ranks`: the same of attention.
     """
-    sizes: dict[str, list[int] | None]
-    sizes = dict.fromkeys(("mlp_parameters", "mlp_widths", "attention_widths", "attention_ranks"))
+    names = ("mlp_parameters", "mlp_widths", "mlp_ranks", "attention_widths", "attention_ranks")
+    sizes: dict[str, list[int] | None] = dict.fromkeys(names)
 
     def linear_layers(block: Block) -> list[nn.Linear]:
         inner = without_adapter(model.get_submodule(block.name))
@@ -172,14 +172,14 @@ def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
 
     try:
         mlps = find_feed_forwards(model)
-        layers = [linear_layers(block) for block in find_blocks(model, mlps, ExpertTargets.MLP)]
-        sizes["mlp_parameters"] = [sum(map(_parameters, of_layer)) for of_layer in layers]
-        sizes["mlp_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
-        layers = [linear_layers(block) for block in find_blocks(model, mlps, ExpertTargets.ATTENTION)]
-        sizes["attention_widths"] = [sum(map(_width, of_layer)) for of_layer in layers]
-        sizes["attention_ranks"] = [
-            min(min(each.in_features, each.out_features) for each in of_layer) for of_layer in layers
-        ]
+        for part in (ExpertTargets.MLP, ExpertTargets.ATTENTION):
+            layers = [linear_layers(block) for block in find_blocks(model, mlps, part)]
+            if part is ExpertTargets.MLP:
+                sizes["mlp_parameters"] = [sum(map(_parameters, of_layer)) for of_layer in layers]
+            sides = [
+                [side for each in of_layer for side in (each.in_features, each.out_features)] for of_layer in layers
+            ]
+            sizes[f"{part.value}_widths"], sizes[f"{part.value}_ranks"] = list(map(sum, sides)), list(map(min, sides))
     except ValueError:  # what is found no more stays None
         pass
     return sizes
@@ -187,7 +187,3 @@ def expert_sizes(model: PreTrainedModel) -> dict[str, list[int] | None]:
 
 def _parameters(linear: nn.Linear) -> int:
     return (linear.in_features + (linear.bias is not None)) * linear.out_features
-
-
-def _width(linear: nn.Linear) -> int:
-    return linear.in_features + linear.out_features

@@ -19,7 +19,7 @@ METHODS = {
     "lora": ("rank", "match", "target"),
     "full": (),
     "freeze": ("layers", "modules"),
-    "experts": ("allocate", "allocation", "num_experts", "expert_rank", "match"),
+    "experts": ("allocate", "allocation", "num_experts", "expert_rank", "expert_targets", "match"),
 }
 """How an arm is trained -> its own keys, each of which may be a list of values: an arm each."""
 

@@ -26,6 +26,9 @@ def count_parameters(model: str, arguments: Values) -> int | None:
 
     Returns:
         None where it is not known: the model is not here, or of a kind that is not known, or has new tokens.
+
+    Raises:
+        UserError: if experts of that rank do not fit the model.
     """
     skeleton = _skeleton(model)
     if skeleton is None or any(map(arguments.get, OTHERS)) or new_token_rows(skeleton.config) is not None:
@@ -41,7 +44,10 @@ def _of_experts(skeleton: PreTrainedModel, arguments: Values) -> int | None:
     sizes = {"hidden_size": skeleton.config.get_text_config().hidden_size, **expert_sizes(skeleton)}
     shapes = read_shapes(skeleton.config.name_or_path, sizes, len(num_experts))
     targets = ExpertTargets(arguments.get("moe_targets") or ExpertTargets.MLP)
-    of_rank = None if shapes is None else shapes.of_rank(arguments.get("moe_expert_rank"), targets)
+    rank = arguments.get("moe_expert_rank")
+    if shapes is not None and rank is not None:
+        shapes.check_rank(num_experts, rank, targets)
+    of_rank = None if shapes is None else shapes.of_rank(rank, targets)
     return None if of_rank is None else sum(of_rank.added_parameters(num_experts))
 
 

@@ -12,9 +12,10 @@ from typing import Any, get_args, get_type_hints
 
 from neuronmoe_plugins.allocation.allocate import allocate
 from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
+from neuronmoe_plugins.blocks import TARGETS
 from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.reading import Fields, filled_text, must_be, shown, whole
+from neuronmoe_plugins.reading import Fields, filled_text, must_be, one_of, shown, whole
 from neuronmoe_plugins.recipe_files import RecipeRequest, layers_of, make_recipe
 from neuronmoe_plugins.recipes import Recipe, Sections
 from neuronmoe_plugins.study.arguments import Values
@@ -59,7 +60,10 @@ class Training:
         """What it adds to the model, or trains of it where it saves it whole; None where that is not known."""
         from neuronmoe_plugins.study.parameters import count_parameters
 
-        return 0 if self.is_base else count_parameters(self.spec.model, self.stages["stage1"])
+        try:
+            return 0 if self.is_base else count_parameters(self.spec.model, self.stages["stage1"])
+        except UserError as error:
+            raise UserError(f"{self.arm.where}: {self.arm.name}: {error}") from error
 
     @property
     def rank(self) -> int | None:
@@ -186,18 +190,22 @@ def _allocation(spec: StudySpec, arm: ArmSpec, target: Target, given: Fields) ->
     if len(ways) != 1:
         raise UserError(f"{arm.where}: exactly one of allocate, allocation and num_experts must say which experts")
     rank = given.optional("expert_rank", whole(1))
+    expert_targets = given.optional("expert_targets", must_be(f"one of {', '.join(TARGETS)}", one_of(*TARGETS)))
+    if rank is None and expert_targets is not None:
+        raise given.error("expert_targets", "needs expert_rank or match: full copies are of MLPs alone")
     if ways == ["num_experts"]:
         experts, num_layers = given.required("num_experts", whole(2)), layers_of(spec.model)
         if num_layers is None:
             raise given.error("num_experts", f"how many layers {spec.model} has is not known here; use allocate")
-        return replace(_evenly(spec, target, [experts] * num_layers), expert_rank=rank)
+        even = _evenly(spec, target, [experts] * num_layers)
+        return replace(even, expert_rank=rank, expert_targets=expert_targets)
     if ways == ["allocation"]:
         if rank is not None:
             raise given.error("expert_rank", "the allocation says it; leave it out")
         return Allocation.load(spec.path.parent / given.required("allocation", filled_text))
     options = given.required("allocate", must_be("options of `neuronmoe allocate`", lambda v: isinstance(v, Mapping)))
-    if rank is not None:
-        options = {**options, "expert_rank": rank}
+    said = {"expert_rank": rank, "expert_targets": expert_targets}
+    options = {**options, **{key: value for key, value in said.items() if value is not None}}
     try:
         return allocate(_request(spec, target, options))
     except UserError as error:

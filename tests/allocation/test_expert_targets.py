@@ -107,6 +107,11 @@ def test_the_command_says_where_experts_are(tmp_path: Path) -> None:
             ("--expert-rank", 9),
             "--expert-rank is 9, but the attention of layer 1 takes at most 8; give a lower one, or --expert-targets",
         ),
+        (
+            OF_ATTENTION | {"mlp_ranks": [16, 8, 16], "attention_ranks": [16] * 3},
+            ("--expert-rank", 9),
+            "--expert-rank is 9, but the MLP of layer 1 takes at most 8; give a lower one, or leave it out for full",
+        ),
         (OF_ATTENTION | {"attention_ranks": [8]}, ("--expert-rank", 4), "attention_ranks has 1 entries for 3 layers$"),
     ],
 )

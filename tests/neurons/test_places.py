@@ -49,6 +49,7 @@ def test_every_family(family: str) -> None:
     sizes = {
         "mlp_parameters": [sum(p.numel() for p in of_mlps)] * 3,
         "mlp_widths": [sum(sum(p.shape) for p in of_mlps if p.dim() == 2)] * 3,
+        "mlp_ranks": [16] * 3,
         "attention_widths": [sum(map(sum, matrices))] * 3,
         "attention_ranks": [min(map(min, matrices))] * 3,
     }

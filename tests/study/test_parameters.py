@@ -80,7 +80,9 @@ def test_arms_match_the_parameters_of_others(studies: Studies) -> None:
     wide = EXPERTS | {"num_experts": 3}
     experts = {"method": "experts", "num_experts": 3, "match": "low"}
     low = {"method": "lora", "rank": 128, "target": MLP}
-    result = studies.run("--dry-run", arms={"lora": lora, "even": EXPERTS, "wide": wide, "low": low, "three": experts})
+    both = EXPERTS | {"expert_rank": 3, "expert_targets": "both"}
+    arms = {"lora": lora, "even": EXPERTS, "wide": wide, "low": low, "three": experts, "both": both}
+    result = studies.run("--dry-run", arms=arms)
 
     assert result.exit_code == 0, result.exception
     lines = [line.replace("│", " ").split() for line in result.output.splitlines()]
@@ -90,6 +92,16 @@ def test_arms_match_the_parameters_of_others(studies: Studies) -> None:
     assert found["lora-even"] == ["64", f"{64 * 181_248:,}"]
     assert found["lora-wide"] == ["128", f"{128 * 181_248:,}"]
     assert found["three"] == ["64", f"{2 * 64 * 181_248 + 3 * 16_384:,}"]
+    # In each layer four more matrices, 4,096 x 4,096, and a router for them.
+    assert found["both"] == ["3", f"{3 * (181_248 + 4 * 4 * 8192) + 2 * 2 * 16_384:,}"]
+
+
+def test_a_rank_that_a_layer_cannot_have_is_refused(studies: Studies) -> None:
+    result = studies.run("--dry-run", arms={"high": EXPERTS | {"expert_rank": 4097}})
+
+    where = f"{studies.folder / 'spec.yaml'}: arms: high: high"
+    refused = "--expert-rank is 4097, but the MLP of layer 0 takes at most 4096; give a lower one, or leave it out"
+    assert str(result.exception) == f"{where}: {refused} for full copies"
 
 
 @pytest.mark.parametrize(
