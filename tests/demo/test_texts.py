@@ -57,7 +57,7 @@ def purposes(split: HelpSplit) -> dict[str, list[str]]:
     """Purpose and language -> its paragraphs."""
     documents = {f"heldout_{language}": texts for language, texts in split.heldout.items()}
     documents |= {f"analysis_{language}": texts for language, texts in split.analysis.items()}
-    documents |= {"replay": split.replay, "train": split.train}
+    documents |= {"replay": split.replay, "train": split.train["el"]}
     return {name: [line for text in texts for line in text.split("\n")] for name, texts in documents.items()}
 
 
@@ -111,10 +111,18 @@ def test_each_purpose_has_its_languages_and_size(tmp_path: Path) -> None:
         assert own
         assert all(line.startswith(language) for line in own), name
     assert sum(map(len, split.heldout["el"])) >= SIZES.heldout_characters
-    assert sum(map(len, split.train)) >= SIZES.train_characters
+    assert sum(map(len, split.train["el"])) >= SIZES.train_characters
     assert {language: len(lines) for language, lines in split.analysis.items()} == dict.fromkeys(LANGUAGES, 5)
     assert [line[2:] for line in split.analysis["en"]] == [line[2:] for line in split.analysis["tr"]]
-    assert max(map(len, split.train)) <= SIZES.max_document
+    assert max(map(len, split.train["el"])) <= SIZES.max_document
+
+
+def test_targets_are_trained_on_texts_that_say_the_same(tmp_path: Path) -> None:
+    split = split_help(write_pages(tmp_path), SIZES, seed=1, targets=("el", "tr"))
+
+    assert set(split.heldout) == {"en", "el", "tr"}
+    assert set(split.train) == {"el", "tr"}
+    assert [text.replace("el", "tr") for text in split.train["el"]] == split.train["tr"]
 
 
 def test_the_seed_decides_the_split(tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_files_and_tags_are_those_that_the_commands_read(tmp_path: Path) -> None
         name: (tmp_path / "out/train" / entry["file_name"]).read_text(encoding="utf-8").splitlines()
         for name, entry in info.items()
     }
-    assert [json.loads(line)["text"] for line in lines[TRAIN]] == split.train
+    assert [json.loads(line)["text"] for line in lines[TRAIN]] == split.train["el"]
     assert 0 < len(lines[REVIEW]) < len(lines[TRAIN])
     assert lines[REVIEW] == lines[TRAIN][: len(lines[REVIEW])]
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.jsonl")}

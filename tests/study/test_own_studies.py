@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -11,7 +14,8 @@ from typer.testing import CliRunner
 
 from allocations import save_analysis
 from neuronmoe_plugins.cli import app
-from neuronmoe_plugins.demo.texts import HelpSplit, write_split
+from neuronmoe_plugins.demo.texts import SOURCE, HelpSplit, write_split
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.study.trainings import load_trainings
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -23,24 +27,46 @@ COPY = 3 * 576 * 1536
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A checkout after the demo's first steps, and an analysis by numbers made up."""
+def fetch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program that fetches texts, whose packages have a line or two in each language."""
+    monkeypatch.syspath_prepend(STUDIES)
+    program = importlib.import_module("fetch_texts")
+
+    def split(folders: Mapping[str, Path], sizes: object, seed: int, targets: Sequence[str]) -> HelpSplit:
+        texts = {language: [f"{language} a", f"{language} b"] for language in folders}
+        return HelpSplit(heldout=texts, analysis=texts, replay=["c"], train={code: texts[code] for code in targets})
+
+    monkeypatch.setattr(program, "fetch_help", lambda downloads, packages: dict.fromkeys(packages, downloads))
+    monkeypatch.setattr(program, "fetch_udhr", lambda downloads, pages: dict.fromkeys(pages, "d"))
+    monkeypatch.setattr(program, "split_help", split)
+    return program
+
+
+@pytest.fixture
+def folder(tmp_path: Path, fetch: ModuleType) -> Path:
+    """A checkout after the demo's first steps and those of the studies, with an analysis by numbers made up."""
     model = tmp_path / "runs" / "demo" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps(SIZES))
-    languages = {"en": ["a"], "el": ["b"]}
-    split = HelpSplit(heldout=languages, analysis=languages, replay=["c"], train=["d"])
+    texts = {"en": ["a"], "el": ["b"]}
+    split = HelpSplit(heldout=texts, analysis=texts, replay=["c"], train={"el": ["d"]})
     write_split(split, {"en": "e", "el": "f"}, 1, tmp_path / "runs" / "demo" / "texts")
-    neurons = {"en": [(0, "mlp.up_proj", 0)], "el": []}
-    neurons["el"] += [(layer, "mlp.up_proj", unit) for layer in range(30) for unit in range(layer + 1)]
+    fetch.main(tmp_path / "runs" / "languages")
+    languages = (SOURCE, *fetch.TARGETS)
+    neurons = {"en": [(0, "mlp.up_proj", 0)]}
+    for language in fetch.TARGETS:
+        neurons[language] = [(layer, "mlp.up_proj", unit) for layer in range(30) for unit in range(layer + 1)]
     gradients = {language: [1.0 + (7 * layer) % 30 for layer in range(30)] for language in languages}
-    cosines = [[[1.0, 0.3 + layer / 100], [0.3 + layer / 100, 1.0]] for layer in range(30)]
+    cosines = [
+        [[1.0 if row == column else 0.3 + layer / 100 for row in languages] for column in languages]
+        for layer in range(30)
+    ]
     sizes = {"hidden_size": 576, "mlp_parameters": [COPY] * 30, "mlp_widths": [3 * (576 + 1536)] * 30}
     measured = {
         "layer_gradients": {"blocks": 6, "tokens": 512, "languages": gradients},
         "mlp_input_similarity": {"layers": cosines},
     }
-    for name in ("demo/analysis", "smollm2-analysis"):
+    for name in ("demo/analysis", "languages/analysis"):
         save_analysis(tmp_path / "runs" / name, neurons, 30, **sizes, **measured)
     return tmp_path
 
@@ -70,9 +96,15 @@ def test_budgets_are_equal_in_the_study_of_placements(folder: Path) -> None:
     trainings = load_trainings(spec, folder / "out")
 
     for budget, new, layers in (("40", 10, 10), ("46", 16, 16)):
-        own = [each for each in trainings if each.arm.name.endswith(budget) or each.arm.name == f"first--{layers}"]
-        assert len(own) == 3 + 2 + 5 + 2 + 2 + 1
+        arms = [each for each in trainings if each.arm.name.endswith(budget) or each.arm.name == f"first--{layers}"]
+        own = [each for each in arms if each.target.language == "tr"]
+        assert len(own) == 2 + 1 + 1 + 2 + 1 + 1 + 1 + 4 + 1 + 1
         experts = [each.allocation.new_experts for each in own if each.allocation is not None]
         assert experts == [new] * 12
         for each in own:
             assert each.parameters == pytest.approx(new * COPY, rel=0.02), each.arm.name
+
+
+def test_texts_are_not_fetched_over_others(folder: Path, fetch: ModuleType) -> None:
+    with pytest.raises(UserError, match="texts is there already; delete it, or name another folder"):
+        fetch.main(folder / "runs" / "languages")
