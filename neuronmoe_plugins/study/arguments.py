@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from neuronmoe_plugins.reading import Fields, is_number, must_be, shown, whole
+from neuronmoe_plugins.models import require_model
+from neuronmoe_plugins.reading import Fields, filled_text, is_number, must_be, shown, whole
 
 STAGES = ("stage1", "stage2")
 # YAML 1.1 reads 2e-3, which lacks a dot, as a text.
@@ -44,6 +46,18 @@ def by_stage(fields: Fields) -> dict[str, Values]:
             if name in GIVEN and (key, name) != ("stage2", "learning_rate"):
                 raise fields.error(key, f"{name} follows from {GIVEN[name]}; leave it out")
     return {stage: values_of(fields, "training") | values_of(fields, stage) for stage in STAGES}
+
+
+def model_of(fields: Fields, base: Path) -> str:
+    """The base model that is named as `model`, a hub name or a folder, which may be relative to the spec's.
+
+    Raises:
+        UserError: if it cannot be there.
+    """
+    name = fields.required("model", filled_text)
+    name = str((base / name).resolve()) if (base / name).is_dir() else name
+    require_model(f"{fields.where}: model", name)
+    return name
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.reading import Fields, choice
-from neuronmoe_plugins.study.arguments import STAGES, Values, by_stage, mapping, names, rates, seeds
+from neuronmoe_plugins.study.arguments import STAGES, Values, by_stage, mapping, model_of, names, rates, seeds
 
 BASE = "base"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-OF_ALL = ("method", "training", *STAGES, "learning_rates", "seeds", "targets")
+OF_ALL = ("method", "model", "training", *STAGES, "learning_rates", "seeds", "targets")
 METHODS = {
     "lora": ("rank", "match", "target"),
     "full": (),
@@ -32,7 +33,8 @@ class ArmSpec:
         name: Of the arm.
         family: What the spec calls it and those that differ in a value of a list.
         where: Begins errors about it.
-        method: One of `METHODS`.
+        method: One of `METHODS`, or `BASE` of a model as it was.
+        model: Folder or hub name of the base model.
         values: The method's keys and their values.
         training: Arguments of LLaMA-Factory, by stage.
         learning_rates: Of stage 1; the best one with the first seed is trained with the others.
@@ -44,6 +46,7 @@ class ArmSpec:
     family: str
     where: str
     method: str
+    model: str
     values: Values
     training: Mapping[str, Values]
     learning_rates: tuple[float, ...]
@@ -70,6 +73,26 @@ def read_arms(top: Fields, defaults: ArmSpec) -> Iterator[ArmSpec]:
             yield arm
 
 
+def base_arms(arms: Sequence[ArmSpec], defaults: ArmSpec) -> list[ArmSpec]:
+    """The models on which arms are trained, as they were; the spec's is `BASE`, others have their name in theirs.
+
+    Raises:
+        UserError: if two have the same name, or an arm has it.
+    """
+    base = replace(defaults, name=BASE, family=BASE, method=BASE, training={}, learning_rates=(), seeds=())
+    found, taken = {base.model: base}, {BASE, *(arm.name for arm in arms)}
+    for arm in arms:
+        own = found.get(arm.model)
+        if own is None:
+            name = f"{BASE}-{Path(arm.model).name}"
+            if name in taken:
+                raise UserError(f"{arm.where}: model: there would be another {name}; rename the folder {arm.model}")
+            taken.add(name)
+            own = replace(base, name=name, family=name, model=arm.model, targets=())
+        found[arm.model] = replace(own, targets=tuple(dict.fromkeys((*own.targets, *arm.targets))))
+    return list(found.values())
+
+
 def _read_arm(name: object, value: object, where: str, defaults: ArmSpec) -> Iterator[ArmSpec]:
     keys = [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else OF_ALL
     method = Fields(value, where, keys).required("method", choice(tuple(METHODS)))
@@ -81,9 +104,12 @@ def _read_arm(name: object, value: object, where: str, defaults: ArmSpec) -> Ite
     training = {stage: {**defaults.training[stage], **own[stage]} for stage in STAGES}
     own_rates = fields.optional("learning_rates", rates, defaults.learning_rates)
     own_seeds = fields.optional("seeds", seeds, defaults.seeds)
+    model = model_of(fields, Path(defaults.where).parent) if fields.has("model") else defaults.model
     given = {key: fields.required(key) for key in METHODS[method] if fields.has(key)}
     for ending, values in _multiplied(given):
-        arm = ArmSpec(f"{name}{ending}", str(name), where, method, values, training, own_rates, own_seeds, targets)
+        arm = ArmSpec(
+            f"{name}{ending}", str(name), where, method, model, values, training, own_rates, own_seeds, targets
+        )
         if not NAME.fullmatch(arm.name) or arm.name == BASE:
             problem = f"the arm {arm.name!r} would be a folder; use letters, digits, - _ . and not {BASE!r}"
             raise UserError(f"{where}: {problem}")

@@ -61,10 +61,11 @@ def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: P
     measured = [found for training in trainings if (found := _measure(training, bootstrap)) is not None]
     verdicts = judge(trainings, bootstrap)
     spec = trainings[0].spec
+    models = ", ".join(Path(base.model).name for base in spec.bases)
     head = Head(
         title=spec.path.stem,
         subject="a study",
-        about=f"Arms that differ in one thing each, trained on {Path(spec.model).name} for {', '.join(spec.targets)}",
+        about=f"Arms that differ in one thing each, trained on {models} for {', '.join(spec.targets)}",
         facts=[
             (count(len({training.arm.name for training in trainings if not training.is_base})), "arms"),
             (count(len({(row["arm"], row["language"], row["seed"], row["learning_rate"]) for row in rows})), "runs"),

@@ -25,13 +25,13 @@ def count_parameters(model: str, arguments: Values) -> int | None:
         arguments: Of LLaMA-Factory.
 
     Returns:
-        None where it is not known: the model is not here, or of a kind that is not known, or has new tokens.
+        None where it is not known: the model is not here, or of a kind that is not known.
 
     Raises:
         UserError: if experts of that rank do not fit the model.
     """
     skeleton = _skeleton(model)
-    if skeleton is None or any(map(arguments.get, OTHERS)) or new_token_rows(skeleton.config) is not None:
+    if skeleton is None or any(map(arguments.get, OTHERS)):
         return None
     method = arguments["finetuning_type"]
     if method == "moe":
@@ -48,7 +48,11 @@ def _of_experts(skeleton: PreTrainedModel, arguments: Values) -> int | None:
     if shapes is not None and rank is not None:
         shapes.check_rank(num_experts, rank, targets)
     of_rank = None if shapes is None else shapes.of_rank(rank, targets)
-    return None if of_rank is None else sum(of_rank.added_parameters(num_experts))
+    if of_rank is None:
+        return None
+    rows = new_token_rows(skeleton.config) if arguments.get("train_new_tokens") else None
+    trained = sum(map(len, rows.values())) if isinstance(rows, dict) else len(rows or ())
+    return sum(of_rank.added_parameters(num_experts)) + trained * sizes["hidden_size"]
 
 
 def _of_lora(skeleton: PreTrainedModel, arguments: Values) -> int:

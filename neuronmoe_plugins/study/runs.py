@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def steps(self) -> list[Step]:
         """In order; each depends on those before it, so that evaluations, which may be done again, come last."""
-        model, found = _model(self.training.spec.model), []
+        model, found = _model(self.training.arm.model), []
         for stage in self.training.stages:
             values = {key: value for key, value in self.arguments(stage).items() if key not in PLACES}
             parameters = {"arguments": values, "model": model, "data": self._data(values)}
@@ -126,7 +126,7 @@ class Run:
 
     def evaluate(self, stage: str) -> None:
         """Measure a stage, or the base model, on all texts and tasks by lm-eval."""
-        model: dict[str, Any] = {"pretrained": self.training.spec.model}
+        model: dict[str, Any] = {"pretrained": self.training.arm.model}
         if self.training.saves_model:
             model = {"pretrained": self.folder / stage}
         elif not self.training.is_base:

@@ -9,10 +9,19 @@ from pathlib import Path
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.evaluation import check_documents
 from neuronmoe_plugins.languages import CODE
-from neuronmoe_plugins.models import require_model
 from neuronmoe_plugins.reading import Fields, filled_text, matching, read_yaml
-from neuronmoe_plugins.study.arguments import STAGES, Values, by_stage, mapping, names, rates, seeds, values_of
-from neuronmoe_plugins.study.arms import BASE, ArmSpec, read_arms
+from neuronmoe_plugins.study.arguments import (
+    STAGES,
+    Values,
+    by_stage,
+    mapping,
+    model_of,
+    names,
+    rates,
+    seeds,
+    values_of,
+)
+from neuronmoe_plugins.study.arms import ArmSpec, base_arms, read_arms
 
 TOP = (
     *("model", "dataset_dir", "source", "targets", "learning_rates", "seeds", "training", *STAGES),
@@ -66,7 +75,6 @@ class StudySpec:
 
     Attributes:
         path: The file.
-        model: Folder or hub name of the base model.
         dataset_dir: Folder of dataset_info.json.
         source: Code of the language that the model knows.
         texts: Name -> held-out file of that language.
@@ -75,12 +83,12 @@ class StudySpec:
         stages: Those that are trained.
         evaluation: lm-eval's `--model_args`, and its `batch_size`.
         environment: Variables of all programs.
+        bases: The base models, the first one that of the whole study.
         arms: In the order of the file.
         claims: Likewise.
     """
 
     path: Path
-    model: str
     dataset_dir: Path
     source: str
     texts: Mapping[str, Path]
@@ -89,6 +97,7 @@ class StudySpec:
     stages: tuple[str, ...]
     evaluation: Values
     environment: Mapping[str, str]
+    bases: tuple[ArmSpec, ...]
     arms: tuple[ArmSpec, ...]
     claims: tuple[Claim, ...]
 
@@ -111,15 +120,13 @@ def load_spec(path: Path) -> StudySpec:
     source = Fields(top.required("source"), f"{path}: source", SOURCE)
     given = mapping(top, "targets")
     targets = {str(code): _target(code, value, f"{path}: targets: {code}", base) for code, value in given.items()}
-    model = top.required("model", filled_text)
-    model = str((base / model).resolve()) if (base / model).is_dir() else model
-    require_model(f"{path}: model", model)
     own_rates, own_seeds = top.required("learning_rates", rates), top.required("seeds", seeds)
-    defaults = ArmSpec("", "", str(path), "", {}, by_stage(top), own_rates, own_seeds, tuple(targets))
+    model = model_of(top, base)
+    defaults = ArmSpec("", "", str(path), "", model, {}, by_stage(top), own_rates, own_seeds, tuple(targets))
     arms = tuple(read_arms(top, defaults))
+    bases = tuple(base_arms(arms, defaults))
     spec = StudySpec(
         path=path,
-        model=model,
         dataset_dir=(base / top.required("dataset_dir", filled_text)).resolve(),
         source=source.required("language", matching(CODE, "a language code such as en")),
         texts=_texts(source, base),
@@ -128,8 +135,9 @@ def load_spec(path: Path) -> StudySpec:
         stages=STAGES if top.has("stage2") else STAGES[:1],
         evaluation=values_of(top, "evaluation"),
         environment={"OMP_NUM_THREADS": "1"} | {key: str(own) for key, own in values_of(top, "environment").items()},
+        bases=bases,
         arms=arms,
-        claims=tuple(_claims(top, [BASE, *(arm.name for arm in arms)])),
+        claims=tuple(_claims(top, [arm.name for arm in (*bases, *arms)])),
     )
     _check_texts(spec)
     return spec

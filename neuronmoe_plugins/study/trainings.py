@@ -19,7 +19,7 @@ from neuronmoe_plugins.reading import Fields, filled_text, must_be, one_of, show
 from neuronmoe_plugins.recipe_files import RecipeRequest, layers_of, make_recipe
 from neuronmoe_plugins.recipes import Recipe, Sections
 from neuronmoe_plugins.study.arguments import Values
-from neuronmoe_plugins.study.arms import BASE, METHODS, ArmSpec
+from neuronmoe_plugins.study.arms import METHODS, ArmSpec
 from neuronmoe_plugins.study.spec import StudySpec, Target, load_spec
 
 # Of the study itself, in every `allocate`.
@@ -61,7 +61,7 @@ class Training:
         from neuronmoe_plugins.study.parameters import count_parameters
 
         try:
-            return 0 if self.is_base else count_parameters(self.spec.model, self.stages["stage1"])
+            return 0 if self.is_base else count_parameters(self.arm.model, self.stages["stage1"])
         except UserError as error:
             raise UserError(f"{self.arm.where}: {self.arm.name}: {error}") from error
 
@@ -79,7 +79,7 @@ class Training:
 
 
 def load_trainings(path: Path, output: Path) -> list[Training]:
-    """All of a study's, the base model's first, in the order of the spec; nothing is written.
+    """All of a study's, the base models' first, in the order of the spec; nothing is written.
 
     Args:
         path: The spec.
@@ -90,8 +90,7 @@ def load_trainings(path: Path, output: Path) -> list[Training]:
             cannot be matched, or the data sets that are not there.
     """
     spec, output = load_spec(path), output.resolve()
-    base = ArmSpec(BASE, BASE, str(path), BASE, {}, {}, (), (), tuple(spec.targets))
-    found = [Training(spec, output, base, target, {}) for target in spec.targets.values()]
+    found = [Training(spec, output, base, spec.targets[code], {}) for base in spec.bases for code in base.targets]
     for arm in spec.arms:
         found += [_matched(spec, arm, spec.targets[code], output) for code in arm.targets]
     for target in spec.targets.values():
@@ -111,7 +110,7 @@ def _check_roles(spec: StudySpec, target: Target) -> None:
 
 
 def only(trainings: Sequence[Training], names: Sequence[str]) -> list[Training]:
-    """Those of these arms, and the base model's; raises `UserError` for a name that no arm has."""
+    """Those of these arms, and the base models'; raises `UserError` for a name that no arm has."""
     known = list(dict.fromkeys(training.arm.name for training in trainings))
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--arms: no arm is called {unknown[0]}; there are: {', '.join(known)}")
@@ -122,7 +121,7 @@ def _training(spec: StudySpec, arm: ArmSpec, target: Target, output: Path) -> Tr
     given = Fields(arm.values, arm.where, METHODS[arm.method])
     allocation = _allocation(spec, arm, target, given) if arm.method == "experts" else None
     # A recipe needs an allocation; of those without, what it says of the method is left out.
-    num_experts = [2] * (layers_of(spec.model) or 1)
+    num_experts = [2] * (layers_of(arm.model) or 1)
     recipe = _recipe(spec, arm, target, allocation or _evenly(spec, target, num_experts), output)
     own = {} if allocation else METHOD_ARGUMENTS[arm.method](given)
     stages = {}
@@ -181,7 +180,7 @@ def _of_recipe(sections: Sections, with_method: bool) -> Values:
 def _recipe(spec: StudySpec, arm: ArmSpec, target: Target, allocation: Allocation, output: Path) -> Recipe:
     """The recipe of an allocation, which has no file yet: errors say of which arm it is."""
     named = Path(f"{arm.where} ({arm.name}, {target.language})")
-    request = RecipeRequest(named, spec.model, output, (*target.train, *target.review), target.replay, spec.dataset_dir)
+    request = RecipeRequest(named, arm.model, output, (*target.train, *target.review), target.replay, spec.dataset_dir)
     return make_recipe(request, allocation)
 
 
@@ -194,9 +193,9 @@ def _allocation(spec: StudySpec, arm: ArmSpec, target: Target, given: Fields) ->
     if rank is None and expert_targets is not None:
         raise given.error("expert_targets", "needs expert_rank or match: full copies are of MLPs alone")
     if ways == ["num_experts"]:
-        experts, num_layers = given.required("num_experts", whole(2)), layers_of(spec.model)
+        experts, num_layers = given.required("num_experts", whole(2)), layers_of(arm.model)
         if num_layers is None:
-            raise given.error("num_experts", f"how many layers {spec.model} has is not known here; use allocate")
+            raise given.error("num_experts", f"how many layers {arm.model} has is not known here; use allocate")
         even = _evenly(spec, target, [experts] * num_layers)
         return replace(even, expert_rank=rank, expert_targets=expert_targets)
     if ways == ["allocation"]:

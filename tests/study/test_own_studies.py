@@ -16,6 +16,7 @@ from allocations import save_analysis
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.demo.texts import SOURCE, HelpSplit, write_split
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.models import new_tokens
 from neuronmoe_plugins.study.trainings import load_trainings
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -45,9 +46,12 @@ def fetch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def folder(tmp_path: Path, fetch: ModuleType) -> Path:
     """A checkout after the demo's first steps and those of the studies, with an analysis by numbers made up."""
-    model = tmp_path / "runs" / "demo" / "model"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps(SIZES))
+    new = new_tokens(49152, [f"token {place}" for place in range(1000)], ["embed_tokens"])
+    extended = {"vocab_size": 50176, "neuronmoe_vocabulary": new}
+    for name, more in (("demo/model", {}), ("smollm2-el", extended)):
+        model = tmp_path / "runs" / name
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps(SIZES | more))
     texts = {"en": ["a"], "el": ["b"]}
     split = HelpSplit(heldout=texts, analysis=texts, replay=["c"], train={"el": ["d"]})
     write_split(split, {"en": "e", "el": "f"}, 1, tmp_path / "runs" / "demo" / "texts")
@@ -82,7 +86,8 @@ def test_each_can_be_planned(name: str, folder: Path) -> None:
 
     assert result.exit_code == 0, result.exception
     trainings = load_trainings(spec, folder / "out")
-    assert {training.arm.family for training in trainings} == {"base", *told["arms"]}
+    bases = {"base", *(f"base-{Path(arm['model']).name}" for arm in told["arms"].values() if "model" in arm)}
+    assert {training.arm.family for training in trainings} == {*bases, *told["arms"]}
     assert all(training.parameters is not None for training in trainings)
     compared = {arm for claim in told["claims"].values() for arm in [claim["better"], *claim["than"]]}
     assert len({training.arm.name for training in trainings} & compared) == len(compared)
@@ -108,3 +113,16 @@ def test_budgets_are_equal_in_the_study_of_placements(folder: Path) -> None:
 def test_texts_are_not_fetched_over_others(folder: Path, fetch: ModuleType) -> None:
     with pytest.raises(UserError, match="texts is there already; delete it, or name another folder"):
         fetch.main(folder / "runs" / "languages")
+
+
+def test_the_rows_of_new_tokens_are_trained_where_the_model_has_them(folder: Path) -> None:
+    spec = folder / "studies" / "smollm2-vocabulary.yaml"
+    spec.parent.mkdir()
+    spec.write_text((STUDIES / spec.name).read_text())
+
+    trained = {each.arm.name: each for each in load_trainings(spec, folder / "out") if not each.is_base}
+
+    told = {name: each.stages["stage1"].get("train_new_tokens", False) for name, each in trained.items()}
+    assert told == {"plain": False, "equal-text": True, "equal-compute": True}
+    added = {name: (each.parameters or 0) - (trained["plain"].parameters or 0) for name, each in trained.items()}
+    assert added == {"plain": 0, "equal-text": 1000 * 576, "equal-compute": 1000 * 576}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from made_studies import SPEC, Studies
 from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from neuronmoe_plugins.models import new_tokens
 from neuronmoe_plugins.study.parameters import count_parameters
 from neuronmoe_plugins.tuner import MoeConfig
 
@@ -52,6 +54,19 @@ def test_an_adapter_has_as_many_as_peft_trains(
 
     trained = sum(own.numel() for own in adapted.parameters() if own.requires_grad)
     assert count_parameters(str(tiny_model_dir), arguments) == trained
+
+
+def test_rows_of_new_tokens_count_where_they_are_trained(tiny_model_dir: Path, tmp_path: Path) -> None:
+    told = json.loads((tiny_model_dir / "config.json").read_text())
+    told["neuronmoe_vocabulary"] = new_tokens(50, ["a", "b", "c"], ["embed_tokens", "lm_head"])
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    experts = {"finetuning_type": "moe", "ada_moe_num_experts_list": [3, 1, 2, 2]}
+
+    without = count_parameters(str(tiny_model_dir), experts)
+    assert count_parameters(str(tmp_path), experts) == without
+    assert (
+        count_parameters(str(tmp_path), experts | {"train_new_tokens": True}) == without + 2 * 3 * told["hidden_size"]
+    )
 
 
 def test_weights_themselves_are_counted_once(tiny_model_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def of_allocation(**options: Any) -> dict[str, Any]:
             of_arm(method="lara"),
             ": arms: a: method: must be one of lora, full, freeze, experts; got 'lara': did you mean",
         ),
+        (
+            of_arm(method="lora", rank=4, model="./nix"),
+            ": arms: a: model ./nix does not exist, and is no name on the Hugg",
+        ),
+        (
+            {"arms": {"a": {"method": "full", "model": "other"}, "base-other": {"method": "full"}}},
+            ": arms: a: model: there would be another base-other; rename the folder FOLDER/other",
+        ),
         (of_arm(method="lora", ranks=4), ": arms: a: unknown key 'ranks': did you mean rank?"),
         (of_arm(method="lora"), ": arms: a: rank is missing"),
         (of_arm(method="lora", rank=[4, 0]), ": arms: a: rank: must be a whole number from 1 on; got 0"),
@@ -89,6 +98,7 @@ def of_allocation(**options: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str, studies: Studies) -> None:
+    shutil.copytree("model", "other")
     Path("scores.json").write_text(json.dumps({"layer_scores": [4, 3, 2, 1]}))
     Path("one.yaml").write_text(
         "{num_experts: [2], layer_scores: [], min_experts: 1, max_experts: 2, rounding: null, strategy: uniform, "

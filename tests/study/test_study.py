@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -175,3 +176,33 @@ def test_a_task_that_is_not_there_ends_it_before_anything_is_trained(studies: St
         result.exception
     )
     assert not studies.calls()
+
+
+def test_an_arm_is_trained_on_a_model_of_its_own_which_is_measured_before(studies: Studies) -> None:
+    shutil.copytree("model", "larger")
+    own = {"model": "larger", "stage1": {"max_steps": 3}}
+    arms = {"plain": SPEC["arms"]["even"], "own": SPEC["arms"]["even"] | own}
+    result = studies.run(arms=arms, claims={"Own is better": {"better": "own", "than": ["base-larger"]}})
+
+    assert result.exit_code == 0, result.exception
+    assert [row["arm"] for row in studies.rows()[::2]] == ["base", "base-larger", *["plain"] * 2, *["own"] * 2]
+    for arm, model, steps in (("plain", "model", 4), ("own", "larger", 3)):
+        folder = Path(f"out/runs/{arm}/el_0.001_1").resolve()
+        told = json.loads((folder / "stage1" / "told.json").read_text())
+        assert (told["model_name_or_path"], told["max_steps"]) == (str(Path(model).resolve()), steps)
+        for measured in (folder / "stage2_evaluation", Path(f"out/runs/base{'-larger' * (arm == 'own')}/el")):
+            (file,) = measured.rglob("results_*.json")
+            found = json.loads(file.read_text())["config"]["model_args"]["pretrained"]
+            assert found == str(Path(model).resolve())
+
+
+def test_a_model_of_an_arm_that_has_changed_makes_its_runs_stale(studies: Studies) -> None:
+    shutil.copytree("model", "larger")
+    arms = {"plain": SPEC["arms"]["even"], "own": SPEC["arms"]["even"] | {"model": "larger"}}
+    studies.run(arms=arms)
+    config = Path("larger/config.json")
+    config.write_text(config.read_text().replace("{", '{"vocab_size": 100, ', 1))
+
+    said = str(studies.run(arms=arms).exception)
+
+    assert "has changed since these were done: base-larger el (evaluate-base); own el, learning rate 0.001" in said
