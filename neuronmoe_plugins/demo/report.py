@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from safetensors import safe_open
@@ -16,6 +16,8 @@ from neuronmoe_plugins.figures import house_style, new_figure, save_png
 from neuronmoe_plugins.files import read_json, write_json, write_text
 from neuronmoe_plugins.models import ADAPTER_WEIGHTS
 from neuronmoe_plugins.tables import Table, as_markdown, print_table, print_text
+from neuronmoe_plugins.vocabulary.extend import REPORT
+from neuronmoe_plugins.vocabulary.options import LEARNT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +29,8 @@ TEXT_TITLES = {
     "udhr_el": "UDHR, Greek",
     "udhr_en": "UDHR, English",
 }
-MODEL_TITLES = {"base": "base", "stage1": "stage 1", "stage2": "stage 2"}
+EXTENDED = "extended"
+MODEL_TITLES = {"base": "base", EXTENDED: "larger vocabulary", "stage1": "stage 1", "stage2": "stage 2"}
 SHARE_TEXTS = {"help_el": "Greek", "help_en": "English"}
 
 
@@ -36,11 +39,12 @@ class Results:
     """What the demo measured.
 
     Attributes:
-        bits_per_byte: Model (base, stage1, stage2) -> text -> value.
+        bits_per_byte: Model (base, stage1, stage2, and extended where it was) -> text -> value.
         expert0_share: Stage -> text -> layer -> share of tokens whose most probable expert is the base MLP.
         new_experts: Layer -> number of added experts, for the layers that have some.
         added_parameters: Parameters of the new experts and routers.
         minutes: Step -> minutes.
+        vocabulary: What the report of the extended vocabulary says; None where it was not extended.
     """
 
     bits_per_byte: dict[str, dict[str, float]]
@@ -48,6 +52,7 @@ class Results:
     new_experts: dict[int, int]
     added_parameters: int
     minutes: dict[str, float]
+    vocabulary: dict[str, Any] | None
 
     def mean_expert0_share(self, stage: str, text: str) -> float:
         """Mean over the mixture layers."""
@@ -56,19 +61,26 @@ class Results:
 
 
 def read_results(
-    evaluation: Path, routing: Path, allocation: Path, training: Path, minutes: Mapping[str, float]
+    evaluation: Path,
+    routing: Path,
+    allocation: Path,
+    training: Path,
+    minutes: Mapping[str, float],
+    extended: Path | None,
 ) -> Results:
-    """Collect the results from the files that the steps wrote."""
+    """Collect the results from the files that the steps wrote; `extended` is the model with the larger vocabulary."""
+    models = [name for name in MODEL_TITLES if extended is not None or name != EXTENDED]
     num_experts = Allocation.load(allocation).num_experts
     with safe_open(training / "stage2" / ADAPTER_WEIGHTS, framework="numpy") as weights:
         names = weights.keys()
         added_parameters = sum(prod(weights.get_slice(name).get_shape()) for name in names)
     return Results(
-        bits_per_byte={name: read_json(evaluation / name / "bits_per_byte.json") for name in MODEL_TITLES},
+        bits_per_byte={name: read_json(evaluation / name / "bits_per_byte.json") for name in models},
         expert0_share=read_json(routing),
         new_experts={layer: count - 1 for layer, count in enumerate(num_experts) if count > 1},
         added_parameters=added_parameters,
         minutes=dict(minutes),
+        vocabulary=None if extended is None else read_json(extended / REPORT),
     )
 
 
@@ -94,12 +106,13 @@ def result_table(results: Results) -> Table:
     """One row per measure, with a value for base, stage 1 and stage 2."""
     rows = []
     for text, title in TEXT_TITLES.items():
-        values = [results.bits_per_byte[model][text] for model in MODEL_TITLES]
+        values = [own[text] for own in results.bits_per_byte.values()]
         rows.append([f"bits per byte: {title}", *(f"{value:.3f}" for value in values)])
     for text, language in SHARE_TEXTS.items():
         shares = [results.mean_expert0_share(stage, text) for stage in results.expert0_share]
-        rows.append([f"tokens on expert 0: {language}", "–", *(f"{share:.0%}" for share in shares)])
-    return Table(TITLE, ["", *MODEL_TITLES.values()], rows)
+        none = ["–"] * (len(results.bits_per_byte) - len(shares))
+        rows.append([f"tokens on expert 0: {language}", *none, *(f"{share:.0%}" for share in shares)])
+    return Table(TITLE, ["", *map(MODEL_TITLES.__getitem__, results.bits_per_byte)], rows)
 
 
 def _save_figure(results: Results, path: Path) -> None:
@@ -148,7 +161,14 @@ def _facts(results: Results) -> str:
     """What has one value: the experts, the parameters and the minutes."""
     layers = ", ".join(f"{count} in layer {layer}" for layer, count in results.new_experts.items())
     steps = ", ".join(f"{name} {minutes:.1f}" for name, minutes in results.minutes.items())
-    return (
+    of, words = results.vocabulary, ""
+    if of is not None:
+        fits = next((each["before"], each["after"]) for each in of["corpora"] if each["use"] == LEARNT)
+        before, after = (fit["tokens_per_word"] for fit in fits)
+        words = (
+            f"New tokens: {of['tokens']:,}; a Greek word of the training text has {after:.2f}, and had {before:.2f}.\n"
+        )
+    return words + (
         f"New experts: {sum(results.new_experts.values())} ({layers}); "
         f"{results.added_parameters / 1e6:.1f}M parameters added.\n"
         f"Minutes: {sum(results.minutes.values()):.1f} ({steps})."

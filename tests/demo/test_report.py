@@ -36,6 +36,7 @@ def test_report(demo_folder: Path) -> None:
         demo_folder / "allocation.yaml",
         demo_folder,
         {"model": 0.5, "stage1": 6.0},
+        None,
     )
     console = Console(record=True, width=120, quiet=False, file=(demo_folder / "console.txt").open("w"))
 
@@ -52,3 +53,20 @@ def test_report(demo_folder: Path) -> None:
     assert "held-out help, Greek" in console.export_text()
     assert json.loads((demo_folder / "demo.json").read_text(encoding="utf-8"))["added_parameters"] == 29
     assert (demo_folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_extended_model_has_a_column_of_its_own(demo_folder: Path) -> None:
+    write_json(demo_folder / "evaluation" / "extended" / "bits_per_byte.json", dict.fromkeys(TEXT_TITLES, 7.0))
+    fits = {"before": {"tokens_per_word": 5.83}, "after": {"tokens_per_word": 2.02}}
+    record = {"tokens": 1000, "corpora": [{"use": "learnt", **fits}]}
+    write_json(demo_folder / "extended" / "neuronmoe_vocabulary.json", record)
+    places = (demo_folder / "evaluation", demo_folder / "routing.json", demo_folder / "allocation.yaml", demo_folder)
+    results = read_results(*places, {"model": 0.5}, demo_folder / "extended")
+
+    save_report(results, demo_folder, Console(quiet=True))
+
+    markdown = (demo_folder / "demo.md").read_text(encoding="utf-8")
+    assert "| base | larger vocabulary | stage 1 | stage 2 |" in markdown
+    assert "| bits per byte: held-out help, Greek | 1.000 | 7.000 | 2.000 | 3.000 |" in markdown
+    assert "| tokens on expert 0: Greek | – | – | 30% | 30% |" in markdown
+    assert "New tokens: 1,000; a Greek word of the training text has 2.02, and had 5.83." in markdown
