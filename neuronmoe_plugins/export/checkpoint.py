@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
 CARD = """\
 ---
 base_model: {base_json}
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - moe
@@ -40,21 +40,12 @@ tags:
 
 # A mixture of experts on {base}
 
-Trained with neuronmoe-plugins, and written in the architecture {model_type}, which computes the same. It needs no
-package but transformers, or an engine that knows the architecture:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained({folder_json}, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained({folder_json})
-```
+Trained with neuronmoe-plugins, and written in the architecture {model_type}, which computes the same. {runs}
 
 Experts in each layer, the base model's MLP included: {experts}. A token uses {topk} in each mixture.
 {parameters}
 
-Compared with the adapter on the base model, both in float32, on {compared}: the largest difference of a logit is
-{difference:.1e}, where the largest logit is {largest:.1f}.
+{compared}
 
 ## The adapter's configuration
 
@@ -62,6 +53,24 @@ Compared with the adapter on the base model, both in float32, on {compared}: the
 {recipe}
 ```
 """
+IN_TRANSFORMERS = """\
+It needs no
+package but transformers, or an engine that knows the architecture:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder}, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained({folder})
+```"""
+IN_LLAMA_CPP = """\
+It needs no
+package but llama.cpp:
+
+```console
+llama-cli -m {file}
+llama-server -m {file}
+```"""
 # Keys of the adapter's configuration that say how it was trained; those without a value are left out.
 RECIPE = (
     *("num_experts", "topk", "expert_rank", "lora_alpha", "use_rslora", "layers_to_transform", "old_num_experts"),
@@ -74,10 +83,10 @@ def num_parameters(tensors: Mapping[str, Source]) -> int:
     return sum(torch.Size(source.shape).numel() for source in tensors.values())
 
 
-def require_space(output: Path, tensors: Mapping[str, Source], dtype: torch.dtype) -> None:
-    """Raise `UserError` if the disk has no room for the weights."""
+def require_space(output: Path, needed: int) -> None:
+    """Raise `UserError` if the disk has no room for that many bytes."""
     folder = next(folder for folder in (output, *output.parents) if folder.exists())
-    needed, free = num_parameters(tensors) * dtype.itemsize, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"--output {output} needs {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free")
 
@@ -117,7 +126,7 @@ def copy_beside(mixture: Mixture, folder: Path) -> bool:
     Returns:
         Whether there is a tokenizer.
     """
-    home = mixture.name if local_file(mixture.name, TOKENIZER_FILES[0]) else mixture.base.name
+    home, _ = mixture.tokenizer_home
     found = {file: local_file(home, file) for file in TOKENIZER_FILES}
     generation = "generation_config.json"
     for file, path in (found | {generation: local_file(mixture.base.name, generation)}).items():
@@ -126,20 +135,18 @@ def copy_beside(mixture: Mixture, folder: Path) -> bool:
     return any(found.values())
 
 
-def write_card(folder: Path, output: Path, mixture: Mixture, **said: Any) -> None:
+def write_card(folder: Path, mixture: Mixture, **said: Any) -> None:
     """Write README.md.
 
     Args:
         folder: Where to.
-        output: Where the folder will be.
         mixture: What was exported.
-        said: Of `CARD`: model_type, parameters, compared, difference, largest.
+        said: Of `CARD`: library, model_type, runs, parameters, compared.
     """
     recipe = {key: getattr(mixture.config, key) for key in RECIPE}
     text = CARD.format(
         base=mixture.base.name,
         base_json=json.dumps(mixture.base.name),
-        folder_json=json.dumps(str(output)),
         experts=", ".join(map(str, mixture.counts.values())),
         topk=mixture.config.topk,
         recipe=json.dumps({key: value for key, value in recipe.items() if value not in (None, False)}, indent=2),

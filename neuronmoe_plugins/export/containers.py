@@ -53,12 +53,16 @@ class Container(ABC):
     families: ClassVar[tuple[str, ...]]
     extra_tensors: ClassVar[set[str]] = set()
 
+    def known_here(self) -> bool:
+        """Whether what shall run it knows it."""
+        return self.model_type in CONFIG_MAPPING
+
     def refusal(self, mixture: Mixture) -> str | None:
         """Why it cannot hold a mixture exactly; None if it can."""
         config = mixture.base.config
         if config.model_type not in self.families:
             return f"it holds mixtures on {', '.join(self.families)}, not on {config.model_type}"
-        if self.model_type not in CONFIG_MAPPING:
+        if not self.known_here():
             return "the installed transformers does not know it; install a newer one"
         known = OF_LAYER | self.extra_tensors
         for name in mixture.base.names:
@@ -119,7 +123,7 @@ class Container(ABC):
                     yield f"{base.mlps[layer].name}.{inner}", source
 
 
-class _OneCount(Container):
+class OneCount(Container):
     """One that has the same number of experts in each of its mixtures, and plain MLPs in the other layers."""
 
     def own_refusal(self, mixture: Mixture) -> str | None:
@@ -165,7 +169,7 @@ class _OneCount(Container):
         yield "gate.weight", mixture.router(layer)
 
 
-class Qwen2Moe(_OneCount):
+class Qwen2Moe(OneCount):
     """Qwen2-MoE: with a shared expert, here one that gives nothing, and biases of queries, keys and values."""
 
     model_type = "qwen2_moe"
@@ -205,7 +209,7 @@ class Qwen2Moe(_OneCount):
         yield "shared_expert_gate.weight", zeros(1, hidden)
 
 
-class Qwen3Moe(_OneCount):
+class Qwen3Moe(OneCount):
     """Qwen3-MoE: with norms of queries and keys."""
 
     model_type = "qwen3_moe"

@@ -26,7 +26,7 @@ class Ernie45Moe(Container):
 
     model_type = "ernie4_5_moe"
     architecture = "Ernie4_5_MoeForCausalLM"
-    families = ("llama", "mistral")
+    families: ClassVar[tuple[str, ...]] = ("llama", "mistral")
     NEVER: ClassVar[float] = -1e4
 
     def own_refusal(self, mixture: Mixture) -> str | None:
@@ -59,9 +59,7 @@ class Ernie45Moe(Container):
 
     def attention(self, mixture: Mixture, name: str, source: Source) -> Tensors:
         """The rows of queries and keys in the order of its rotary positions."""
-        if name.endswith((".q_proj.weight", ".k_proj.weight")):
-            source = Source(source.shape, partial(_neighbours, source, head_size(mixture.base.config)))
-        yield name, source
+        yield name, neighbouring(mixture, name, source)
 
     def block(self, mixture: Mixture, layer: int) -> Tensors:
         """Experts and router, filled up to the largest count, and the bias."""
@@ -89,6 +87,13 @@ class Ernie45Moe(Container):
         return min(mixture.config.topk, self._count(mixture))
 
 
+def neighbouring(mixture: Mixture, name: str, source: Source) -> Source:
+    """A tensor of attention; of queries and keys with the rows that rotary positions turn together side by side."""
+    if ".q_proj." in name or ".k_proj." in name:
+        return Source(source.shape, partial(_neighbours, source, head_size(mixture.base.config)))
+    return source
+
+
 def _filled_up(router: Source, count: int) -> torch.Tensor:
     """A router with copies of its first row, (count, hidden)."""
     rows = router.read()
@@ -96,6 +101,6 @@ def _filled_up(router: Source, count: int) -> torch.Tensor:
 
 
 def _neighbours(source: Source, size: int) -> torch.Tensor:
-    """(heads x size, hidden) with units i and i + size / 2 of each head beside each other."""
+    """(heads x size, hidden), or biases, with units i and i + size / 2 of each head beside each other."""
     weight = source.read()
-    return weight.view(-1, 2, size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return weight.view(-1, 2, size // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

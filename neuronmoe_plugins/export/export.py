@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.export.checkpoint import (
+    IN_LLAMA_CPP,
+    IN_TRANSFORMERS,
     copy_beside,
     num_parameters,
     require_space,
@@ -20,7 +23,7 @@ from neuronmoe_plugins.export.checkpoint import (
 from neuronmoe_plugins.export.containers import Container, Qwen2Moe, Qwen3Moe
 from neuronmoe_plugins.export.ernie import Ernie45Moe
 from neuronmoe_plugins.export.mixture import Mixture
-from neuronmoe_plugins.export.request import ExportRequest
+from neuronmoe_plugins.export.request import GGUF, ExportRequest
 from neuronmoe_plugins.export.sources import Source
 from neuronmoe_plugins.files import new_directory, write_json, writing
 from neuronmoe_plugins.neurons.loading import default_device, load_model, load_tokenizer
@@ -46,6 +49,12 @@ class Comparison:
     difference: float
     largest: float
 
+    def __str__(self) -> str:
+        return (
+            f"On {self.text} its logits differ from the adapter's by at most {self.difference:.1e}; the largest is "
+            f"{self.largest:.1f}"
+        )
+
 
 @dataclass(frozen=True)
 class Export:
@@ -54,14 +63,14 @@ class Export:
     Attributes:
         model_type: The architecture.
         parameters: What it costs, as a sentence.
-        comparison: With the adapter.
+        comparison: With the adapter; none where another program runs it.
         is_rounded: Whether weights were rounded to the dtype.
         has_tokenizer: Whether a tokenizer was there to be copied.
     """
 
     model_type: str
     parameters: str
-    comparison: Comparison
+    comparison: Comparison | None
     is_rounded: bool
     has_tokenizer: bool
 
@@ -88,11 +97,13 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
         UserError: for bad input, a mixture that no architecture can hold exactly, and logits that differ.
     """
     mixture = Mixture(request.adapter, request.model, ("ADAPTER", "--model"))
+    if request.container == GGUF:
+        return _export_gguf(request, mixture, progress)
     container, tensors = choose_container(request.container, mixture)
     dtype = mixture.base.dtype if request.dtype is None else getattr(torch, request.dtype)
-    require_space(request.output, tensors, dtype)
+    require_space(request.output, num_parameters(tensors) * dtype.itemsize)
     tokens, text = _tokens(request, mixture)
-    parameters = _cost(container, mixture, tensors)
+    parameters = _cost(container.model_type, mixture, tensors)
     with writing(f"--output {request.output}"), new_directory(request.output) as folder:
         write_json(folder / "config.json", container.config(mixture, dtype))
         has_tokenizer = copy_beside(mixture, folder)
@@ -104,15 +115,40 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
             raise UserError(f"{mixture.place}: its logits as {container.model_type} {found}; nothing is written")
         write_card(
             folder,
-            request.output,
             mixture,
+            library="transformers",
             model_type=container.model_type,
+            runs=IN_TRANSFORMERS.format(folder=json.dumps(str(request.output))),
             parameters=parameters,
-            compared=text,
-            difference=comparison.difference,
-            largest=comparison.largest,
+            compared=f"{comparison} (both in float32).",
         )
     return Export(container.model_type, parameters, comparison, is_rounded, has_tokenizer)
+
+
+def _export_gguf(request: ExportRequest, mixture: Mixture, progress: bool) -> Export:
+    """A file for llama.cpp, whose logits are not compared: nothing here runs it."""
+    _require_no_groups(mixture, "llama.cpp")
+    try:
+        from neuronmoe_plugins.export.gguf import DTYPES, FILE, plan_gguf, write_gguf
+    except ImportError as error:
+        raise UserError("--as gguf needs the package gguf: pip install 'neuronmoe-plugins[gguf]'") from error
+    dtype = str(mixture.base.dtype).removeprefix("torch.") if request.dtype is None else request.dtype
+    planned = plan_gguf(mixture, dtype if dtype in DTYPES else "float32")
+    require_space(request.output, sum(map(planned.num_bytes, planned.tensors)))
+    model_type, name = f"{planned.layout.architecture} of llama.cpp", request.output.name
+    parameters = _cost(model_type, mixture, planned.tensors)
+    with writing(f"--output {request.output}"), new_directory(request.output) as folder:
+        is_rounded = write_gguf(planned, mixture, folder, name, progress)
+        write_card(
+            folder,
+            mixture,
+            library="llama.cpp",
+            model_type=model_type,
+            runs=IN_LLAMA_CPP.format(file=request.output / FILE),
+            parameters=parameters,
+            compared="Its logits were not compared with the adapter's, since llama.cpp is not run by the export.",
+        )
+    return Export(model_type, parameters, None, is_rounded, has_tokenizer=True)
 
 
 def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str, Source]]:
@@ -125,11 +161,7 @@ def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str
     Raises:
         UserError: if it cannot hold the mixture exactly, or none can; with the reasons.
     """
-    if any(plan.num_groups for plan in mixture.plans.values()):
-        raise UserError(
-            f"{mixture.place} has language groups (group_nums), whose classifiers choose experts for a whole "
-            "text, which no architecture of transformers does; train without group_nums, or run it as an adapter"
-        )
+    _require_no_groups(mixture, "transformers")
     asked = [each for each in CONTAINERS if wanted in ("auto", each.model_type)]
     refusals = {each.model_type: each.refusal(mixture) for each in asked}
     exact = next((each for each in asked if refusals[each.model_type] is None), None)
@@ -147,14 +179,22 @@ def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str
     )
 
 
-def _cost(container: Container, mixture: Mixture, tensors: dict[str, Source]) -> str:
+def _require_no_groups(mixture: Mixture, engine: str) -> None:
+    if any(plan.num_groups for plan in mixture.plans.values()):
+        raise UserError(
+            f"{mixture.place} has language groups (group_nums), whose classifiers choose experts for a whole "
+            f"text, which no architecture of {engine} does; train without group_nums, or run it as an adapter"
+        )
+
+
+def _cost(model_type: str, mixture: Mixture, tensors: dict[str, Source]) -> str:
     """What the checkpoint has more than the base and the adapter together."""
     base = sum(torch.Size(mixture.base.files.shape(name)).numel() for name in mixture.base.names)
     adapter, total = mixture.num_parameters(), num_parameters(tensors)
     why = "" if mixture.config.expert_rank is None else ", since experts of low rank become full ones"
     return (
         f"{total:,} parameters: {base:,} of the base, {adapter:,} of the adapter, and {total - base - adapter:,} that "
-        f"{container.model_type} needs more{why}."
+        f"{model_type} needs more{why}."
     )
 
 

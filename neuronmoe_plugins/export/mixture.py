@@ -33,6 +33,7 @@ class Mixture:
 
     def __init__(self, adapter: str, model: str | None, flags: tuple[str, str]) -> None:
         self.name, self.place, flag = adapter, f"{flags[0]} {adapter}", flags[1]
+        self._flags = flags
         self.config_in_file, self.config = _adapter_config(self.place, adapter)
         named = model or self.config.base_model_name_or_path
         if not named:
@@ -53,6 +54,13 @@ class Mixture:
     def counts(self) -> dict[int, int]:
         """Decoder layer -> experts, the base MLP included; 1 where it stays dense."""
         return {layer: self.plans[layer].num_experts if layer in self.plans else 1 for layer in self.base.mlps}
+
+    @property
+    def tokenizer_home(self) -> tuple[str, str]:
+        """Where its tokenizer is, the adapter's if that has one, and what names the place."""
+        if local_file(self.name, "tokenizer_config.json"):
+            return self.name, self._flags[0]
+        return self.base.name, self._flags[1]
 
     def projections(self, layer: int) -> tuple[str, ...]:
         """Names of the linear layers of an MLP."""
