@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from benchmarks.engines import LlamaCpp
 from export.making import MakeAdapter
 from export.test_containers import ROTARY, SLIDING
 from neuronmoe_plugins import cli
@@ -41,36 +41,15 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class LlamaCpp:
-    """llama.cpp's server in this process, in float32."""
+def llama_cpp(file: Path) -> LlamaCpp:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's bindings are not installed")
+    return LlamaCpp(file, context=64)
 
-    def __init__(self, file: Path) -> None:
-        engine = pytest.importorskip("xllamacpp", reason="llama.cpp's bindings are not installed")
-        settings = engine.CommonParams()
-        settings.model.path = str(file)
-        settings.n_ctx, settings.n_parallel, settings.warmup, settings.port, settings.verbosity = 64, 1, False, 0, 0
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-        settings.cache_type_k = settings.cache_type_v = engine.ggml_type.GGML_TYPE_F32
-        settings.flash_attn_type = engine.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.server = engine.Server(settings)
 
-    def post(self, path: str, **content: Any) -> Any:
-        """What it answers to a request."""
-        request = urllib.request.Request(
-            self.server.listening_address + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
-
-    def logarithms(self, tokens: list[int], vocab_size: int) -> torch.Tensor:
-        """Those of the probabilities of all tokens after these, (vocabulary,)."""
-        # It says nothing of a step whose token is a part of a character: the next one is "!", whatever is likely.
-        settings = {"n_predict": 1, "n_probs": vocab_size, "logit_bias": [[3, 1000]]}
-        answer = self.post("/completion", prompt=tokens, **settings)
-        found = torch.full((vocab_size,), float("nan"))
-        for each in answer["completion_probabilities"][0]["top_logprobs"]:
-            found[each["id"]] = each["logprob"]
-        return found
+def logarithms(engine: LlamaCpp, tokens: list[int]) -> torch.Tensor:
+    """Of the probabilities of all tokens after these, (vocabulary,)."""
+    found = engine.logarithms(tokens, WIDE["vocab_size"])
+    return torch.tensor([found[token] for token in range(WIDE["vocab_size"])])
 
 
 @pytest.fixture
@@ -107,8 +86,8 @@ def test_llama_cpp_gives_the_adapters_probabilities(
     architecture, family, base, options = EXACT[case]
     model = make_written(family, base, **options)
     assert write(tmp_path) == f"{architecture} of llama.cpp"
-    engine = LlamaCpp(tmp_path / "out/model.gguf")
-    found = torch.stack([engine.logarithms(PROMPT[: i + 1], WIDE["vocab_size"]) for i in range(len(PROMPT))])
+    engine = llama_cpp(tmp_path / "out/model.gguf")
+    found = torch.stack([logarithms(engine, PROMPT[: i + 1]) for i in range(len(PROMPT))])
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([PROMPT])).logits[0].log_softmax(-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
@@ -127,7 +106,7 @@ def test_eight_bits_a_weight(make_written: Callable[..., PeftModel], tmp_path: P
     assert (error <= np.abs(blocks).max(-1, keepdims=True) * (0.5 / 127 + 2e-3)).all()
     router = model.base_model.model.model.layers[2].mlp.moe_router.default.weight.detach().numpy()
     assert (read["blk.2.ffn_gate_inp.weight"] == router).all()
-    found = LlamaCpp(tmp_path / "out/model.gguf").logarithms(PROMPT, WIDE["vocab_size"])
+    found = logarithms(llama_cpp(tmp_path / "out/model.gguf"), PROMPT)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([PROMPT])).logits[0, -1]
     assert (found - logits.log_softmax(-1)).abs().max() < 0.05 * logits.abs().max()
@@ -161,7 +140,7 @@ def test_llama_cpp_cuts_the_same_tokens(name: str, make_written: Callable[..., P
     )
     edit_tokenizer(tmp_path, lambda tokenizer: setattr(tokenizer, "pre_tokenizer", CUTS[name]))
     write(tmp_path)
-    engine = LlamaCpp(tmp_path / "out/model.gguf")
+    engine = llama_cpp(tmp_path / "out/model.gguf")
     found = engine.post("/tokenize", content=TEXT, add_special=True, parse_special=True)["tokens"]
     assert found == AutoTokenizer.from_pretrained(tmp_path / "base")(TEXT)["input_ids"]
 
