@@ -183,10 +183,9 @@ class BlockShapes:
         """The sizes where new experts have that rank instead of being copies (None); None if they are not known."""
         if rank is None:
             return self
-        of_mlps = [] if targets is ExpertTargets.ATTENTION else [self.mlp_widths]
-        of_attention = [] if targets is ExpertTargets.MLP else [self.attention_widths]
-        widths = [each for each in (*of_mlps, *of_attention) if each is not None]
-        if len(widths) < len(of_mlps) + len(of_attention):
+        blocks = self._blocks(targets)
+        widths = [of_layers for _, of_layers, _ in blocks if of_layers is not None]
+        if len(widths) < len(blocks):
             return None
         parameters = [rank * sum(of_layer) for of_layer in zip(*widths, strict=True)]
         return replace(self, mlp_parameters=parameters, routers=len(widths))
@@ -201,18 +200,20 @@ class BlockShapes:
 
     def check_rank(self, num_experts: Sequence[int], rank: int, targets: ExpertTargets) -> None:
         """Raise `UserError` if a layer with new experts cannot have any of that rank, as far as sizes are known."""
-        narrow = []
-        if targets is not ExpertTargets.ATTENTION:
-            narrow.append(("MLP", self.mlp_ranks, "leave it out for full copies"))
-        if targets is not ExpertTargets.MLP:
-            narrow.append(("attention", self.attention_ranks, "--expert-targets mlp"))
-        for block, ranks, otherwise in narrow:
+        instead = {"MLP": "leave it out for full copies", "attention": "--expert-targets mlp"}
+        for block, _, ranks in self._blocks(targets):
             for layer, (experts, most) in enumerate(zip(num_experts, ranks or [rank] * len(num_experts), strict=True)):
                 if experts > 1 and rank > most:
                     raise UserError(
                         f"--expert-rank is {rank}, but the {block} of layer {layer} takes at most {most}; give a lower "
-                        f"one, or {otherwise}"
+                        f"one, or {instead[block]}"
                     )
+
+    def _blocks(self, targets: ExpertTargets) -> list[tuple[str, list[int] | None, list[int] | None]]:
+        """Of what experts change: its name, and what is known of its widths and ranks."""
+        mlp = ("MLP", self.mlp_widths, self.mlp_ranks)
+        attention = ("attention", self.attention_widths, self.attention_ranks)
+        return {ExpertTargets.MLP: [mlp], ExpertTargets.ATTENTION: [attention]}.get(targets, [mlp, attention])
 
     def recorded(self, rank: int | None, targets: str | None) -> dict[str, Any]:
         """What an allocation records of them, for experts of that rank (None: copies) that change these."""
