@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 # Name -> where it is, as MODULE of this package or MODULE:NAME where it is called otherwise there.
 _FACE = {
-    "AllocationRequest": "allocation.allocation",
+    "AllocationRequest": "allocation.request",
     "AnalyzeOptions": "neurons.options",
     "Bootstrap": "comparison",
     "Deepspeed": "machines",

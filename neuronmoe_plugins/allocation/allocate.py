@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from neuronmoe_plugins.allocation.allocation import HEEDED_BY_SOME, Allocation, AllocationRequest, Settings
+from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.experts import (
     Choose,
     ExpertPlan,
@@ -15,6 +15,7 @@ from neuronmoe_plugins.allocation.experts import (
     check_scores,
     rescale,
 )
+from neuronmoe_plugins.allocation.request import HEEDED_BY_SOME, AllocationRequest, Settings
 from neuronmoe_plugins.allocation.rules import PLACEMENTS
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import ClassVar
 
-from neuronmoe_plugins.allocation.allocation import Settings
 from neuronmoe_plugins.allocation.experts import ExpertPlan, Placement, ceil_shares, scale_experts
+from neuronmoe_plugins.allocation.request import Settings
 from neuronmoe_plugins.allocation.totals import Ramp
 from neuronmoe_plugins.errors import UserError
 

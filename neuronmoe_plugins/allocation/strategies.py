@@ -10,8 +10,8 @@ from functools import partial
 from statistics import fmean
 from typing import TypeAlias
 
-from neuronmoe_plugins.allocation.allocation import Settings
 from neuronmoe_plugins.allocation.experts import Combine, Score, Shape
+from neuronmoe_plugins.allocation.request import Settings
 from neuronmoe_plugins.allocation.rules import EvenRule, FormRule, LinearRule, Rule, ShareRule
 from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile, dissimilarities
 from neuronmoe_plugins.errors import UserError

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neuronmoe_plugins.allocation.allocation import AllocationRequest
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.cli.options import takes
 from neuronmoe_plugins.cli.output import is_quiet, note, warn
 from neuronmoe_plugins.errors import UserError

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
+from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.comparison import compare
 from neuronmoe_plugins.allocation.display import Bars, Line, draw_experts
 from neuronmoe_plugins.allocation.experts import Choose
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.allocation.scores import read_shapes
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import sha256_of

@@ -11,7 +11,8 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
+from neuronmoe_plugins.allocation.allocation import Allocation
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.blocks import TARGETS
 from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.files import read_json

@@ -28,7 +28,7 @@ COUNT = "routing_count/"
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-# Layer index (or that of its attention, see `plans.py`), topk and num_experts of each mixture layer, in their order.
+# Layer index (or that of its attention, see `blocks.py`), topk and num_experts of each mixture layer, in their order.
 LayerShapes = tuple[tuple[int, int, int], ...]
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import Allocation, AllocationRequest
+from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.experts import BlockShapes, Choose
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.allocation.totals import Limits, equal_counts
 from neuronmoe_plugins.errors import UserError
 

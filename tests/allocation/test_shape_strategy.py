@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from allocations import allocated, run_allocate, save_scores
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import AllocationRequest
 from neuronmoe_plugins.allocation.experts import Shape
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.allocation.strategies import shape_scores
 from neuronmoe_plugins.allocation.totals import Limits, Ramp, fit_total
 from neuronmoe_plugins.errors import UserError

@@ -12,7 +12,7 @@ from paper_analysis import COUNTS, LEFT_OUT, TABLES, legend_of, save_paper_alloc
 
 from allocations import save_allocation
 from neuronmoe_plugins.allocation.allocate import allocate
-from neuronmoe_plugins.allocation.allocation import AllocationRequest
+from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.report.allocation_section import experts_section
 from neuronmoe_plugins.report.parts import Section
