@@ -9,12 +9,16 @@ from typing import Any
 
 import peft
 import torch
+from packaging.version import Version
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from tuner.tiny import moe_config, tiny_model
 
 WEIGHTS = "adapter_model.safetensors"
+# Its own methods then load an adapter, and neither disable nor activate one.
+TOO_OLD_FOR_TRANSFORMERS = Version(peft.__version__) < Version(MIN_PEFT_VERSION)
 Config = Callable[..., peft.PeftConfig]
 
 

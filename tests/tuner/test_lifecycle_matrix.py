@@ -18,6 +18,7 @@ from torch import nn
 from tuner.lifecycles import (
     BESIDE,
     OLD,
+    TOO_OLD_FOR_TRANSFORMERS,
     WEIGHTS,
     Config,
     base,
@@ -87,6 +88,8 @@ def test_disabled_copied_and_loaded_otherwise(method: Config, name: str, tmp_pat
     plain = base()
     plain.load_adapter(str(tmp_path))
     assert torch.equal(logits(plain, batch), expected)
+    if TOO_OLD_FOR_TRANSFORMERS:
+        return
     plain.disable_adapters()
     assert torch.equal(logits(plain, batch), logits(made_once(False), batch))
 
