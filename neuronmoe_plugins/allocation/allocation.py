@@ -134,7 +134,9 @@ class Allocation:
         """New parameters of each layer; None where the model's sizes are not known."""
         if self.hidden_size is None or self.mlp_parameters is None:
             return None
-        sizes = BlockShapes(self.hidden_size, self.mlp_parameters, self.mlp_widths, self.attention_widths)
+        sizes = BlockShapes(
+            self.hidden_size, self.mlp_parameters, self.mlp_widths, attention_widths=self.attention_widths
+        )
         shapes = sizes.of_rank(self.expert_rank, ExpertTargets(self.expert_targets or ExpertTargets.MLP))
         return None if shapes is None else shapes.added_parameters(self.num_experts)
 
