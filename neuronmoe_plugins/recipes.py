@@ -143,9 +143,9 @@ class Recipe:
         if self.expert_rank is None:
             return []
         if self.expert_targets in (None, "mlp"):
-            what = "New experts are low-rank deltas on the MLPs, W + 2 B A, instead of copies of them."
+            what = "New experts are low-rank deltas on the MLPs, W + 4 B A, instead of copies of them."
             return [("moe_expert_rank", self.expert_rank, what)]
-        what = "New experts are low-rank deltas, W + 2 B A, instead of copies of the MLPs."
+        what = "New experts are low-rank deltas, W + 4 B A, instead of copies of the MLPs."
         where = "What they change: mlp, attention, or both, with a router each."
         return [("moe_expert_rank", self.expert_rank, what), ("moe_targets", self.expert_targets, where)]
 

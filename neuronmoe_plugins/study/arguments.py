@@ -36,16 +36,17 @@ def values_of(fields: Fields, key: str) -> Values:
 
 
 def by_stage(fields: Fields) -> dict[str, Values]:
-    """The arguments of each stage: those of `training`, and its own.
+    """The arguments of each stage: those of `training`, and its own; none of stage 2 where that is `false`.
 
     Raises:
         UserError: for one that the study gives itself; stage 2 may have a learning rate of its own.
     """
-    for key in ("training", *STAGES):
+    stages = STAGES[:1] if fields.optional("stage2", lambda value: value is False) else STAGES
+    for key in ("training", *stages):
         for name in values_of(fields, key):
             if name in GIVEN and (key, name) != ("stage2", "learning_rate"):
                 raise fields.error(key, f"{name} follows from {GIVEN[name]}; leave it out")
-    return {stage: values_of(fields, "training") | values_of(fields, stage) for stage in STAGES}
+    return {stage: values_of(fields, "training") | values_of(fields, stage) for stage in stages}
 
 
 def model_of(fields: Fields, base: Path) -> str:

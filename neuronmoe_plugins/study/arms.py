@@ -101,7 +101,7 @@ def _read_arm(name: object, value: object, where: str, defaults: ArmSpec) -> Ite
     if unknown := [target for target in targets if target not in defaults.targets]:
         raise fields.error("targets", f"{unknown[0]} is not among the study's: {', '.join(defaults.targets)}")
     own = by_stage(fields)
-    training = {stage: {**defaults.training[stage], **own[stage]} for stage in STAGES}
+    training = {stage: {**defaults.training.get(stage, {}), **values} for stage, values in own.items()}
     own_rates = fields.optional("learning_rates", rates, defaults.learning_rates)
     own_seeds = fields.optional("seeds", seeds, defaults.seeds)
     model = model_of(fields, Path(defaults.where).parent) if fields.has("model") else defaults.model

@@ -132,7 +132,7 @@ def load_spec(path: Path) -> StudySpec:
         texts=_texts(source, base),
         tasks=source.optional("tasks", names, ()),
         targets=targets,
-        stages=STAGES if top.has("stage2") else STAGES[:1],
+        stages=tuple(defaults.training) if top.has("stage2") else STAGES[:1],
         evaluation=values_of(top, "evaluation"),
         environment={"OMP_NUM_THREADS": "1"} | {key: str(own) for key, own in values_of(top, "environment").items()},
         bases=bases,

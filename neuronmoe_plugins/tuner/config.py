@@ -61,7 +61,7 @@ class MoeConfig(PeftConfig):
         "zero at the start. Full copies of the base MLP when not given.",
     )
     lora_alpha: int | None = _option(
-        None, "Scales the deltas of expert_rank by lora_alpha / rank; twice the rank when not given."
+        None, "Scales the deltas of expert_rank by lora_alpha / rank; four times the rank when not given."
     )
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA).")
     targets: str = _option(
@@ -207,5 +207,6 @@ class MoeConfig(PeftConfig):
         """What a low-rank delta of this rank is multiplied by; 1 for copies (None)."""
         if rank is None:
             return 1.0
-        alpha = 2 * rank if self.lora_alpha is None else self.lora_alpha
+        # Of two experts each has about half a token's weight: what is left is LoRA's usual 2.
+        alpha = 4 * rank if self.lora_alpha is None else self.lora_alpha
         return alpha / (rank**0.5 if self.use_rslora else rank)

@@ -46,6 +46,7 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
 
 def test_both_stages_are_told_what_differs(studies: Studies) -> None:
     arms = {"lora-4": SPEC["arms"]["lora"] | {"rank": 4}, "even": SPEC["arms"]["even"] | {"seeds": 7}}
+    arms["once"] = arms["lora-4"] | {"stage2": False}
     studies.run(learning_rates=0.001, seeds=7, training={"cutoff_len": 64}, arms=arms)
 
     def told(arm: str, stage: str) -> dict:
@@ -61,6 +62,8 @@ def test_both_stages_are_told_what_differs(studies: Studies) -> None:
     first, second = told("even", "stage1"), told("even", "stage2")
     assert (first["ada_moe_num_experts_list"], first["moe_expert_rank"], first["learning_rate"]) == ([2] * 4, 4, 0.001)
     assert (second["train_only_router"], second["learning_rate"], second["lpr_loss_coef"]) == (True, 0.005, 0.1)
+    assert [row["stage"] for row in studies.rows() if row["arm"] == "once"] == ["stage1"] * 2
+    assert sorted(path.name for path in Path("out/runs/once/el_0.001_7").glob("stage*.yaml")) == ["stage1.yaml"]
 
 
 def test_a_study_that_was_stopped_gives_the_same_results(studies: Studies) -> None:

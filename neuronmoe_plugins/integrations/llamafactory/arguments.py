@@ -50,7 +50,7 @@ class MoeFinetuningArguments(FinetuningArguments):
         "YAML list. Full copies of the MLP when not given; an adapter's own when one is loaded.",
     )
     moe_lora_alpha: int | None = _of_moe(
-        None, "Scales the deltas of moe_expert_rank by moe_lora_alpha / rank; twice the rank when not given."
+        None, "Scales the deltas of moe_expert_rank by moe_lora_alpha / rank; four times the rank when not given."
     )
     moe_use_rslora: bool = _of_moe(False, "Scale them by moe_lora_alpha / sqrt(rank) instead.")
     moe_targets: str | None = _of_moe(
