@@ -98,6 +98,9 @@ class MoeFinetuningArguments(FinetuningArguments):
     train_only_router: bool = _of_moe(
         False, "Train routers and classifiers alone, from the adapter in `adapter_name_or_path` (stage 2)."
     )
+    router_learning_rate: float | None = _of_moe(
+        None, "Learning rate of the routers beside the experts; that of all else when not given."
+    )
     train_new_tokens: bool = _of_moe(
         False,
         "Train the rows of the tokens by which `neuronmoe vocabulary` has extended the base model, and save them with "
@@ -246,7 +249,7 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
         raise UserError(
             "new_token_learning_rate must be above 0; leave train_new_tokens out to keep the rows as they are"
         )
-    for name in (*LOSS_COEFFICIENTS, "new_token_learning_rate"):
+    for name in (*LOSS_COEFFICIENTS, "new_token_learning_rate", "router_learning_rate"):
         _check_coefficient(name, getattr(arguments, name))
     if arguments.moe_num_experts is not None and arguments.expert_list is not None:
         raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")

@@ -250,7 +250,7 @@ def _check_plans(run: MoeRun) -> None:
             )
 
 
-def check_rows(run: MoeRun, training_args: Any) -> None:
+def check_rows(run: MoeRun) -> None:
     """Refuse launchers under which the rows of new tokens would not be trained, or not as asked.
 
     Raises:
@@ -262,11 +262,6 @@ def check_rows(run: MoeRun, training_args: Any) -> None:
         raise UserError(
             "deepspeed: ZeRO-3 keeps an embedding in parts, of which single rows cannot be trained: take ZeRO-2, FSDP "
             "2 or neither for an adapter with rows of new tokens"
-        )
-    settings = getattr(getattr(training_args, "hf_deepspeed_config", None), "config", {})
-    if run.finetuning_args.new_token_learning_rate is not None and "optimizer" in settings:
-        raise UserError(
-            "new_token_learning_rate has no effect where deepspeed names an optimizer: remove optimizer from its file"
         )
 
 

@@ -12,7 +12,7 @@ from neuronmoe_plugins.integrations.stand_ins import Call, StandIn, function_of,
 ROOMS = "neuronmoe_plugins.integrations.llamafactory"
 TRAINER = {
     "__init__(finetuning_args, data_collator)": "trainer:init_trainer",
-    "create_optimizer": "trainer:create_optimizer",
+    "create_optimizer": "learning_rates:create_optimizer",
     "log(logs)": "trainer:log",
     "save_state": "trainer:save_state",
     "_save_checkpoint(trial)": "trainer:save_checkpoint",

@@ -139,7 +139,7 @@ GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 TRAINING_ONLY = (
     *LOSS_COEFFICIENTS,
     *("aux_loss_per_sequence", "lpr_double_softmax", "train_only_router", "additional_target"),
-    *("train_new_tokens", "new_token_learning_rate"),
+    *("train_new_tokens", "new_token_learning_rate", "router_learning_rate"),
     *("generate_lang_mask", "original_languages", "sequential_add_mask"),
 )
 DEPENDENT = {"aux_loss_per_sequence": "aux_loss_coef", "lpr_double_softmax": "lpr_loss_coef"}

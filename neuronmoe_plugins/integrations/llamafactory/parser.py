@@ -25,6 +25,7 @@ from neuronmoe_plugins.integrations.llamafactory.checks import (
     check_train_command,
 )
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
+from neuronmoe_plugins.integrations.llamafactory.learning_rates import check_learning_rates
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
 from neuronmoe_plugins.integrations.llamafactory.run_end import explain_end
 from neuronmoe_plugins.integrations.stand_ins import Call
@@ -86,7 +87,8 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
     if run.trains:
         training_args = parsed[2]
         check_launcher(training_args)
-        check_rows(run, training_args)
+        check_rows(run)
+        check_learning_rates(run.finetuning_args, training_args)
         # What the host sets for LoRA, and the checkpointing that keeps the router logits' gradient.
         run.model_args.use_reentrant_gc = run.given.get("use_reentrant_gc", False)
         training_args.label_names = training_args.label_names or ["labels"]

@@ -33,7 +33,6 @@ from neuronmoe_plugins.integrations.llamafactory.repairs import check_resumed_st
 from neuronmoe_plugins.integrations.llamafactory.run_log import LOSSES, RoutingLog, log_start_table
 from neuronmoe_plugins.integrations.llamafactory.token_tags import TokenTagCollator
 from neuronmoe_plugins.integrations.stand_ins import Call
-from neuronmoe_plugins.tuner.saved_modules import ROWS
 
 # Values in every log but the console's, where one for each expert would be too many to read.
 EXPERT_SHARES = "expert_share/"
@@ -58,23 +57,6 @@ def init_trainer(call: Call) -> None:
         arguments = trainer.finetuning_args
         if arguments.stage == "sft":
             warn_of_end_tokens(trainer.model, trainer.processing_class, arguments.run.data_args.template)
-
-
-def create_optimizer(call: Call) -> Any:
-    """Stand in for `create_optimizer()`: the rows of new tokens get groups, and a learning rate, of their own."""
-    trainer = call.instance
-    rate = trainer.finetuning_args.new_token_learning_rate
-    is_made = trainer.optimizer is not None
-    optimizer = call.host()
-    if rate is None or is_made:
-        return optimizer
-    rows = {id(parameter) for name, parameter in trainer.model.named_parameters() if ROWS in name}
-    for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in rows]
-        if own:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in rows]
-            optimizer.add_param_group({**group, "params": own, "lr": rate})
-    return optimizer
 
 
 def log(call: Call) -> None:

@@ -17,7 +17,8 @@ from vocabulary.greek import extend, save_base
 
 WEIGHTS = "adapter_model.safetensors"
 ROWS = "token_adapter.trainable_tokens_delta"
-FIRST, TOKENS, RATE = 401, 10, 0.01
+FIRST, TOKENS, RATE, ROUTER_RATE = 401, 10, 0.01, 0.002
+OF_STAGE1 = ("ada_moe_num_experts_list", "router_learning_rate")
 TRAINED = {"train_new_tokens": True, "new_token_learning_rate": RATE, "lr_scheduler_type": "constant"}
 MODULES = {True: ["model.embed_tokens"], False: ["lm_head", "model.embed_tokens"]}
 
@@ -42,6 +43,7 @@ def stage1(extended: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFact
     """Folder of a run with checkpoints, and its arguments."""
     output = tmp_path_factory.mktemp("stage1") / "run"
     more = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-4}
+    more["router_learning_rate"] = ROUTER_RATE
     arguments = stage1_arguments(extended, data_dir, output) | TRAINED | more
     train(arguments, output)
     return output, arguments
@@ -98,6 +100,10 @@ def test_they_have_their_own_learning_rate(stage1: tuple[Path, dict[str, Any]], 
     weights = load_file(step / WEIGHTS)
     expert = weights["base_model.model.model.layers.0.mlp.moe_up_proj"][0]
     assert (expert - base["model.layers.0.mlp.up_proj.weight"]).abs().max() == pytest.approx(1e-4, rel=1e-2)
+    # A router starts at random: of its steps the second is seen, which is at most as long as the rate.
+    router = "base_model.model.model.layers.0.mlp.moe_router.weight"
+    moved = (load_file(stage1[0] / WEIGHTS)[router] - weights[router]).abs().max()
+    assert ROUTER_RATE / 2 < moved < ROUTER_RATE * 1.01
 
 
 @pytest.mark.parametrize("is_tied", [False], indirect=True)
@@ -115,7 +121,7 @@ def test_a_run_that_is_resumed_goes_on_with_both_rates(stage1: tuple[Path, dict[
 def test_stage_2_keeps_them(stage1: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     output, arguments = stage1
     stage2 = arguments | {"adapter_name_or_path": str(output), "train_only_router": True}
-    stage2 = {name: value for name, value in stage2.items() if name not in (*TRAINED, "ada_moe_num_experts_list")}
+    stage2 = {name: value for name, value in stage2.items() if name not in (*TRAINED, *OF_STAGE1)}
     train(stage2, tmp_path / "stage2", max_steps=1, save_strategy="no")
     before, after = rows_of(output), rows_of(tmp_path / "stage2")
     assert after.keys() == before.keys() and all(after[name].equal(rows) for name, rows in before.items())
@@ -123,6 +129,9 @@ def test_stage_2_keeps_them(stage1: tuple[Path, dict[str, Any]], tmp_path: Path)
     for key, value in TRAINED.items():
         if key != "lr_scheduler_type":
             assert " has no effect with" in refusal(stage2 | {key: value, "output_dir": str(tmp_path / "new")})
+    assert refusal(stage2 | {"router_learning_rate": 1e-3, "output_dir": str(tmp_path / "new")}) == (
+        "router_learning_rate has no effect with train_only_router: give learning_rate"
+    )
 
 
 @pytest.mark.parametrize("is_tied", [True], indirect=True)
