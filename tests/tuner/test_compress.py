@@ -108,7 +108,7 @@ def test_what_is_kept_is_what_numpy_keeps(bases: dict[str, Path], tmp_path: Path
             left, values, right = np.linalg.svd(deltas, full_matrices=False)
             nearest = left[..., :3] * values[:, None, :3] @ right[:, :3]
             down, up = (after[f"{stack}_lora_{part}"].double().numpy() for part in "AB")
-            np.testing.assert_allclose(2 * up @ down, nearest, atol=1e-5)
+            np.testing.assert_allclose(4 * up @ down, nearest, atol=1e-5)
             np.testing.assert_allclose(np.linalg.norm(down, axis=2), np.linalg.norm(up, axis=1), rtol=1e-4)
             energies.append([(values**2).sum(), (values[:, :3] ** 2).sum()])
         of_all, kept = np.sum(energies, axis=0)
