@@ -11,7 +11,7 @@ import yaml
 from neuronmoe_plugins.machines import GPU, Machine
 
 # Table 7's.
-MAX_STEPS, BATCH_SIZE, BLOCK = 15000, 32, 1024
+MAX_STEPS, BATCH_SIZE, BLOCK, RATE = 15000, 32, 1024, 1e-4
 # Up to so many epochs, repeated text teaches almost as much as new text (Muennighoff et al. 2023, arXiv 2305.16264).
 MAX_EPOCHS = 4.0
 
@@ -134,7 +134,7 @@ class Recipe:
             "Output": self._output("stage1"),
             "Training": [
                 self._duration(),
-                *self._training(learning_rate=1e-4),
+                *self._training(learning_rate=RATE),
             ],
             **self._distribution(),
         }
@@ -142,12 +142,17 @@ class Recipe:
     def _low_rank(self) -> list[Entry]:
         if self.expert_rank is None:
             return []
-        if self.expert_targets in (None, "mlp"):
-            what = "New experts are low-rank deltas on the MLPs, W + 4 B A, instead of copies of them."
-            return [("moe_expert_rank", self.expert_rank, what)]
         what = "New experts are low-rank deltas, W + 4 B A, instead of copies of the MLPs."
-        where = "What they change: mlp, attention, or both, with a router each."
-        return [("moe_expert_rank", self.expert_rank, what), ("moe_targets", self.expert_targets, where)]
+        targets: list[Entry] = []
+        if self.expert_targets not in (None, "mlp"):
+            where = "What they change: mlp, attention, or both, with a router each."
+            targets = [("moe_targets", self.expert_targets, where)]
+        routers = "Stays where the experts' learning_rate is raised: faster routers lean towards the original MLP."
+        return [
+            ("moe_expert_rank", self.expert_rank, what),
+            *targets,
+            ("router_learning_rate", RATE, routers),
+        ]
 
     def stage2(self) -> str:
         """YAML of the second stage: the routers relearn the old languages."""

@@ -98,12 +98,12 @@ def test_stages_have_the_papers_hyper_parameters(workspace: Path, monkeypatch: p
 
 
 def test_the_rank_of_the_experts_is_the_allocations(workspace: Path) -> None:
-    assert "moe_expert_rank" not in recipe(workspace)[0]
+    assert not {"moe_expert_rank", "router_learning_rate"} & recipe(workspace)[0].keys()
     allocation = yaml.safe_load((workspace / "allocation.yaml").read_text())
     (workspace / "allocation.yaml").write_text(yaml.safe_dump(allocation | {"expert_rank": 64}))
     stage1, stage2 = recipe(workspace, "el_train", "en_replay", "--force")
-    assert stage1["moe_expert_rank"] == 64
-    assert "moe_expert_rank" not in stage2, "the adapter has it"
+    assert (stage1["moe_expert_rank"], stage1["router_learning_rate"]) == (64, 1e-4)
+    assert not {"moe_expert_rank", "router_learning_rate"} & stage2.keys(), "the adapter has it"
     assert "moe_targets" not in stage1
     (workspace / "allocation.yaml").write_text(
         yaml.safe_dump(allocation | {"expert_rank": 64, "expert_targets": "both"})
