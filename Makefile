@@ -48,7 +48,7 @@ test: install $(NEWEST)/.installed
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile \
 		$(patsubst %,--ignore=tests/tuner/test_%.py,losses choosing_experts expert_implementations) \
 		tests/tuner tests/integrations/test_transformers_trainer.py tests/integrations/test_transformers_adapters.py \
-		tests/integrations/test_trl.py tests/export/test_containers.py
+		tests/integrations/test_trl.py tests/export/test_containers.py tests/export/test_own.py
 
 # Every tested set of hosts, or those in SETS, in environments of their own in .venv-hosts: an hour for all. Pythons are
 # found on PATH, or named as PYTHON312=...; a LLaMA-Factory that is on no index by LLAMAFACTORY_SOURCE=folder.

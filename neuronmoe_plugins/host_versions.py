@@ -6,10 +6,11 @@ An entry goes when no supported version lacks it any more; nothing else here or 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import ModuleType
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 
@@ -166,3 +167,26 @@ def rotary_settings(config: Any) -> tuple[float, dict[str, Any] | None]:
         return config.rope_theta, getattr(config, "rope_scaling", None)
     scaling = {key: value for key, value in settings.items() if key != "rope_theta"}
     return settings["rope_theta"], None if scaling.get("rope_type") == "default" else scaling
+
+
+def loaded_tensor(name: str, names: Container[str], read: Callable[[str], torch.Tensor]) -> torch.Tensor | None:
+    """transformers 5 stacks a mixture's experts when it loads them, and has Ernie's bias below the router.
+
+    Args:
+        name: A parameter of a model.
+        names: The tensors of its checkpoint, in which every expert has weights of its own.
+        read: Gives one of them.
+
+    Returns:
+        What the parameter is loaded with; None if the checkpoint does not have it.
+    """
+    if name in names:
+        return read(name)
+    if (older := name.replace(".gate.moe_statics.", ".moe_statics.")) in names:
+        return read(older)
+    prefix, _, stack = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(stack, ())
+    experts: list[torch.Tensor] = []
+    while parts and f"{prefix}.{len(experts)}.{parts[0]}.weight" in names:
+        experts.append(torch.cat([read(f"{prefix}.{len(experts)}.{part}.weight") for part in parts]))
+    return torch.stack(experts) if experts else None

@@ -47,6 +47,7 @@ FILES = {
             )
         ),
         "tests/integrations/test_transformers_trainer.py",
+        "tests/export/test_own.py",
     ],
     "training": [f"tests/integrations/llamafactory/test_{name}.py" for name in ("train", "plain_lora")],
     "evaluation": ["tests/lm_eval_tasks/test_mmlu_command.py"],

@@ -69,6 +69,8 @@ HOOKED = "neuronmoe_plugins" in sys.modules
 import neuronmoe_plugins
 {KNOWS_MOE}
 from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
+assert "neuronmoe" in CONFIG_MAPPING and "neuronmoe_plugins.architecture.model" not in sys.modules
 golden = {GOLDEN!r}
 model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(golden + "/base"), golden + "/adapter")
 assert len([name for name in peft.get_peft_model_state_dict(model) if name.endswith("moe_router.weight")]) == 3

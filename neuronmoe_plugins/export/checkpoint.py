@@ -21,7 +21,7 @@ from neuronmoe_plugins.models import local_file
 from neuronmoe_plugins.progress import track
 
 # One shard is in memory at a time.
-SHARD_BYTES = 2_000_000_000
+SHARD_BYTES = 500_000_000
 # Not rounded with the others: what it says is which experts there are.
 KEPT_IN_FLOAT32 = "e_score_correction_bias"
 TOKENIZER_FILES = (
@@ -54,8 +54,7 @@ Experts in each layer, the base model's MLP included: {experts}. A token uses {t
 ```
 """
 IN_TRANSFORMERS = """\
-It needs no
-package but transformers, or an engine that knows the architecture:
+{needs}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

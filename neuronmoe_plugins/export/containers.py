@@ -46,12 +46,14 @@ class Container(ABC):
         architecture: Its class in transformers.
         families: The model types of bases that it computes like.
         extra_tensors: What a layer may have beside `OF_LAYER`.
+        needs: What runs it, for its card.
     """
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     families: ClassVar[tuple[str, ...]]
     extra_tensors: ClassVar[set[str]] = set()
+    needs: ClassVar[str] = "It needs no\npackage but transformers, or an engine that knows the architecture:"
 
     def known_here(self) -> bool:
         """Whether what shall run it knows it."""

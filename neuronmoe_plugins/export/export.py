@@ -1,12 +1,9 @@
-"""`neuronmoe export`: from an adapter to a checkpoint that needs this package no more."""
+"""`neuronmoe export`: from an adapter to the checkpoint of a whole model."""
 
 from __future__ import annotations
 
-import gc
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,40 +17,21 @@ from neuronmoe_plugins.export.checkpoint import (
     write_card,
     write_weights,
 )
+from neuronmoe_plugins.export.comparison import Comparison, compare, tokens_to_compare
 from neuronmoe_plugins.export.containers import Container, Qwen2Moe, Qwen3Moe
 from neuronmoe_plugins.export.ernie import Ernie45Moe
 from neuronmoe_plugins.export.mixture import Mixture
+from neuronmoe_plugins.export.own import NeuronMoe
 from neuronmoe_plugins.export.request import GGUF, ExportRequest
 from neuronmoe_plugins.export.sources import Source
 from neuronmoe_plugins.files import new_directory, write_json, writing
-from neuronmoe_plugins.neurons.loading import default_device, load_model, load_tokenizer
+from neuronmoe_plugins.neurons.loading import require_device
 
 # Those that cost next to nothing first.
 CONTAINERS = (Qwen2Moe(), Qwen3Moe(), Ernie45Moe())
+OWN = NeuronMoe()
 # Of the largest logit: what float32 rounds in other orders of the same sums, and what 16 bits do to the weights.
 SAME, ROUNDED = 1e-4, 0.1
-RANDOM_SEQUENCES, RANDOM_TOKENS = 2, 32
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How near the logits of an export are to the adapter's, both in float32.
-
-    Attributes:
-        text: On what.
-        difference: The largest difference.
-        largest: The largest logit.
-    """
-
-    text: str
-    difference: float
-    largest: float
-
-    def __str__(self) -> str:
-        return (
-            f"On {self.text} its logits differ from the adapter's by at most {self.difference:.1e}; the largest is "
-            f"{self.largest:.1f}"
-        )
 
 
 @dataclass(frozen=True)
@@ -102,13 +80,14 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
     container, tensors = choose_container(request.container, mixture)
     dtype = mixture.base.dtype if request.dtype is None else getattr(torch, request.dtype)
     require_space(request.output, num_parameters(tensors) * dtype.itemsize)
-    tokens, text = _tokens(request, mixture)
+    require_device(request.device)
+    tokens, text = tokens_to_compare(request, mixture)
     parameters = _cost(container.model_type, mixture, tensors)
     with writing(f"--output {request.output}"), new_directory(request.output) as folder:
         write_json(folder / "config.json", container.config(mixture, dtype))
         has_tokenizer = copy_beside(mixture, folder)
         is_rounded = write_weights(folder, tensors, dtype, progress)
-        comparison = _compare(request, mixture, folder, tokens, text)
+        comparison = compare(request, mixture, folder, tokens, text)
         limit = (ROUNDED if is_rounded else SAME) * comparison.largest
         if not comparison.difference <= limit:
             found = f"differ from the adapter's by {comparison.difference:.1e}, and may by {limit:.1e}"
@@ -118,7 +97,7 @@ def export(request: ExportRequest, progress: bool = False) -> Export:
             mixture,
             library="transformers",
             model_type=container.model_type,
-            runs=IN_TRANSFORMERS.format(folder=json.dumps(str(request.output))),
+            runs=IN_TRANSFORMERS.format(needs=container.needs, folder=json.dumps(str(request.output))),
             parameters=parameters,
             compared=f"{comparison} (both in float32).",
         )
@@ -162,6 +141,8 @@ def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str
         UserError: if it cannot hold the mixture exactly, or none can; with the reasons.
     """
     _require_no_groups(mixture, "transformers")
+    if wanted == OWN.model_type:
+        return OWN, dict(OWN.tensors(mixture))
     asked = [each for each in CONTAINERS if wanted in ("auto", each.model_type)]
     refusals = {each.model_type: each.refusal(mixture) for each in asked}
     exact = next((each for each in asked if refusals[each.model_type] is None), None)
@@ -175,7 +156,8 @@ def choose_container(wanted: str, mixture: Mixture) -> tuple[Container, dict[str
         known = sorted({name for each in CONTAINERS for name in each.families})
         told = [f"known are those for {', '.join(known)}, and the base is {family}"]
     raise UserError(
-        f"{mixture.place}: no architecture of transformers holds it exactly ({'; '.join(told)}); run it as an adapter"
+        f"{mixture.place}: no architecture of transformers holds it exactly ({'; '.join(told)}); take --as "
+        f"{OWN.model_type}, which runs where this package is installed, or run it as an adapter"
     )
 
 
@@ -196,30 +178,3 @@ def _cost(model_type: str, mixture: Mixture, tensors: dict[str, Source]) -> str:
         f"{total:,} parameters: {base:,} of the base, {adapter:,} of the adapter, and {total - base - adapter:,} that "
         f"{model_type} needs more{why}."
     )
-
-
-def _tokens(request: ExportRequest, mixture: Mixture) -> tuple[torch.Tensor, str]:
-    """Token ids (texts, tokens) to compare on, and what they are."""
-    if request.text is None:
-        generator = torch.Generator().manual_seed(0)
-        size = (RANDOM_SEQUENCES, min(RANDOM_TOKENS, mixture.base.config.max_position_embeddings))
-        ids = torch.randint(mixture.base.config.vocab_size, size, generator=generator)
-        return ids, f"{ids.numel()} random tokens"
-    ids = torch.tensor([load_tokenizer(mixture.base.name)(request.text)["input_ids"]])
-    if not ids.numel():
-        raise UserError("--text has no tokens; give some words")
-    return ids, f"{ids.numel()} tokens of a given text"
-
-
-def _compare(request: ExportRequest, mixture: Mixture, folder: Path, tokens: torch.Tensor, text: str) -> Comparison:
-    device = default_device() if request.device is None else request.device
-    expected = _logits(load_model(mixture.base.name, "float32", device, request.adapter, "ADAPTER"), tokens)
-    gc.collect()  # the first model refers to itself, and would stay beside the second
-    difference = (_logits(load_model(str(folder), "float32", device), tokens) - expected).abs().max()
-    return Comparison(text, difference.item(), expected.abs().max().item())
-
-
-def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=tokens.to(model.device)).logits.float().cpu()
-    return logits

@@ -62,6 +62,12 @@ class Mixture:
             return self.name, self._flags[0]
         return self.base.name, self._flags[1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The finest of the adapter's tensors."""
+        dtypes = (self.files.dtype(name) or torch.float32 for name in self.files.names())
+        return max(dtypes, key=lambda dtype: dtype.itemsize)
+
     def projections(self, layer: int) -> tuple[str, ...]:
         """Names of the linear layers of an MLP."""
         return self.base.mlps[layer].family.projections
@@ -81,6 +87,16 @@ class Mixture:
         if name in self.files.names():
             return self.files.row(name, expert - 1)
         return self.files.source(published_name(self._prefix(layer), expert, projection)).read()
+
+    def bias(self, layer: int, expert: int, projection: str) -> Source | None:
+        """The bias (out,) of one of an expert's linear layers, None where there is none; low rank has the base's."""
+        name, copies = f"{self.base.mlps[layer].name}.{projection}.bias", f"{self._prefix(layer)}.moe_{projection}_bias"
+        if name not in self.base.names:
+            return None
+        of_base = self.base.files.source(name)
+        if expert == 0 or copies not in self.files.names():
+            return of_base
+        return Source(of_base.shape, lambda: self.files.row(copies, expert - 1))
 
     def router(self, layer: int) -> Source:
         """(num_experts, hidden)."""

@@ -29,11 +29,12 @@ class ExportRequest:
     adapter: str = option("Folder or hub name of a trained adapter.", metavar="ADAPTER", check=_adapter)
     output: Path = option("Folder for the checkpoint.", check=new_folder)
     container: str = option(
-        "Its architecture: qwen2_moe, qwen3_moe, ernie4_5_moe, or auto for the cheapest that is exact; "
-        "or gguf, a file for llama.cpp.",
+        "Its architecture: qwen2_moe, qwen3_moe or ernie4_5_moe, auto for the cheapest of them that is exact; "
+        "neuronmoe, which holds any list without padding and needs this package where it runs; or gguf, a file for "
+        "llama.cpp.",
         "auto",
         flag="as",
-        check=one_of("auto", "qwen2_moe", "qwen3_moe", "ernie4_5_moe", GGUF),
+        check=one_of("auto", "qwen2_moe", "qwen3_moe", "ernie4_5_moe", "neuronmoe", GGUF),
     )
     model: str | None = option("The base model.", None, shown="the one that the adapter names", check=require_model)
     dtype: str | None = option(
@@ -44,7 +45,7 @@ class ExportRequest:
     )
     text: str | None = option("On which its logits are compared with the adapter's.", None, shown="random tokens")
     device: str | None = option(
-        "Where they are computed, in float32: cpu, cuda:0, or auto for all.", None, shown="CUDA if there is any"
+        "Where they are computed, in float32: cpu or cuda:0.", None, shown="CUDA if there is any"
     )
 
     def __post_init__(self) -> None:

@@ -121,6 +121,11 @@ class BaseModel:
         prefixes = {f"{mlp.name}.": layer for layer, mlp in self.mlps.items()}
         return {name: layer for name in self.names for prefix, layer in prefixes.items() if name.startswith(prefix)}
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the decoder layers."""
+        return [mlp.name.rpartition(".")[0] for mlp in self.mlps.values()]
+
     def fingerprint(self) -> dict[str, str]:
         """By which an adapter knows it."""
         return fingerprint(self.model, self.mlps, self.files.slice)

@@ -1,4 +1,4 @@
-"""transformers: its Trainer trains with the mixture's losses, and its models load `moe` adapters."""
+"""transformers: its Trainer has the mixture's losses, its models load `moe` adapters, and it knows `neuronmoe`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ def extend_trainer(module: ModuleType) -> None:
 def extend_adapter_loading(module: ModuleType) -> None:
     """Post-import hook of `transformers.integrations.peft`."""
     wrap(module, {"PeftAdapterMixin.load_adapter(peft_model_id, adapter_name)": _load_adapter})
+
+
+def offer_configuration(module: ModuleType) -> None:
+    """Post-import hook of `transformers.models.auto.configuration_auto`, which finds the class of a config.json."""
+    from neuronmoe_plugins.architecture.config import MODEL_TYPE, NeuronMoeConfig
+
+    module.AutoConfig.register(MODEL_TYPE, NeuronMoeConfig, exist_ok=True)
+
+
+def offer_architecture(module: ModuleType) -> None:
+    """Post-import hook of `transformers.models.auto.modeling_auto`, which finds the class of a model."""
+    from neuronmoe_plugins.architecture import config
+
+    module.AutoModelForCausalLM.register(config.NeuronMoeConfig, config.NeuronMoeForCausalLM, exist_ok=True)
+    # lm-eval and lists of models look the type up here.
+    module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.MODEL_TYPE] = config.ARCHITECTURE
+    config.show_class()
 
 
 def _get_batch_samples(call: Call) -> Any:

@@ -20,7 +20,7 @@ def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; raises `UserError`, which begins with what named the model, if it cannot be had."""
     from transformers import AutoTokenizer
 
-    with _loading(flag, name):
+    with loading(flag, name):
         return AutoTokenizer.from_pretrained(name)
 
 
@@ -51,7 +51,7 @@ def load_model(
     how = weights_dtype(dtype if dtype == "auto" else getattr(torch, dtype))
     if device == "auto":
         how |= {"device_map": "auto"}
-    with _loading("--model", name), without_transformers_bars():
+    with loading("--model", name), without_transformers_bars():
         model, loaded = loader.from_pretrained(name, output_loading_info=True, **how)
     _require_whole("--model", name, loaded["missing_keys"])
     if adapter is not None:
@@ -85,7 +85,7 @@ def _with_adapter(model: Any, adapter: str, flag: str) -> Any:
     from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
     from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
-    with _loading(flag, adapter), refused_on_other_base():
+    with loading(flag, adapter), refused_on_other_base():
         adapted = PeftModel.from_pretrained(model, adapter)
         # Those of a published one by the names that they get when they are loaded.
         in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
@@ -104,7 +104,7 @@ def _require_whole(flag: str, name: str, missing: Sequence[str]) -> None:
 
 
 @contextmanager
-def _loading(flag: str, name: str) -> Iterator[None]:
+def loading(flag: str, name: str) -> Iterator[None]:
     """Raise `UserError` for whatever the libraries make of a damaged file, which has no common type."""
     try:
         yield
@@ -122,13 +122,13 @@ def describe_sources(model: str, adapter: str | None) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    with _loading("--model", model):
+    with loading("--model", model):
         commit = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
     sources: dict[str, Any] = {"model": [model, _local_files(model), commit], "adapter": adapter}
     if adapter:
         cached = None
         if not Path(adapter).is_dir():
-            with _loading("--adapter", adapter):
+            with loading("--adapter", adapter):
                 cached = cached_file(adapter, ADAPTER[0])
         # The hub's cache has a folder per commit.
         sources["adapter"] = [adapter, _local_files(adapter), cached and Path(cached).parent.name]

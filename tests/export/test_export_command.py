@@ -95,6 +95,14 @@ REFUSED: dict[str, Refusal] = {
         "has language groups (group_nums), whose classifiers choose experts for a whole text",
     ),
     "uneven": ("qwen2", {}, UNEVEN, NOTHING, [], "(qwen2_moe: all its mixtures have one count, and layer 1 has 2 "),
+    "own": (
+        "qwen2",
+        {},
+        UNEVEN,
+        NOTHING,
+        [],
+        "take --as neuronmoe, which runs where this package is installed, or run ",
+    ),
     "topk": ("llama", {}, UNEVEN | {"topk": 1}, NOTHING, ["--as", "ernie4_5_moe"], "it renormalises the weights of a "),
     "biases": ("llama", {"mlp_bias": True}, {}, NOTHING, [], "no place for model.layers.0.mlp.gate_proj.bias"),
     "window": ("mistral", {"sliding_window": 4}, UNEVEN, NOTHING, [], "ernie4_5_moe: it has no sliding windows"),
@@ -135,6 +143,7 @@ REFUSED: dict[str, Refusal] = {
         [],
         "has no model.safetensors: weights are read as safetensors alone",
     ),
+    "device": ("llama", {}, {}, NOTHING, ["--device", "cuda:7"], "--device cuda:7 cannot be used: "),
     "space": ("llama", {}, {}, NOTHING, [], "out needs 0.0 GB, and "),
 }
 

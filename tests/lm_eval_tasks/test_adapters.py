@@ -112,6 +112,25 @@ def test_experts_have_the_dtype_that_was_asked_for(dtype: str, tiny_model_dir: P
     assert set(experts.values()) == {getattr(torch, dtype)}
 
 
+def test_an_export_of_the_own_architecture_is_a_model_like_any(
+    tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from neuronmoe_plugins.export.export import export
+    from neuronmoe_plugins.export.request import ExportRequest
+
+    export(ExportRequest(str(adapter_dir), tmp_path / "out", "neuronmoe", str(tiny_model_dir)))
+    given = ({"pretrained": str(tmp_path / "out")}, {"pretrained": str(tiny_model_dir), "peft": str(adapter_dir)})
+    models = [HFLM(device="cpu", batch_size=2, **each) for each in given]
+    pairs = [("Η πρωτεύουσα είναι", " η Αθήνα."), ("The capital is", " Athens."), ("α", " β")]
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    exported, adapted = ([value for value, _ in model.loglikelihood(requests)] for model in models)
+    assert exported == pytest.approx(adapted, rel=1e-4)
+    assert models[0].max_length == models[1].max_length
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
