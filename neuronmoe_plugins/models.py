@@ -55,15 +55,17 @@ def require_model(flag: str, name: str, files: Sequence[str] = MODEL, *, is_need
         _require_on_hub(flag, name, files[0], is_needed)
 
 
-def new_tokens(first: int, tokens: Sequence[str], modules: Sequence[str]) -> dict[str, Any]:
+def new_tokens(first: int, tokens: Sequence[str], modules: Sequence[str], also: Sequence[int] = ()) -> dict[str, Any]:
     """What the configuration of a model with new tokens says under `NEW_TOKENS`.
 
     Args:
         first: Id of the first.
         tokens: What they stand for, one behind the other.
         modules: Names of the modules that have rows of their own for them, the embedding first.
+        also: Ids of older tokens whose rows are to be trained with theirs.
     """
-    return {"first": first, "tokens": len(tokens), "modules": list(modules), "hash": digest([*tokens])[:8]}
+    told = {"first": first, "tokens": len(tokens), "modules": list(modules), "hash": digest([*tokens])[:8]}
+    return told | ({"also": sorted(also)} if also else {})
 
 
 def name_new_tokens(config: Any) -> str:
@@ -79,7 +81,9 @@ def name_new_tokens(config: Any) -> str:
 
 
 def new_token_rows(config: Any) -> list[int] | dict[str, list[int]] | None:
-    """The rows of a model's new tokens, as PEFT's `trainable_token_indices` names them; None if it has no new tokens.
+    """The rows of a model's new tokens, and of those to be trained with them, as PEFT's `trainable_token_indices`.
+
+    None if it has no new tokens.
 
     Args:
         config: The model's configuration, one of transformers.
@@ -87,7 +91,7 @@ def new_token_rows(config: Any) -> list[int] | dict[str, list[int]] | None:
     told = getattr(config, NEW_TOKENS, None)
     if told is None:
         return None
-    rows = list(range(told["first"], told["first"] + told["tokens"]))
+    rows = [*told.get("also", ()), *range(told["first"], told["first"] + told["tokens"])]
     # A tied head follows the embedding.
     return rows if len(told["modules"]) == 1 else dict.fromkeys(told["modules"], rows)
 

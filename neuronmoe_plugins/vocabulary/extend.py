@@ -63,12 +63,13 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
     tokenizer = ByteLevelTokenizer(before, options.model)
     model: Any = load_model(options.model, "auto", "cpu")
     rows = _require_rows(model, tokenizer, options.model)
+    also = [_old_token(token, tokenizer, options.model) for token in options.train_also]
     with Progress(Console(stderr=True), progress) as bars:
         merges = _learn(options.tokens, tokenizer, texts, bars)
         from neuronmoe_plugins.vocabulary.rows import added_bytes, extend_rows, modules_with_rows
 
         extend_rows(model, merges, options.initialise, options.seed)
-        _tell_of_new_tokens(model.config, tokenizer, merges, modules_with_rows(model))
+        _tell_of_new_tokens(model.config, tokenizer, merges, modules_with_rows(model), also)
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
             with without_transformers_bars():
                 model.save_pretrained(folder)
@@ -91,6 +92,7 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
                 "added_bytes": added_bytes(model, rows),
                 "initialise": options.initialise,
                 "seed": options.seed if options.initialise == "random" else None,
+                "train_also": list(options.train_also),
                 "corpora": [each.record() for each in measures],
                 "learnt": _learnt_tokens(merges, after),
             }
@@ -98,11 +100,22 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
     return Extended(measures, record)
 
 
-def _tell_of_new_tokens(config: Any, tokenizer: ByteLevelTokenizer, merges: Merges, modules: Sequence[str]) -> None:
+def _old_token(token: str, tokenizer: ByteLevelTokenizer, name: str) -> int:
+    """The id of a token that the model has; raises `UserError` for one that it has not."""
+    if not tokenizer.knows(token):
+        raise UserError(f"--train-also {token}: the tokenizer of {name} has no such token; name one of its own")
+    return tokenizer.ids[token]
+
+
+def _tell_of_new_tokens(
+    config: Any, tokenizer: ByteLevelTokenizer, merges: Merges, modules: Sequence[str], also: Sequence[int]
+) -> None:
     """Those of an earlier extension stay new ones, since only adapters have trained their rows."""
-    first = (getattr(config, NEW_TOKENS, None) or {"first": merges.first})["first"]
+    told = getattr(config, NEW_TOKENS, None) or {"first": merges.first}
+    first = told["first"]
     earlier = [tokenizer.names[token_id] for token_id in sorted(tokenizer.names) if token_id >= first]
-    setattr(config, NEW_TOKENS, new_tokens(first, [*earlier, *merges.tokens], modules))
+    older = [token_id for token_id in {*also, *told.get("also", ())} if token_id < first]
+    setattr(config, NEW_TOKENS, new_tokens(first, [*earlier, *merges.tokens], modules, older))
 
 
 def _require_rows(model: Any, tokenizer: ByteLevelTokenizer, name: str) -> int:

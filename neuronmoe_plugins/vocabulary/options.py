@@ -44,6 +44,11 @@ class VocabularyOptions:
         "New rows: mean of the pieces that a token replaces, or random.", "mean", check=one_of(*INITIALISATIONS)
     )
     seed: int = option("Seed of random rows.", 42)
+    train_also: tuple[str, ...] = option(
+        "A token that is there, whose row stage 1 is to train like new ones, as <|im_end|>; again for more.",
+        (),
+        value="TOKEN",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -16,6 +16,7 @@ from made_tokenizers import fast_tokenizer, trained_tokenizer, word_tokenizer
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.host_versions import weights_dtype
+from neuronmoe_plugins.models import new_token_rows
 from neuronmoe_plugins.tokenizer_fit import TokenizerFit
 from neuronmoe_plugins.vocabulary.tokenizer import KeptText
 
@@ -98,6 +99,27 @@ def test_a_model_can_be_extended_again(tmp_path: Path, base: Path) -> None:
     assert (config["first"], config["tokens"]) == (OLD_ROWS, 27)
     once = json.loads((tmp_path / "extended" / "config.json").read_text())["neuronmoe_vocabulary"]
     assert config["hash"] != once["hash"]
+
+
+def test_old_tokens_can_be_named_to_be_trained_with_the_new_ones(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "again").mkdir()
+    extend(tmp_path, base, tokens=20, train_also=("<|turn|>",))
+    (model, tokenizer), (old, _) = load(tmp_path / "extended"), load(base)
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    rows = [turn, *range(OLD_ROWS, OLD_ROWS + 20)]
+    assert new_token_rows(model.config) == {"embed_tokens": rows, "lm_head": rows}
+    assert model.get_input_embeddings().weight[turn].equal(old.get_input_embeddings().weight[turn])
+    texts = [*ENGLISH, *greek_texts(99)]
+    other = ["Ünlü bir şair, çocukluğunda öğrendiği şarkıyı söylüyor."] * 20
+    extend(tmp_path / "again", tmp_path / "extended", tokens=7, learnt=other, kept=texts)
+    again = load(tmp_path / "again" / "extended")[0].config
+    assert new_token_rows(again)["lm_head"] == [turn, *range(OLD_ROWS, OLD_ROWS + 27)]
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(UserError) as error:
+        extend(tmp_path / "refused", base, train_also=("<|turn|>", "<|im_end|>"))
+    assert str(error.value) == (
+        f"--train-also <|im_end|>: the tokenizer of {base} has no such token; name one of its own"
+    )
 
 
 def test_spare_rows_are_used_first_and_the_dtype_stays(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from llamafactory.data.template import TEMPLATES
 from llamafactory.extras import logging
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 from neuronmoe_plugins.errors import UserError
@@ -41,14 +42,24 @@ def warn_of_end_tokens(model: nn.Module, tokenizer: Any, template_name: str | No
     modules = [module for module in both if module is not None]
     unknown: dict[str, list[str]] = {}
     for module in modules:
-        for index in [] if module.weight.requires_grad else untrained_rows(module, tokenizer, list(ends)):
+        frozen = [index for index in ends if not _is_trained(module, index)]
+        for index in untrained_rows(module, tokenizer, frozen) if frozen else []:
             unknown.setdefault(ends[index], []).append(names[id(module)])
+    by_rows = any(isinstance(module, TrainableTokensWrapper) for module in modules)
+    whole = f"additional_target: {','.join(names[id(module)] for module in modules)}"
     for token, where in unknown.items():
         logger.warning_rank0(
             f"template: {template_name} ends answers with {token}, whose row in {' and '.join(where)} was never "
-            "trained: the model will not learn to stop; train it by additional_target: "
-            + ",".join(names[id(module)] for module in modules)
+            "trained: the model will not learn to stop; train it by "
+            + (f"naming it to `neuronmoe vocabulary --train-also '{token}'`" if by_rows else whole)
         )
+
+
+def _is_trained(module: Any, index: int) -> bool:
+    """Whether a row of an embedding or a head will be trained, with the others or alone."""
+    if isinstance(module, TrainableTokensWrapper):
+        return any(index in rows for rows in module.token_adapter.token_indices.values())
+    return bool(module.weight.requires_grad)
 
 
 def untrained_rows(module: Any, tokenizer: Any, ends: list[int]) -> list[int]:

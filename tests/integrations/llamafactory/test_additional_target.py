@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftConfig
+from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import load_file
 from torch import nn
 from training_runs import refusal, save_adapter, train
@@ -130,3 +131,12 @@ def test_end_tokens_that_the_base_never_saw(tiny_model_dir: Path, warnings: list
     assert len(warnings) == 1
     with pytest.raises(UserError, match=r"^template: the model has no row for <\|im_end\|>, which ends its answers"):
         warn_of_end_tokens(Ends(size, unused=8), tokenizer, "qwen")
+    # Of an embedding that trains single rows, those are no matter, and others cannot be trained by additional_target.
+    rows = Ends(size + 8, unused=8)
+    rows.lm_head = rows.embed_tokens = TrainableTokensWrapper(rows.embed_tokens, "default", [3])
+    warnings.clear()
+    warn_of_end_tokens(rows, tokenizer, "qwen")
+    assert warnings.pop().endswith("train it by naming it to `neuronmoe vocabulary --train-also '<|im_end|>'`")
+    rows.lm_head = rows.embed_tokens = TrainableTokensWrapper(rows.embed_tokens.original_module, "default", [3, size])
+    warn_of_end_tokens(rows, tokenizer, "qwen")
+    assert warnings == []
