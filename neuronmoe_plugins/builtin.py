@@ -8,9 +8,10 @@ from neuronmoe_plugins.hookspecs import Register, hookimpl
 @hookimpl
 def register_metrics(register: Register) -> None:
     from neuronmoe_plugins.neurons.lape import LAPE
-    from neuronmoe_plugins.neurons.metrics import AVERAGE_PRECISION
+    from neuronmoe_plugins.neurons.metrics import ATTRIBUTION, AVERAGE_PRECISION
 
     register("ap", AVERAGE_PRECISION)
+    register("attribution", ATTRIBUTION)
     register("lape", LAPE)
 
 

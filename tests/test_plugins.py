@@ -43,13 +43,13 @@ class Variance:
 def test_built_ins() -> None:
     from neuronmoe_plugins.allocation.strategies import allocation_strategies, neuron_diversity
 
-    assert set(metrics()) == {"ap", "lape"}
+    assert set(metrics()) == {"ap", "attribution", "lape"}
     assert allocation_strategies()["neuron-diversity"] is neuron_diversity
 
 
 def test_third_party_metric_joins(install_plugins: Callable[..., None]) -> None:
     install_plugins(EntryPoint("variance", Variance))
-    assert list(metrics()) == ["ap", "lape", "variance"]
+    assert list(metrics()) == ["ap", "attribution", "lape", "variance"]
     scores = plugins.choose("metric", "variance", metrics())(np.eye(4, dtype=np.float32), np.arange(4), 4)
     assert scores.shape == (4, 4)
 
@@ -113,7 +113,7 @@ def test_listed_with_what_each_registers(install_plugins: Callable[..., None]) -
     result = run_command("plugins")
     assert result.exit_code == 0
     assert f"neuronmoe-plugins {version('neuronmoe-plugins')}" in result.output
-    assert "metric: ap, lape" in result.output
+    assert "metric: ap, attribution, lape" in result.output
     assert "allocation strategy: neuron-diversity, source-only, layer-similarity, " in result.output
     assert "command: data, vocabulary, analyze, allocate" in result.output
     assert "command: greet, doctor" in result.output

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from neuronmoe_plugins.errors import UserError
@@ -47,6 +48,7 @@ def pool_activations(
     folder: Path,
     processes: Processes,
     progress: bool,
+    backward: bool = False,
 ) -> Store:
     """Run a model over all sentences; returns what an observer pooled of them, in all processes.
 
@@ -59,6 +61,7 @@ def pool_activations(
         folder: Where the rest goes.
         processes: This process and its siblings, which run the same call.
         progress: Show a progress bar on standard error.
+        backward: Also run the backward pass of the loss.
 
     Raises:
         UserError: if the device's memory or the disk is too small.
@@ -67,7 +70,9 @@ def pool_activations(
     token_ids, side, own = sentences.token_ids, sentences.padding_side, sentences.own
     store = processes.first_first(lambda: open_store(folder, units, len(token_ids), limit, processes))
     with out_of_memory_is_an_error(options):
-        observe_sentences(model, token_ids, observing, store, options.batch_size, side, processes, progress, own)
+        observe_sentences(
+            model, token_ids, observing, store, options.batch_size, side, processes, progress, own, backward
+        )
     processes.wait_for_all()
     return store
 
@@ -115,6 +120,7 @@ def observe_sentences(
     processes: Processes | None = None,
     progress: bool = False,
     own: Sequence[Span] | None = None,
+    backward: bool = False,
 ) -> None:
     """Run every sentence that `store` does not have yet, and store what an observer pools.
 
@@ -130,6 +136,8 @@ def observe_sentences(
         processes: This process and its siblings, which run the same call.
         progress: Show a progress bar on standard error.
         own: First token of each sentence that is pooled, and the one behind the last; all of them unless given.
+        backward: Also run the backward pass of the loss of predicting these tokens; afterwards no parameter requires a
+            gradient.
     """
     processes = processes or Processes()
     batches = batches_by_length(token_ids, batch_size)
@@ -145,18 +153,47 @@ def observe_sentences(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), observing as observer:
+        with differentiable(model) if backward else torch.inference_mode(), observing as observer:
             for number in track(todo, "Collecting activations", progress):
                 sentences = batches[number]
                 batch = padded([token_ids[row] for row in sentences], padding_side, device)
                 spans = None if own is None else [own[row] for row in sentences]
-                observer.start_batch(counted(batch, spans))
-                run(**batch, use_cache=use_cache)
+                counts = counted(batch, spans)
+                observer.start_batch(counts)
+                if backward:
+                    loss_of(model(**batch, use_cache=use_cache).logits, batch, counts).backward()
+                else:
+                    run(**batch, use_cache=use_cache)
                 observer.finish_batch()
                 store.add(number, sentences, observer.pooled)
     finally:
         store.close()
         model.train(was_training)
+
+
+@contextmanager
+def differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """Gradients reach all that a model computes of its embeddings, and none of its parameters."""
+    model.requires_grad_(False)
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        hook.remove()
+
+
+def loss_of(logits: Tensor, batch: Mapping[str, Tensor], counts: Tensor) -> Tensor:
+    """The loss of predicting the tokens that count from those before them, in nats, summed over a padded batch.
+
+    Args:
+        logits: (batch, longest, vocabulary).
+        batch: What `padded` made.
+        counts: Mask, int64 (batch, longest), of the tokens that count.
+    """
+    predicted = counts[:, 1:] * batch["attention_mask"][:, :-1] > 0
+    targets = batch["input_ids"][:, 1:][predicted].to(logits.device)
+    return F.cross_entropy(logits[:, :-1][predicted.to(logits.device)].float(), targets, reduction="sum")
 
 
 def batches_by_length(token_ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from neuronmoe_plugins.plugins import registered
 if TYPE_CHECKING:
     from torch import Tensor
 
-Observed = Literal["projections", "activation functions"]
+Observed = Literal["projections", "activation functions", "attributions"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class NeuronMetric:
             (languages, units).
         observes: What is pooled. "projections": the outputs of the linear layers, their mean or maximum over a
             sentence's tokens. "activation functions": for how many of a sentence's tokens the MLP's activation function
-            gives more than zero.
+            gives more than zero. "attributions": the outputs of the linear layers times the negative gradient of the
+            sentence's loss with respect to them.
         select: Takes the scores of all modules, the languages' names, and --top-n and --min-score; returns the neurons.
         top_n: What --top-n is unless given; None for no limit.
         min_score: What --min-score is unless given; None for no limit.
@@ -132,6 +133,12 @@ def as_metric(metric: Metric) -> NeuronMetric:
 
 
 AVERAGE_PRECISION = replace(as_metric(average_precision), one_against_rest=True, score_tensor=average_precision_torch)
+ATTRIBUTION = replace(AVERAGE_PRECISION, observes="attributions")
+"""Average precision by what the loss would rise without the neuron, to first order (Molchanov et al. 2017, Eq. 7).
+
+What counts is what predictions owe to a neuron, not how active it is, as CRANE (Le and Li 2026, arXiv 2601.04664) asks.
+It propagates relevance by rules of its own instead, and verifies by masking.
+"""
 
 
 def require_finite(module: str, pooled: FloatArray, sample_names: Sequence[str]) -> None:

@@ -115,14 +115,14 @@ class AnalyzeOptions(MeasuringOptions):
     )
     concepts: Path | None = option("Instead: a folder of the published code's sentences.", None)
     adapter: str | None = option("Folder or hub name of a PEFT adapter for the model.", None)
-    metric: str = option("Neuron metric: ap, lape or a plugin's.", "ap", after="split_sentences")
+    metric: str = option("Neuron metric: ap, attribution, lape or a plugin's.", "ap", after="split_sentences")
     top_n: int | None = option(
-        "At most so many neurons per language.", None, shown="ap 1000, lape all", check=at_least_one
+        "At most so many neurons per language.", None, shown="1000, lape all", check=at_least_one
     )
     min_score: float | None = option(
         "Only neurons that score above this.",
         None,
-        shown="ap 0.5, lape none",
+        shown="0.5, lape none",
         check=_must(math.isfinite, "it must be a number"),
     )
     share: float | None = option(
@@ -190,7 +190,7 @@ class AnalyzeOptions(MeasuringOptions):
         Raises:
             UserError: for an option that has no effect with this metric.
         """
-        observes_projections = metric.observes == "projections"
+        observes_projections = metric.observes != "activation functions"
         has_effect = {"components": observes_projections, "pooling": observes_projections, "share": metric.share}
         for name, effect in has_effect.items():
             if getattr(self, name) is not None and not effect:

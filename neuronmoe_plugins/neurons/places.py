@@ -29,12 +29,14 @@ class Place:
         units: Size of the last dimension.
         mixture: The mixture of experts whose original MLP holds the module; see `replay` in `recording.py`.
         of_input: Whether the module's input is taken, not its output.
+        attributed: Whether each value is multiplied by the loss's gradient with respect to it, and negated.
     """
 
     module: nn.Module
     units: int
     mixture: nn.Module | None = None
     of_input: bool = False
+    attributed: bool = False
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:

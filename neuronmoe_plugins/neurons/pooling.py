@@ -120,14 +120,22 @@ class Recorder:
         if values.device not in self._tokens:
             self._tokens[values.device] = next(iter(self._tokens.values())).to(values.device)
         tokens = self._tokens[values.device]
-        if values.dim() == 2 and len(values) == tokens.shape[0] * tokens.shape[1]:
-            values = values.unflatten(0, tokens.shape)  # as OPT's MLP has them
-        if values.shape != (*tokens.shape, place.units):
+        shape = (*tokens.shape, place.units)
+        # OPT's MLP has batch and tokens in one.
+        if values.shape not in (shape, (shape[0] * shape[1], place.units)):
             raise UserError(
                 f"layer {key[0]} {key[1]} does not see every token of a batch: its values are {tuple(values.shape)}, "
-                f"expected {(*tokens.shape, place.units)}; choose other --components, or an adapter that adds no tokens"
+                f"expected {shape}; choose other --components, or an adapter that adds no tokens"
             )
-        self.pooled[key] = pooling(values, tokens)
+
+        def pool(seen: Tensor) -> None:
+            self.pooled[key] = pooling(seen.reshape(shape), tokens)
+
+        if place.attributed:
+            kept = values.detach().clone()  # which the model may overwrite before the backward pass
+            values.register_hook(lambda gradient: pool(-kept.float() * gradient.float()))
+        else:
+            pool(values.detach())
 
     def replay(self, mixture: nn.Module, hidden_states: Tensor) -> None:
         """Run a mixture's original MLP on all tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -69,6 +70,9 @@ def score_neurons(
         places = find_activation_functions(model)
     else:
         places, unmeasured = find_projections(model, settings["components"])
+    backward = metric.observes == "attributions"
+    if backward:
+        places = _attributed(places, model)
     description = _describe_model(options, model, unmeasured)
     measures = measure_layers(options, model, sentences, Sharing(folder, processes, progress))
     inputs = find_mlp_inputs(model)
@@ -78,7 +82,7 @@ def score_neurons(
     }
     units = {key: place.units for key, (place, _) in everything.items()}
     store = pool_activations(
-        model, sentences, pooling.recording(everything), units, options, folder, processes, progress
+        model, sentences, pooling.recording(everything), units, options, folder, processes, progress, backward
     )
     score = make_scorer(options.metric, metric, sentences, working_device(model))
     scored = {key: units[key] for key in places}
@@ -87,6 +91,16 @@ def score_neurons(
     share = {} if metric.share is None else {"share": settings["share"]}
     neurons = metric.select(scores, sentences.languages, settings["top_n"], settings["min_score"], **share)
     return Findings(scores, neurons, description, _mlp_input_similarity(inputs, store, sentences), measures)
+
+
+def _attributed(places: Mapping[ModuleKey, Place], model: PreTrainedModel) -> dict[ModuleKey, Place]:
+    """The same places, of which attributions are taken; raises `UserError` for a mixture of experts."""
+    if any("moe_" in name for name, _ in model.named_parameters()):
+        raise UserError(
+            "--metric attribution asks what the loss owes to each neuron, and a mixture's original MLPs are a part of "
+            "what it rests on; leave out --adapter, or use --metric ap"
+        )
+    return {key: replace(place, attributed=True) for key, place in places.items()}
 
 
 def _choose_device(options: AnalyzeOptions, processes: Processes) -> str:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOP = 20
-SCORE_NAMES = {"ap": "average precision", "lape": "activation probability"}
+SCORE_NAMES = {
+    "ap": "average precision",
+    "attribution": "average precision of attributions",
+    "lape": "activation probability",
+}
 # What these metrics score is not what their neurons are chosen by, so that a threshold has no place in the histogram.
 CHOOSES_BY_ANOTHER_SCORE = ("lape",)
 LEGEND_COLUMNS = 5

@@ -21,10 +21,11 @@ def pooled_activations(
     places: Mapping[ModuleKey, Place] | None = None,
     pool: Pooling = pooling.mean,
     padding_side: PaddingSide = "right",
+    backward: bool = False,
 ) -> dict[ModuleKey, FloatArray]:
     """For each place, all projections unless given, float32 (sentences, units)."""
     places = places if places is not None else find_projections(model)[0]
     store = MemoryStore(len(sentences))
     pooled_places = {key: (place, pool) for key, place in places.items()}
-    observe_sentences(model, sentences, recording(pooled_places), store, batch_size, padding_side)
+    observe_sentences(model, sentences, recording(pooled_places), store, batch_size, padding_side, backward=backward)
     return {key: store.read(key).numpy() for key in places}

@@ -169,7 +169,7 @@ def test_other_batch_size_gives_the_same_neurons(
         (["--share", "0.05"], "--share has no effect with --metric ap; leave it out"),
         (["--metric", "lape", "--share", "5"], r"--share is 5\.0; a share is above 0 and at most 1"),
         (["--adapter", "no-adapter"], "--adapter no-adapter does not exist"),
-        (["--metric", "magic"], "unknown metric 'magic'; there are: ap, lape"),
+        (["--metric", "magic"], "unknown metric 'magic'; there are: ap, attribution, lape"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--corpus", "hu=missing.txt"], r"hu=missing\.txt cannot be read"),
         (["--corpus", "en=other.txt"], "names en twice"),
