@@ -11,11 +11,15 @@ class Request:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeAlias
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeAlias, get_args, get_type_hints
 
-from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.reading import shown
 
 OptionCheck: TypeAlias = Callable[[str, Any], None]
 """Takes the option as it is typed ("--samples") and a value that is not None; raises `UserError` for a wrong one."""
@@ -62,6 +66,45 @@ def check_options(record: Any) -> None:
         value = getattr(record, each.name)
         if told.check is not None and value is not None:
             told.check(told.metavar or typed(told.flag or each.name), value)
+
+
+def option_values(record: type, told: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """The values of options that a file names, as they are typed but for the dashes before them.
+
+    Args:
+        record: The dataclass.
+        told: Option -> value; None stands for the default.
+        given: Fields that no file may name.
+
+    Returns:
+        Field -> value of its type.
+
+    Raises:
+        UserError: for an option that there is not, and a value of another type, naming the option.
+    """
+    hints = get_type_hints(record)
+    known = [each.name for each, _ in declared_options(record) if each.name not in given]
+    values = {}
+    for key, value in told.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"unknown option {key!r}{did_you_mean(name, known)}")
+        if value is not None:
+            values[name] = _of_type(key, hints[name], value)
+    return values
+
+
+def _of_type(key: str, hint: Any, value: Any) -> Any:
+    kind = next(each for each in (get_args(hint) or (hint,)) if each is not NoneType)
+    if issubclass(kind, Enum):
+        choices = [each.value for each in kind]
+        if value not in choices:
+            raise UserError(f"{key} is {shown(value)}; it must be one of {', '.join(choices)}")
+        return kind(value)
+    wanted = str if kind is Path else kind
+    if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
+        raise UserError(f"{key} is {shown(value)}; it must be of the kind {wanted.__name__}")
+    return kind(value)
 
 
 def typed(name: str) -> str:

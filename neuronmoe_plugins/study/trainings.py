@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from neuronmoe_plugins.allocation.allocate import allocate
 from neuronmoe_plugins.allocation.allocation import Allocation
 from neuronmoe_plugins.allocation.request import AllocationRequest
 from neuronmoe_plugins.blocks import TARGETS
-from neuronmoe_plugins.errors import UserError, did_you_mean
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.reading import Fields, filled_text, must_be, one_of, shown, whole
+from neuronmoe_plugins.options import option_values
+from neuronmoe_plugins.reading import Fields, filled_text, must_be, one_of, whole
 from neuronmoe_plugins.recipe_files import RecipeRequest, layers_of, make_recipe
 from neuronmoe_plugins.recipes import Recipe, Sections
 from neuronmoe_plugins.study.arguments import Values
@@ -230,31 +229,14 @@ def _evenly(spec: StudySpec, target: Target, num_experts: list[int]) -> Allocati
 
 def _request(spec: StudySpec, target: Target, options: Mapping[str, Any]) -> AllocationRequest:
     """What `neuronmoe allocate` would be asked for by these options; raises `UserError` naming the one at fault."""
-    hints = get_type_hints(AllocationRequest)
-    known = [field.name for field in fields(AllocationRequest) if field.name not in GIVEN]
-    values: dict[str, Any] = {"origin": target.analysis, "source": spec.source, "targets": (target.language,)}
-    for key, value in options.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise UserError(f"allocate: unknown option {key!r}{did_you_mean(name, known)}")
-        if value is not None:
-            values[name] = spec.path.parent / value if name == "origin" else _typed(key, hints[name], value)
-    if values["origin"] is None:
+    try:
+        values = option_values(AllocationRequest, options, GIVEN)
+    except UserError as error:
+        raise UserError(f"allocate: {error}") from error
+    origin = spec.path.parent / values["origin"] if "origin" in values else target.analysis
+    if origin is None:
         raise UserError(f"targets: {target.language} has no analysis to allocate from; add analysis: DIR")
-    return AllocationRequest(**values)
-
-
-def _typed(key: object, hint: Any, value: Any) -> Any:
-    """A value as the option's type, which a command line would make of it."""
-    kind = next(each for each in (get_args(hint) or (hint,)) if each is not NoneType)
-    if issubclass(kind, Enum):
-        choices = [each.value for each in kind]
-        if value not in choices:
-            raise UserError(f"allocate: {key} is {shown(value)}; it must be one of {', '.join(choices)}")
-        return kind(value)
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        raise UserError(f"allocate: {key} is {shown(value)}; it must be of the kind {kind.__name__}")
-    return value
+    return AllocationRequest(**{**values, "origin": origin, "source": spec.source, "targets": (target.language,)})
 
 
 def _lora(given: Fields) -> Values:
