@@ -44,7 +44,7 @@ def save_analysis(
     folder: Path, places: Mapping[str, Sequence[tuple[int, str, int]]], num_layers: int, **more: Any
 ) -> Path:
     """Write an analysis whose languages have neurons at these (layer, module, unit); `more` joins the summary."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     table = folder / "neurons.parquet"
     write_neurons(table, [Neuron(language, *place, 0.9) for language, own in places.items() for place in own])
     summary = {
