@@ -103,6 +103,19 @@ def _data(result: Result) -> Rows:
         yield what, *peaks, f"{growth:.3g}"
 
 
+def _containers(result: Result) -> Rows:
+    """Beside the adapter in PEFT, which is the first."""
+    adapter, *others = result["containers"].items()
+    experts = "one count" if len(set(result["experts"]) - {1}) == 1 else "uneven counts"
+    for name, row in others:
+        for what, said in (("read", f"reading {result['prompt_tokens']} tokens"), ("written", "writing, batch 1")):
+            speeds = [each[f"{what}_tokens_per_second"] for each in (adapter[1], row)]
+            theirs, own = (_span(speed, " tokens/s") for speed in speeds)
+            ratio = speeds[1]["median"] / speeds[0]["median"]
+            where = f"containers, {experts}, {name}: {said} ({result['runs']} runs)"
+            yield where, f"{adapter[0]}: {theirs}", own, f"speed: {ratio:.3g}"
+
+
 def _import_time(result: Result) -> Rows:
     torch, autoload = (_span(result[name], " ms") for name in ("import_torch_ms", "autoload_ms"))
     yield f"autoload ({result['runs']} runs)", f"`import torch`: {torch}", autoload, f"{result['ratio_of_medians']:.2%}"
@@ -118,6 +131,7 @@ READERS: dict[str, Callable[[Result], Rows]] = {
     "specialisation": _specialisation,
     "logging": _logging,
     "data": _data,
+    "containers": _containers,
     "import_time": _import_time,
 }
 

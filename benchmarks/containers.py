@@ -1,0 +1,172 @@
+"""A trained mixture in all that can run it: `python -m benchmarks.containers ADAPTER --texts FILE`.
+
+The adapter in PEFT, each export that is exact, in transformers, llama.cpp and, with `--vllm PYTHON`, vLLM, and the
+dense base: how far likelihoods and logits are from the adapter's, what each takes on the disk, and tokens per second of
+reading a text and of greedy ones after it. All are loaded at once and take turns, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from benchmarks.engines import Engine, LlamaCpp, Transformers, VllmElsewhere
+from benchmarks.results import RESULTS, environment, spread, write_result
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.export.export import export
+from neuronmoe_plugins.export.mixture import Mixture
+from neuronmoe_plugins.export.request import ExportRequest
+from neuronmoe_plugins.neurons.loading import load_model
+
+ADAPTER, DENSE = "adapter in PEFT", "dense base in transformers"
+# Name of a row -> what `neuronmoe export` is asked for.
+EXPORTS: dict[str, dict[str, str]] = {
+    "plain": {"container": "auto"},
+    "neuronmoe": {"container": "neuronmoe"},
+    "gguf": {"container": "gguf"},
+    "gguf q8_0": {"container": "gguf", "dtype": "q8_0"},
+}
+
+
+def read_tokens(texts: Path, tokenizer: Any, count: int) -> list[int]:
+    """The first tokens of the texts, one after the other."""
+    tokens: list[int] = []
+    for line in texts.read_text(encoding="utf-8").splitlines():
+        tokens += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+        if len(tokens) >= count:
+            return tokens[:count]
+    raise SystemExit(f"{texts} has {len(tokens)} tokens, and {count} are needed: name a longer file")
+
+
+def load_all(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Engine, dict[str, int]]]:
+    """Name, engine and sizes of each that can run it."""
+    mixture = Mixture(arguments.adapter, arguments.model, ("ADAPTER", "--model"))
+    base, context = mixture.base.name, arguments.prompt_tokens + arguments.new_tokens + 1
+    adapted = load_model(base, "float32", "cpu", arguments.adapter)
+    files = [Path(base, "model.safetensors"), Path(arguments.adapter, "adapter_model.safetensors")]
+    parameters = sum(parameter.numel() for parameter in adapted.parameters())
+    yield ADAPTER, Transformers(adapted), {"parameters": parameters, "bytes": sum(map(_size, files))}
+    dense = load_model(base, "float32", "cpu")
+    parameters = sum(parameter.numel() for parameter in dense.parameters())
+    yield DENSE, Transformers(dense), {"parameters": parameters, "bytes": _size(files[0])}
+    for name in arguments.exports:
+        asked = {"dtype": "float32"} | EXPORTS[name]
+        output = folder / name.replace(" ", "_")
+        try:
+            exported = export(ExportRequest(arguments.adapter, output, model=base, **asked))
+        except UserError as error:
+            Console(stderr=True).print(f"{name} is left out: {error}", markup=False)
+            continue
+        sizes = {"parameters": int(exported.parameters.split()[0].replace(",", ""))}
+        sizes["bytes"] = sum(map(_size, output.glob("model*")))
+        label = exported.model_type
+        if asked["container"] == "gguf":
+            yield f"{label}, {asked['dtype']}", LlamaCpp(output / "model.gguf", context, arguments.threads), sizes
+            continue
+        yield f"{label} in transformers", Transformers(load_model(str(output), "float32", "cpu")), sizes
+        if arguments.vllm:
+            yield f"{label} in vLLM", VllmElsewhere(arguments.vllm, output, context), sizes
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def measure(engines: dict[str, Engine], tokens: list[int], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Exactness and speeds by name."""
+    compared = tokens[: arguments.compared_tokens]
+    expected = engines[ADAPTER].likelihoods(compared)
+    found: dict[str, dict[str, Any]] = {}
+    for name, engine in track(engines.items(), "Comparing"):
+        own = engine.likelihoods(compared)
+        found[name] = {
+            "largest_difference_of_a_likelihood": max(abs(a - b) for a, b in zip(own, expected, strict=True)),
+            "likelihood_of_text": sum(own),
+        }
+        if isinstance(engine, Transformers):
+            logits = [each.logits(compared) for each in (engine, engines[ADAPTER])]
+            found[name]["largest_difference_of_a_logit"] = (logits[0] - logits[1]).abs().max().item()
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for run in track(range(arguments.runs + 1), "Timing"):
+        for name, engine in engines.items():
+            speed = engine.speeds(tokens, arguments.new_tokens)
+            if run:  # the first warms up
+                speeds[name].append(speed)
+    for name, values in speeds.items():
+        read, written = zip(*values, strict=True)
+        found[name] |= {"read_tokens_per_second": spread(read), "written_tokens_per_second": spread(written)}
+    return found
+
+
+def as_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """A row for each, as the documentation has them."""
+    header = ("", "parameters", "MB", "of a likelihood", "of a logit", "read, tokens/s", "written, tokens/s")
+    table = Table(*header, title="differences from the adapter, and speeds, batch 1")
+    for name, row in rows.items():
+        logit = row.get("largest_difference_of_a_logit")
+        table.add_row(
+            name,
+            f"{row['parameters']:,}",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['largest_difference_of_a_likelihood']:.1e}",
+            "" if logit is None else f"{logit:.1e}",
+            *(
+                "{median:.3g} ({min:.3g} to {max:.3g})".format(**row[f"{what}_tokens_per_second"])
+                for what in ("read", "written")
+            ),
+        )
+    return table
+
+
+def main() -> None:
+    """Measure, write the JSON and show it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("adapter", help="folder of a trained adapter")
+    parser.add_argument("--model", help="folder of its base; default: the one that the adapter names")
+    parser.add_argument("--texts", type=Path, required=True, help="JSON lines with a field `text`")
+    parser.add_argument("--exports", nargs="*", choices=EXPORTS, default=list(EXPORTS))
+    parser.add_argument("--vllm", type=Path, help="Python of an environment that has vLLM")
+    parser.add_argument("--compared-tokens", type=int, default=48)
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, default=RESULTS / "containers.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = list(load_all(arguments, Path(folder)))
+        engines = {name: engine for name, engine, _ in loaded}
+        tokenizer = AutoTokenizer.from_pretrained(arguments.adapter)
+        tokens = read_tokens(arguments.texts, tokenizer, arguments.prompt_tokens)
+        rows = measure(engines, tokens, arguments)
+    sizes = {name: own for name, _, own in loaded}
+    settings = {
+        name: getattr(arguments, name) for name in ("compared_tokens", "prompt_tokens", "new_tokens", "runs", "threads")
+    }
+    mixture = Mixture(arguments.adapter, arguments.model, ("ADAPTER", "--model"))
+    result = {
+        **environment(),
+        **settings,
+        "dtype": "float32",
+        "experts": list(mixture.counts.values()),
+        "expert_rank": mixture.config.expert_rank,
+        "containers": {name: sizes[name] | row for name, row in rows.items()},
+    }
+    write_result(result, arguments.output)
+    Console().print(as_table(result["containers"]))
+
+
+if __name__ == "__main__":
+    main()
