@@ -42,6 +42,7 @@ HOOKS: dict[str, str] = {
     "lm_eval.models.huggingface": "neuronmoe_plugins.integrations.lm_eval:check_bases",
     "lm_eval.api.task": "neuronmoe_plugins.integrations.lm_eval:name_tasks",
     "lm_eval.tasks": "neuronmoe_plugins.integrations.lm_eval:offer_tasks",
+    "vllm.engine.arg_utils": "neuronmoe_plugins.integrations.vllm:check_models",
     "llamafactory.extras.constants": "neuronmoe_plugins.integrations.llamaboard:offer_moe",
     "llamafactory.hparams.parser": "neuronmoe_plugins.integrations.llamafactory.hooks:extend",
     "llamafactory.data.parser": "neuronmoe_plugins.integrations.llamafactory.hooks:extend",

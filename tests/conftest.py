@@ -25,11 +25,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--demo", action="store_true", help="run the tests that download the demo's model and texts")
+    parser.addoption("--serving", action="store_true", help="run the tests that need vLLM, as `make test-serving` does")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine or this run cannot do."""
-    reasons = {"demo": "" if config.getoption("--demo") else "downloads the demo's model and texts: run with --demo"}
+    reasons = {
+        "demo": "" if config.getoption("--demo") else "downloads the demo's model and texts: run with --demo",
+        "serving": ""
+        if config.getoption("--serving")
+        else "needs vLLM in an environment of its own: make test-serving",
+    }
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

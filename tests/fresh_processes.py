@@ -37,6 +37,7 @@ MOST = {
     "tests/lm_eval_tasks/test_probes_fetch.py": 3,  # two of them with --demo
     "tests/neurons/test_analyze_command.py": 1,
     "tests/neurons/test_analyze_data.py": 1,
+    "tests/serving/test_server.py": 2,  # of vLLM, with --serving
     "tests/specialisation/test_specialise_command.py": 1,
     "tests/test_autoload.py": 7,
     "tests/test_bad_paths.py": 1,

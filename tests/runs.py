@@ -16,13 +16,15 @@ DATE = "2026-03-05T10-00-00.000001"
 Values = Mapping[str, Sequence[Any]]
 
 
-def run_lm_eval(tasks: Path, model_args: str, names: str, output: Path, cache: Path, *options: str) -> None:
+def run_lm_eval(
+    tasks: Path, model_args: str, names: str, output: Path, cache: Path, *options: str, model: str = "hf"
+) -> None:
     """Run lm-eval's command in this process, where torch is loaded already."""
     import datasets
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.tasks import TaskManager
 
-    arguments = ["lm_eval", "run", "--model", "hf", "--model_args", model_args, "--device", "cpu", "--batch_size", "8"]
+    arguments = ["lm_eval", "run", "--model", model, "--model_args", model_args, "--device", "cpu", "--batch_size", "8"]
     arguments += ["--include_path", str(tasks), "--tasks", names, "--output_path", str(output), *options]
     # lm-eval's own tasks, which are not used, take ten seconds to index.
     without_defaults = partialmethod(TaskManager.__init__, include_defaults=False)

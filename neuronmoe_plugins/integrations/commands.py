@@ -27,7 +27,11 @@ import wrapt
 from neuronmoe_plugins.errors import UserError, one_line
 
 # Command -> names that the path of its code has.
-COMMANDS = {"llamafactory-cli": ("llamafactory", "launcher.py"), "lm_eval": ("lm_eval", "_cli")}
+COMMANDS = {
+    "llamafactory-cli": ("llamafactory", "launcher.py"),
+    "lm_eval": ("lm_eval", "_cli"),
+    "vllm": ("vllm", "entrypoints", "cli"),
+}
 EXIT_CODE, INTERRUPTED = 2, 130
 # Names a folder in which workers leave a file for every error that they have reported.
 REPORTS = "NEURONMOE_REPORTED_ERRORS"

@@ -1,0 +1,67 @@
+"""vLLM: what it is not let serve, since it could not, or would compute something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.commands import end_in_one_line
+from neuronmoe_plugins.integrations.stand_ins import Call, wrap
+from neuronmoe_plugins.models import ADAPTER, MODEL
+from neuronmoe_plugins.reading import read_json_object
+
+ERNIE = "Ernie4_5_MoeForCausalLM"
+
+
+def check_models(module: ModuleType) -> None:
+    """Post-import hook of `vllm.engine.arg_utils`, where every engine's arguments become a configuration."""
+    wrap(module, {"EngineArgs.create_engine_config": _create_engine_config})
+    end_in_one_line()
+
+
+def _create_engine_config(call: Call) -> Any:
+    """Refuse what is no model, before it is looked for, and what this engine would compute wrongly."""
+    refuse_adapter(str(call.instance.model))
+    config = call.host()
+    refuse_wrong_class(config.model_config, config.device_config.device_type)
+    return config
+
+
+def refuse_adapter(name: str) -> None:
+    """Refuse the folder of an adapter of mixtures.
+
+    Args:
+        name: What vLLM is told to serve.
+
+    Raises:
+        UserError: if it is one.
+    """
+    file = Path(name) / ADAPTER[0]
+    if not file.is_file() or (Path(name) / MODEL[0]).is_file():
+        return
+    if read_json_object(file, "it describes an adapter").get("peft_type") == "MOE":
+        raise UserError(
+            f"{name} is an adapter of mixtures, and vLLM serves whole models: run `neuronmoe export {name} "
+            "--output FOLDER`, and serve that folder"
+        )
+
+
+def refuse_wrong_class(model: Any, device: str) -> None:
+    """Refuse layers of unequal numbers of experts where the class that vLLM takes has no place for them (0.32).
+
+    Args:
+        model: vLLM's configuration of a model.
+        device: The kind of device it runs on.
+
+    Raises:
+        UserError: for Ernie 4.5 MoE without shared experts, as `neuronmoe export` writes it, on a CPU, where the bias
+            on the choice is ignored.
+    """
+    is_uneven = getattr(model.hf_config, "moe_num_shared_experts", None) == 0
+    if device == "cpu" and is_uneven and model.architecture == ERNIE:
+        raise UserError(
+            f"{model.model}: vLLM on a CPU ignores the bias by which layers of ernie4_5_moe have unequal numbers of "
+            "experts, and would write other text; add --model-impl transformers (model_impl=transformers)"
+        )
