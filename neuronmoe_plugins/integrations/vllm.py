@@ -1,4 +1,8 @@
-"""vLLM: what it is not let serve, since it could not, or would compute something else."""
+"""vLLM: the architecture `neuronmoe` in its registry, and what it is not let serve since it would do it wrongly.
+
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`), after torch, and so the
+configuration of the architecture, was imported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,14 @@ from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 from neuronmoe_plugins.models import ADAPTER, MODEL
 from neuronmoe_plugins.reading import read_json_object
 
-ERNIE = "Ernie4_5_MoeForCausalLM"
+ERNIE, OURS = "Ernie4_5_MoeForCausalLM", "NeuronMoeForCausalLM"
+
+
+def register() -> None:
+    """Name vLLM the class of `neuronmoe`, which it imports where such a checkpoint is served; may be called again."""
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model(OURS, f"neuronmoe_plugins.integrations.vllm_model:{OURS}")
 
 
 def check_models(module: ModuleType) -> None:
@@ -56,9 +67,14 @@ def refuse_wrong_class(model: Any, device: str) -> None:
         device: The kind of device it runs on.
 
     Raises:
-        UserError: for Ernie 4.5 MoE without shared experts, as `neuronmoe export` writes it, on a CPU, where the bias
-            on the choice is ignored.
+        UserError: for `neuronmoe` in transformers' backend, which gives all layers one count, and for Ernie 4.5 MoE
+            without shared experts, as `neuronmoe export` writes it, on a CPU, where the bias on the choice is ignored.
     """
+    if OURS in (model.hf_config.architectures or ()) and model.architecture != OURS:
+        raise UserError(
+            f"{model.model}: vLLM's transformers backend gives all layers of a mixture one number of experts; leave "
+            "--model-impl (model_impl) away, so that it takes the class of neuronmoe-plugins"
+        )
     is_uneven = getattr(model.hf_config, "moe_num_shared_experts", None) == 0
     if device == "cpu" and is_uneven and model.architecture == ERNIE:
         raise UserError(

@@ -33,12 +33,19 @@ OPTIONS = {
 def in_fork(function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
     """Call a function in a fork of this process: what an engine leaves in transformers' classes goes with it.
 
-    A fresh process would import vLLM for half a minute.
+    A fresh process would import vLLM for half a minute. Errors come as `RuntimeError`: not all can be pickled.
     """
     import vllm  # noqa: F401 (once for all forks)
 
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        return pool.submit(function, *args, **options).result()
+        return pool.submit(_with_errors, function, *args, **options).result()
+
+
+def _with_errors(function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
+    try:
+        return function(*args, **options)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
 
 def generate(
