@@ -1,4 +1,7 @@
-"""`vllm serve` and `lm_eval --model vllm` on an export, as users start them."""
+"""`vllm serve` and `lm_eval --model vllm` on an export, as users start them.
+
+It is one as `neuronmoe`, whose class has to be found in each of the server's processes.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     base = tiny_model(**SIZES, vocab_size=vocab_size, max_position_embeddings=MAX_TOKENS)
     base.save_pretrained(folder / "base")
     base.name_or_path = str(folder / "base")
-    model = randomised(get_peft_model(base, moe_config(num_experts=[3, 1, 3])))
+    model = randomised(get_peft_model(base, moe_config(num_experts=[3, 1, 2])))
     model.save_pretrained(folder / "adapter")
-    export(ExportRequest(str(folder / "adapter"), folder / "out"))
+    export(ExportRequest(str(folder / "adapter"), folder / "out", "neuronmoe"))
     return Made(folder, model)
 
 
