@@ -5,7 +5,6 @@ transformers loads both when it is imported itself: what models are made of is i
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
@@ -18,6 +17,8 @@ ARCHITECTURE = "NeuronMoeForCausalLM"
 FORMAT_VERSION = 1
 # What readers of a configuration may look for beside the base model's, and not in it.
 COPIED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+# What of a model's loading options concerns the place of its files.
+HUB_OPTIONS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 # What a model's own configuration says of itself, and not of the base.
 OWN = {"architectures", "name_or_path", "transformers_version", "quantization_config"}
 
@@ -72,7 +73,6 @@ class NeuronMoeConfig(PretrainedConfig):  # type: ignore[misc]
             setattr(self, key, getattr(base, key, None))
         if implementation is not None:
             self._attn_implementation = implementation
-        show_class()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -145,9 +145,12 @@ class NeuronMoeForCausalLM:
         """
         from neuronmoe_plugins.architecture.model import model_class
 
+        own = config
         if not isinstance(config, NeuronMoeConfig):
-            config, kwargs = NeuronMoeConfig.from_pretrained(config or name, return_unused_kwargs=True, **kwargs)
-        return model_class(config, ARCHITECTURE).from_pretrained(name, *args, config=config, **kwargs)
+            where = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+            own = NeuronMoeConfig.from_pretrained(config or name, **where)
+        # Read once more there where none was given: the class tells options of its own from those of the configuration.
+        return model_class(own, ARCHITECTURE).from_pretrained(name, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config: NeuronMoeConfig, **kwargs: Any) -> Any:
@@ -155,12 +158,3 @@ class NeuronMoeForCausalLM:
         from neuronmoe_plugins.architecture.model import model_class
 
         return model_class(config, ARCHITECTURE)._from_config(config, **kwargs)
-
-
-def show_class() -> None:
-    """Let transformers have the class by its name, as `transformers serve` looks for it.
-
-    Its module `processing_utils` puts another module in the place of `transformers`, and others may hold either: this
-    is called as soon as it knows models, and once more when a configuration is made.
-    """
-    setattr(sys.modules["transformers"], ARCHITECTURE, NeuronMoeForCausalLM)

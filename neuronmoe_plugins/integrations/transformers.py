@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from types import ModuleType
@@ -35,9 +36,13 @@ def extend_adapter_loading(module: ModuleType) -> None:
 
 def offer_configuration(module: ModuleType) -> None:
     """Post-import hook of `transformers.models.auto.configuration_auto`, which finds the class of a config.json."""
-    from neuronmoe_plugins.architecture.config import MODEL_TYPE, NeuronMoeConfig
+    from neuronmoe_plugins.architecture.config import ARCHITECTURE, MODEL_TYPE, NeuronMoeConfig, NeuronMoeForCausalLM
 
     module.AutoConfig.register(MODEL_TYPE, NeuronMoeConfig, exist_ok=True)
+    # `transformers serve` looks for the class in the package. On the class of that module, which is transformers' own:
+    # its `processing_utils` puts another module in the place of `transformers`, and others hold either.
+    package = sys.modules["transformers"]
+    setattr(package if type(package) is ModuleType else type(package), ARCHITECTURE, NeuronMoeForCausalLM)
 
 
 def offer_architecture(module: ModuleType) -> None:
@@ -47,7 +52,6 @@ def offer_architecture(module: ModuleType) -> None:
     module.AutoModelForCausalLM.register(config.NeuronMoeConfig, config.NeuronMoeForCausalLM, exist_ok=True)
     # lm-eval and lists of models look the type up here.
     module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.MODEL_TYPE] = config.ARCHITECTURE
-    config.show_class()
 
 
 def _get_batch_samples(call: Call) -> Any:
