@@ -122,7 +122,10 @@ def test_the_order_of_experts_is_base_old_new(old_adapter: Path) -> None:
     new = extend(old_adapter).base_model.model.model.layers[0].mlp
     hidden_states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        before, after = ([expert(hidden_states) for expert in layer._experts("default").runs()] for layer in (old, new))
+        before, after = (
+            [expert(hidden_states) for expert in layer._experts(layer._stacks("default")).runs()]
+            for layer in (old, new)
+        )
         assert (len(before), len(after)) == (3, 4)
         assert all(torch.equal(one, other) for one, other in zip(before, after[:3], strict=True))
         torch.testing.assert_close(after[3], before[0])

@@ -42,7 +42,9 @@ def dense(model: PeftModel) -> Iterator[None]:
         probabilities = torch.softmax(hidden_states @ layer.moe_router["default"].weight.T, dim=-1)
         threshold = probabilities.topk(2, dim=-1).values[..., -1:]
         chosen = probabilities * (probabilities >= threshold)
-        outputs = torch.stack([expert(hidden_states) for expert in layer._experts("default").runs()], dim=-1)
+        outputs = torch.stack(
+            [expert(hidden_states) for expert in layer._experts(layer._stacks("default")).runs()], dim=-1
+        )
         return (outputs * (chosen / chosen.sum(dim=-1, keepdim=True)).unsqueeze(-2)).sum(dim=-1)
 
     layers = [module for module in model.modules() if isinstance(module, MoeLayer)]

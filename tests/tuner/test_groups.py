@@ -27,7 +27,7 @@ def dense_layer(layer: MoeLayer, hidden_states: torch.Tensor, mask: torch.Tensor
     """The layer's output, sequence by sequence and token by token, as the published code defines it."""
     plan = layer.plans["default"]
     router = torch.cat([router.weight for router in layer._routers("default")])
-    experts = list(layer._experts("default").runs())
+    experts = list(layer._experts(layer._stacks("default")).runs())
     rows = []
     for states, real in zip(hidden_states, mask, strict=True):
         group = int((layer.moe_token_classify["default"].weight @ states[real.bool()].sum(dim=0)).argmax())

@@ -71,4 +71,4 @@ def test_a_quantised_expert_without_tokens(base_dir: Path) -> None:
     model = get_peft_model(load(base_dir, load_in_4bit=True), moe_config(num_experts=2))
     layer = model.base_model.model.model.layers[0].mlp
     layer.base_layer.forward = None  # its kernels may not take an empty input
-    assert layer._experts("default").run_base(torch.ones(0, 64)).shape == (0, 64)
+    assert layer._experts(layer._stacks("default")).run_base(torch.ones(0, 64)).shape == (0, 64)
