@@ -158,8 +158,11 @@ class Vllm:
     def __init__(self, folder: str, context: int) -> None:
         from vllm import LLM
 
+        kind = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["model_type"]
         self.engine: Any = LLM(
             folder,
+            # vLLM's own class of that architecture is wrong on a CPU (docs/serving.md).
+            model_impl="transformers" if kind == "ernie4_5_moe" else "auto",
             dtype="float32",
             enforce_eager=True,
             max_model_len=context,

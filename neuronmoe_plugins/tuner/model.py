@@ -9,6 +9,7 @@ from typing import Any, cast
 from peft.config import PeftConfig
 from peft.peft_model import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from neuronmoe_plugins.blocks import AttentionFamily, find_blocks
@@ -122,6 +123,11 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base model, with the objective's hooks; see the class for what they add."""
         return self.model(*args, **kwargs)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the base's weights, as hosts ask; those that PEFT has wrapped stay as they are, since it tied them."""
+        if not any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.model.modules()):
+            cast(Any, self.model).tie_weights(*args, **kwargs)
 
     def set_experts_implementation(self, name: str) -> None:
         """Run the experts of all adapters by `auto`, `loop`, `sorted` or `grouped_mm` from now on.

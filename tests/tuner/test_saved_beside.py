@@ -76,3 +76,16 @@ def test_what_cannot_be_saved_is_named(options: dict[str, Any], message: str) ->
 def test_a_dense_layer_may_be_trained_whole() -> None:
     model = get_peft_model(base(), moe(modules_to_save=["layers.1.mlp"]))
     assert any(".layers.1.mlp.modules_to_save.default.up_proj" in name for name in trainable(model))
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"trainable_token_indices": [5, 60]}, {"modules_to_save": ["embed_tokens"]}], ids=str
+)
+def test_weights_that_are_tied_again_are_the_same(beside: dict[str, Any]) -> None:
+    """As lm-eval does with every model that it has loaded."""
+    model = changed(get_peft_model(base(tied=True), moe(**beside))).eval()
+    text = torch.tensor([[1, 5, 60, 7]])
+    with torch.no_grad():
+        expected = model(text).logits
+        model.tie_weights()
+        assert model(text).logits.equal(expected)
