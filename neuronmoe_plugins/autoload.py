@@ -30,6 +30,7 @@ HOOKS: dict[str, str] = {
     "peft.utils.save_and_load": "neuronmoe_plugins.integrations.peft:extend_save_and_load",
     "transformers.models.auto.configuration_auto": "neuronmoe_plugins.integrations.transformers:offer_configuration",
     "transformers.models.auto.modeling_auto": "neuronmoe_plugins.integrations.transformers:offer_architecture",
+    "peft.tuners.trainable_tokens.layer": "neuronmoe_plugins.integrations.peft:collect_rows_anywhere",
     "transformers.integrations.peft": "neuronmoe_plugins.integrations.transformers:extend_adapter_loading",
     "transformers.trainer": "neuronmoe_plugins.integrations.transformers:extend_trainer",
     "torch.distributed.run": "neuronmoe_plugins.integrations.commands:extend_torchrun",

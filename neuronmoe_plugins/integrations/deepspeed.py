@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
 from neuronmoe_plugins.tuner.mixture import MixtureLayer
@@ -23,6 +24,19 @@ def mark_leaf_modules(model: nn.Module) -> None:
     set_z3_leaf_modules(model, list({type(mixture) for mixture in mixtures}))
     for mixture in mixtures:
         mixture.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+
+
+def name_token_rows(model: nn.Module) -> None:
+    """Let ZeRO-3 fetch an embedding, or a head, and the rows that PEFT puts into it, when their layer begins.
+
+    PEFT reads both without a call of the modules that hold them, whose hooks would fetch them.
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            for weight in (layer.base_layer.weight, *layer.trainable_tokens_delta.values()):
+                register_external_parameter(layer, weight)
 
 
 def _with_gradient(mixture: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -38,7 +38,10 @@ _KNOWN = """
 """
 KNOWN = frozenset(re.findall(r"\w+", _KNOWN))
 # Modules without whose hooks it would train something else.
-NEEDED = ("peft.", "llamafactory.v1.core.", "llamafactory.v1.plugins.", "llamafactory.v1.trainers.")
+NEEDED = (
+    *("peft.peft_model", "peft.utils."),
+    *("llamafactory.v1.core.", "llamafactory.v1.plugins.", "llamafactory.v1.trainers."),
+)
 REMEDY = "train without USE_V1, with finetuning_type: moe"
 # Arguments of v0 that need to know which data set a token comes from.
 NEEDS_TAGS = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import mapping
 from peft.utils import register_peft_method
+from peft.utils.integrations import gather_params_ctx
 from peft.utils.peft_types import PeftType
 
 from neuronmoe_plugins.host_versions import asks_tuners
@@ -57,6 +58,11 @@ def extend_save_and_load(module: ModuleType) -> None:
                 setattr(importer, name, getattr(module, name))
 
 
+def collect_rows_anywhere(module: ModuleType) -> None:
+    """Post-import hook of `peft.tuners.trainable_tokens.layer`, which under ZeRO-3 reads rows on CUDA devices alone."""
+    wrap(module, {"TrainableTokensLayer._collect_token_weights(weight, rows)": _collect_rows})
+
+
 def add_peft_type(name: str) -> None:
     """Extend the enumeration `PeftType` by a member whose name and value are `name`; a second call does nothing.
 
@@ -81,6 +87,18 @@ def remove_peft_type(name: str) -> None:
     if hashable := vars(PeftType).get("_hashable_values_"):
         hashable.remove(name)
     type.__delattr__(PeftType, name)
+
+
+def _collect_rows(call: Call) -> Any:
+    """Stand in for `_collect_token_weights(weight, rows, embed_dim)` where it would ask for a CUDA device in vain.
+
+    ZeRO-3 gives every process the whole weight, of which each reads the rows by itself.
+    """
+    weight = call.arguments["weight"]
+    if weight.is_cuda or not hasattr(weight, "ds_id"):
+        return call.host()
+    with gather_params_ctx([weight], modifier_rank=None):
+        return weight.detach()[call.arguments["rows"]].clone()
 
 
 def _get_state_dict(call: Call) -> Any:

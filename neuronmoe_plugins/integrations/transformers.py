@@ -86,9 +86,10 @@ def _init(call: Call) -> None:
         return
     trainer.compute_loss = wrapt.FunctionWrapper(trainer.compute_loss, _compute_loss)
     if is_deepspeed_zero3_enabled():
-        from neuronmoe_plugins.integrations.deepspeed import mark_leaf_modules
+        from neuronmoe_plugins.integrations.deepspeed import mark_leaf_modules, name_token_rows
 
         mark_leaf_modules(trainer.model)
+        name_token_rows(trainer.model)
 
 
 def _save_model(call: Call) -> None:

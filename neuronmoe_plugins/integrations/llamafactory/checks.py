@@ -34,8 +34,9 @@ from neuronmoe_plugins.tuner.experts.weights import check_rank
 from neuronmoe_plugins.tuner.saved_modules import check_modules
 
 # Modules of hosts without whose hooks a run would train something else, or not at all.
-NEEDED = ("peft.", "llamafactory.hparams.", "llamafactory.data.", "llamafactory.model.")
+NEEDED = ("peft.peft_model", "peft.utils.", "llamafactory.hparams.", "llamafactory.data.", "llamafactory.model.")
 NEEDED_TO_TRAIN = ("transformers.trainer", "llamafactory.train.")
+NEEDED_FOR_ROWS = "peft.tuners.trainable_tokens.layer"
 
 
 def check_train_command(given: Given | list[str], classes: list[type]) -> MoeRun | None:
@@ -251,18 +252,13 @@ def _check_plans(run: MoeRun) -> None:
 
 
 def check_rows(run: MoeRun) -> None:
-    """Refuse launchers under which the rows of new tokens would not be trained, or not as asked.
+    """Refuse rows of new tokens under ZeRO-3 without the hook by which they are read there.
 
     Raises:
-        UserError: naming the key.
+        UserError: naming the host's module, and why it could not be extended.
     """
-    if not run.config.trainable_token_indices:
-        return
-    if is_deepspeed_zero3_enabled():
-        raise UserError(
-            "deepspeed: ZeRO-3 keeps an embedding in parts, of which single rows cannot be trained: take ZeRO-2, FSDP "
-            "2 or neither for an adapter with rows of new tokens"
-        )
+    if run.config.trainable_token_indices and is_deepspeed_zero3_enabled():
+        require(NEEDED_FOR_ROWS)
 
 
 def check_launcher(training_args: Any) -> None:

@@ -195,7 +195,9 @@ def _activations(model: nn.Module, setup: Setup) -> int | None:
     if setup.num_tokens is None:
         return None
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    # Where rows are trained by themselves, PEFT's wrapper would compute the weight, of which ZeRO-3 holds a part.
+    embeddings = getattr(embedding, "token_adapter", embedding).weight
     inputs = config.num_hidden_layers * config.hidden_size * dtype_of(embeddings, setup).itemsize
     return setup.num_tokens * (inputs + LOSS_BYTES_PER_LOGIT * setup.num_logits)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file
 from training_runs import refusal, save_adapter, stage1_arguments, train
 
+from neuronmoe_plugins.autoload import outcomes
 from neuronmoe_plugins.host_versions import trains_rows_of_heads
 from vocabulary.greek import extend, save_base
 
@@ -160,16 +163,40 @@ def test_what_would_train_nothing_is_refused(
 
 
 @pytest.mark.parametrize("is_tied", [True], indirect=True)
-def test_launchers_that_could_not_train_them_are_refused(
-    moe_args: dict[str, Any], extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_zero3_trains_them_with_the_hook_that_reads_them(
+    moe_args: dict[str, Any], extended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuronmoe_plugins.errors import UserError
-    from neuronmoe_plugins.integrations.llamafactory import adapter, checks
-    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+    from llamafactory.hparams import get_train_args
+
+    from neuronmoe_plugins.integrations.llamafactory import checks
 
     args = moe_args | TRAINED | {"model_name_or_path": str(extended)}
     monkeypatch.setattr(checks, "is_deepspeed_zero3_enabled", lambda: True)
-    assert refusal(args).startswith("deepspeed: ZeRO-3 keeps an embedding in parts, of which single rows cannot be ")
+    assert get_train_args(args)[3].train_new_tokens
+    monkeypatch.setitem(outcomes, "peft.tuners.trainable_tokens.layer", AttributeError("gone"))
+    assert "cannot extend peft.tuners.trainable_tokens.layer (AttributeError: gone); run " in refusal(args)
+
+
+def test_rows_are_read_where_peft_asks_for_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def current_device() -> int:
+        raise AssertionError("PEFT's own")
+
+    layer = TrainableTokensLayer(torch.nn.Embedding(5, 3), "default", token_indices=[])
+    weight: Any = layer.base_layer.weight
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    for others in (weight, SimpleNamespace(is_cuda=True, ds_id=0)):
+        with pytest.raises(AssertionError, match="PEFT's own"):
+            layer._collect_token_weights(others, [3, 1], 3)
+    weight.ds_id = 0
+    rows = layer._collect_token_weights(weight, [3, 1], 3)
+    assert rows.equal(weight[[3, 1]]) and not rows.requires_grad
+
+
+def test_a_peft_that_cannot_train_rows_of_heads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuronmoe_plugins.errors import UserError
+    from neuronmoe_plugins.integrations.llamafactory import adapter
+    from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
+
     monkeypatch.setattr(adapter, "trains_rows_of_heads", lambda: False)
     asked = MoeFinetuningArguments(finetuning_type="moe", moe_num_experts=2, train_new_tokens=True)
     with pytest.raises(UserError, match=r"rows of its own, .* cannot train: install peft 0\.18 or later$"):

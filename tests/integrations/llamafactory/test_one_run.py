@@ -81,7 +81,8 @@ def test_a_run_goes_on_without_a_hook_that_others_need(
 ) -> None:
     from llamafactory.hparams import get_train_args
 
-    for name in ("llamafactory.extras.constants", "liger_kernel.transformers.swiglu", "lm_eval.api.task"):
+    rows = "peft.tuners.trainable_tokens.layer"
+    for name in (rows, "llamafactory.extras.constants", "liger_kernel.transformers.swiglu", "lm_eval.api.task"):
         monkeypatch.setitem(autoload.outcomes, name, AttributeError("gone"))
     assert get_train_args(moe_args)[3].finetuning_type == "moe"
     assert "cannot extend liger_kernel" in refusal(moe_args | {"enable_liger_kernel": True})
