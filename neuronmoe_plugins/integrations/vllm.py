@@ -10,20 +10,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from neuronmoe_plugins.architecture.config import ARCHITECTURE
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.commands import end_in_one_line
 from neuronmoe_plugins.integrations.stand_ins import Call, wrap
 from neuronmoe_plugins.models import ADAPTER, MODEL
 from neuronmoe_plugins.reading import read_json_object
 
-ERNIE, OURS = "Ernie4_5_MoeForCausalLM", "NeuronMoeForCausalLM"
+ERNIE = "Ernie4_5_MoeForCausalLM"
 
 
 def register() -> None:
     """Name vLLM the class of `neuronmoe`, which it imports where such a checkpoint is served; may be called again."""
     from vllm import ModelRegistry
 
-    ModelRegistry.register_model(OURS, f"neuronmoe_plugins.integrations.vllm_model:{OURS}")
+    ModelRegistry.register_model(ARCHITECTURE, f"neuronmoe_plugins.integrations.vllm_model:{ARCHITECTURE}")
 
 
 def check_models(module: ModuleType) -> None:
@@ -70,7 +71,7 @@ def refuse_wrong_class(model: Any, device: str) -> None:
         UserError: for `neuronmoe` in transformers' backend, which gives all layers one count, and for Ernie 4.5 MoE
             without shared experts, as `neuronmoe export` writes it, on a CPU, where the bias on the choice is ignored.
     """
-    if OURS in (model.hf_config.architectures or ()) and model.architecture != OURS:
+    if ARCHITECTURE in (model.hf_config.architectures or ()) and model.architecture != ARCHITECTURE:
         raise UserError(
             f"{model.model}: vLLM's transformers backend gives all layers of a mixture one number of experts; leave "
             "--model-impl (model_impl) away, so that it takes the class of neuronmoe-plugins"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from neuronmoe_plugins.architecture.config import ARCHITECTURE
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.integrations.vllm import ERNIE, OURS, check_models
+from neuronmoe_plugins.integrations.vllm import ERNIE, check_models
 
 
 def create_config(folder: Path, architecture: str, served_by: str, device: str = "cpu", **values: Any) -> object:
@@ -48,11 +49,11 @@ def test_classes_without_a_place_for_unequal_layers_are_refused(tmp_path: Path) 
     ):
         create_config(tmp_path, ERNIE, ERNIE, **uneven)
     with pytest.raises(UserError, match=r"gives all layers of a mixture one number of experts; leave --model-impl \("):
-        create_config(tmp_path, OURS, "TransformersForCausalLM")
+        create_config(tmp_path, ARCHITECTURE, "TransformersForCausalLM")
     for architecture, served_by, device, values in (
         (ERNIE, "TransformersMoEForCausalLM", "cpu", uneven),
         (ERNIE, ERNIE, "cuda", uneven),
         (ERNIE, ERNIE, "cpu", {"moe_num_shared_experts": 2}),
-        (OURS, OURS, "cpu", {}),
+        (ARCHITECTURE, ARCHITECTURE, "cpu", {}),
     ):
         assert create_config(tmp_path, architecture, served_by, device, **values)
