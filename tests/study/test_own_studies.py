@@ -122,13 +122,13 @@ def test_each_can_be_planned(name: str, folder: Path) -> None:
     compared = {arm for claim in told["claims"].values() for arm in [claim["better"], *claim["than"]]}
     assert len({training.arm.name for training in trainings} & compared) == len(compared)
     for budget, new in BUDGETS.get(name, {}).items():
-        arms = [each for each in trainings if each.arm.name.endswith((f"-{budget}", f"--{new}"))]
-        for language, extra in (("tr", 8 if name == "smollm2.yaml" else 0), ("fi", 0)):
+        arms = [each for each in trainings if each.arm.name.endswith(f"-{budget}")]
+        copies = new * copy_of(SMOL if name == "smollm2.yaml" else LARGE)
+        for language, placed, low_rank in (("tr", 6, 2), ("fi", 2 if name == "smollm2.yaml" else 6, 1)):
             own = [each for each in arms if each.target.language == language]
-            assert len(own) == 2 + 1 + 1 + 2 + 1 + extra
-            experts = [each.allocation.new_experts for each in own if each.allocation is not None]
-            assert experts == [new] * (12 if extra else 6)
-            copies = new * copy_of(SMOL if name == "smollm2.yaml" else LARGE)
+            experts = [each.allocation.new_experts for each in own if each.allocation and not each.rank]
+            assert experts == [new] * placed
+            assert sum(bool(each.rank) for each in own) == (low_rank if name == "smollm2.yaml" else 2)
             assert [each.parameters for each in own] == pytest.approx([copies] * len(own), rel=0.02)
 
 
