@@ -13,7 +13,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from benchmarks.models import DEVICE
 from neuronmoe_plugins.feed_forward.family import feed_forward_families
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
-from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.routing import ForwardContext
 
 
@@ -80,7 +79,7 @@ def make_layer(case: Case) -> MoeLayer:
         num_experts=case.experts, topk=case.topk, train_only_router=case.stage == 2, expert_rank=case.rank
     )
     torch.manual_seed(2)
-    layer.update_layer("default", LayerPlan(case.experts, expert_rank=case.rank), config)
+    layer.update_layer("default", config.layer_plans(1)[0], config)
     layer.set_adapter("default")
     return layer
 

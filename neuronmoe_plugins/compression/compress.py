@@ -78,6 +78,7 @@ def _compress_file(
     low_rank = config | {"expert_rank": request.ranks, "lora_alpha": None, "use_rslora": False}
     num_layers = _num_layers(model)
     before, after = _plans(config, ADAPTER[0], num_layers), _plans(low_rank, "--rank", num_layers)
+    low_rank["lora_alpha"] = after[0].alphas()
     source = SavedExperts(file, str(request.adapter / ADAPTER_WEIGHTS), *before)
     read = _check(source, request, model, config, after[1])
     tensors = {name: file.get_tensor(name) for name in file.keys() if name not in source.names}  # noqa: SIM118
@@ -87,7 +88,7 @@ def _compress_file(
     }
     for each in track(source.projections, "Compressing experts", progress):
         own = layers[each.layer]
-        delta, lost, factors = _compress(each, source, read, own.rank, after[0].scaling(own.rank))
+        delta, lost, factors = _compress(each, source, read, own.rank, after[1][each.layer].scaling)
         layers[each.layer] = replace(own, delta=own.delta + delta, lost=own.lost + lost)
         tensors |= factors
     size = sum(tensor.numel() for tensor in tensors.values())

@@ -83,7 +83,7 @@ class Mixture:
         plan, name = self.plans[layer], f"{self._prefix(layer)}.moe_{projection}"
         if plan.expert_rank is not None:
             down, up = (self.files.row(f"{name}{part}", expert - 1).float() for part in (DOWN, UP))
-            return of_base.read().float() + self.config.scaling(plan.expert_rank) * (up @ down)
+            return of_base.read().float() + plan.scaling * (up @ down)
         if name in self.files.names():
             return self.files.row(name, expert - 1)
         return self.files.source(published_name(self._prefix(layer), expert, projection)).read()

@@ -19,6 +19,8 @@ from neuronmoe_plugins.tuner.reference_format import accepts_published
 from neuronmoe_plugins.tuner.saved_modules import TokenIndices, check_fields
 
 LOSS_COEFFICIENTS = ("aux_loss_coef", "lpr_loss_coef", "classify_loss_coef", "sequential_add_loss_coef")
+# lora_alpha / rank. Of two experts each has about half a token's weight: what is left is LoRA's usual 2.
+DEFAULT_SCALE = 4
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -60,8 +62,10 @@ class MoeConfig(PeftConfig):
         "Rank of the experts beside the base: low-rank deltas on its linear layers, W + (lora_alpha / rank) B A, B "
         "zero at the start. Full copies of the base MLP when not given.",
     )
-    lora_alpha: int | None = _option(
-        None, "Scales the deltas of expert_rank by lora_alpha / rank; four times the rank when not given."
+    lora_alpha: int | list[int] | None = _option(
+        None,
+        "Scales the deltas of expert_rank by lora_alpha / rank: one number, or a list like that of expert_rank. Four "
+        "times the rank when not given, which a saved adapter says in numbers.",
     )
     use_rslora: bool = _option(False, "Scale by lora_alpha / sqrt(rank) instead (rank-stabilised LoRA).")
     targets: str = _option(
@@ -161,7 +165,8 @@ class MoeConfig(PeftConfig):
         self._check_dependencies()
 
     def _check_dependencies(self) -> None:
-        if self.lora_alpha is not None and not (self.expert_rank and self.lora_alpha > 0):
+        alphas = self.lora_alpha if isinstance(self.lora_alpha, list) else [self.lora_alpha or 0]
+        if self.lora_alpha is not None and not (self.expert_rank and alphas and all(alpha > 0 for alpha in alphas)):
             raise ValueError(f"lora_alpha must be above 0 and needs expert_rank; got {self.lora_alpha}")
         if self.use_rslora and self.expert_rank is None:
             raise ValueError("use_rslora has no effect without expert_rank")
@@ -198,15 +203,20 @@ class MoeConfig(PeftConfig):
         if self.old_num_experts is not None:
             old = per_layer("old_num_experts", self.old_num_experts, layers, num_layers)
         groups = per_layer("group_nums", self.group_nums or 0, layers, num_layers)
-        ranks = None
-        if self.expert_rank is not None:
+        shapes = None
+        alphas = self.alphas()
+        if self.expert_rank is not None and alphas is not None:
             ranks = per_layer("expert_rank", self.expert_rank, layers, num_layers)
-        return make_plans(num_experts, old, groups, ranks)
+            of_layers = per_layer("lora_alpha", alphas, layers, num_layers)
+            shapes = {
+                layer: (rank, of_layers[layer] / (rank**0.5 if self.use_rslora else rank))
+                for layer, rank in ranks.items()
+            }
+        return make_plans(num_experts, old, groups, shapes)
 
-    def scaling(self, rank: int | None) -> float:
-        """What a low-rank delta of this rank is multiplied by; 1 for copies (None)."""
-        if rank is None:
-            return 1.0
-        # Of two experts each has about half a token's weight: what is left is LoRA's usual 2.
-        alpha = 4 * rank if self.lora_alpha is None else self.lora_alpha
-        return alpha / (rank**0.5 if self.use_rslora else rank)
+    def alphas(self) -> int | list[int] | None:
+        """`lora_alpha` in numbers, also where it was not given; None where experts are copies."""
+        if self.lora_alpha is not None or self.expert_rank is None:
+            return self.lora_alpha
+        ranks = self.expert_rank
+        return DEFAULT_SCALE * ranks if isinstance(ranks, int) else [DEFAULT_SCALE * rank for rank in ranks]

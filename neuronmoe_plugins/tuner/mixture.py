@@ -94,7 +94,7 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
         self.train_only_router[adapter_name] = config.train_only_router
         self.trains_classifier[adapter_name] = bool(config.classify_loss_coef)
         self.experts_implementation[adapter_name] = wanted_implementation(config.experts_implementation)
-        self.scaling[adapter_name] = config.scaling(plan.expert_rank)
+        self.scaling[adapter_name] = plan.scaling
         base_layer = self.get_base_layer()
         with whole_weights(base_layer):
             weights = copy_weights(base_layer, self.family)

@@ -18,6 +18,7 @@ class LayerPlan:
         num_frozen: Those of them that are kept as they are, with their router rows; 1, the base, in a first extension.
         num_groups: Language groups that the layer's classifier tells apart; 0 without one.
         expert_rank: Rank of the experts beside the base; None where they are copies of it.
+        scaling: What their deltas are multiplied by.
     """
 
     num_experts: int
@@ -25,6 +26,7 @@ class LayerPlan:
     num_frozen: int = 1
     num_groups: int = 0
     expert_rank: int | None = None
+    scaling: float = 1.0
 
     @property
     def num_first_experts(self) -> int:
@@ -93,24 +95,34 @@ def make_plans(
     num_experts: dict[int, int],
     num_old_experts: dict[int, int] | None,
     num_groups: dict[int, int],
-    expert_ranks: dict[int, int] | None,
+    low_rank: dict[int, tuple[int, float]] | None,
 ) -> dict[int, LayerPlan]:
     """Put the counts per layer together; layers with one expert stay dense and are left out.
 
     Experts are frozen only by an extension: where old and new counts agree in every layer, nothing is added, and all
     of them can be trained (as in the second stage, when the routers relearn).
 
+    Args:
+        num_experts: Of each layer.
+        num_old_experts: Of each layer of the adapter that is extended, if there is one.
+        num_groups: Of each layer.
+        low_rank: The rank of each layer's experts and their scaling; None for copies.
+
     Raises:
         ValueError: if a layer would lose experts, or every layer would stay dense.
     """
-    old, ranks = num_old_experts or {}, expert_ranks or {}
+    old, shapes = num_old_experts or {}, low_rank or {}
     shrunk = [layer for layer, count in num_experts.items() if old.get(layer, 1) > count]
     if shrunk:
         raise ValueError(f"old_num_experts is above num_experts in layers {shrunk}: an extension only adds experts")
     extends = any(num_experts[layer] > count for layer, count in old.items())
     plans = {
         layer: LayerPlan(
-            count, old.get(layer), old[layer] if extends else 1, num_groups.get(layer, 0), ranks.get(layer)
+            count,
+            old.get(layer),
+            old[layer] if extends else 1,
+            num_groups.get(layer, 0),
+            *shapes.get(layer, (None, 1.0)),
         )
         for layer, count in num_experts.items()
         if count > 1

@@ -137,7 +137,7 @@ class SavedExperts:
     def deltas(self, of: SavedProjection, read: Callable[[str], Any]) -> Iterator[tuple[torch.Tensor, torch.dtype]]:
         """What each expert adds to the base's weight, (out, in) float32, and the dtype that it is saved in."""
         if self._config.expert_rank is not None:
-            scaling = self._config.scaling(self._plans[of.layer].expert_rank)
+            scaling = self._plans[of.layer].scaling
             for down, up in zip(*(self._file.get_tensor(f"{of.name}{part}") for part in (DOWN, UP)), strict=True):
                 yield scaling * up.float() @ down.float(), down.dtype
             return

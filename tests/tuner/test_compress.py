@@ -89,7 +89,8 @@ def test_deltas_of_that_rank_stay_exactly(
     assert {name for name in after if "_lora_" not in name} == others
     kept, config = (json.loads((folder / CONFIG).read_text()) for folder in (adapter, output))
     assert config.pop("expert_rank") == low_rank["expert_rank"]
-    del kept["expert_rank"]
+    assert config.pop("lora_alpha") == ([4 * each for each in ranks] if len(ranks) > 1 else 4 * ranks[0])
+    assert kept.pop("expert_rank") is kept.pop("lora_alpha") is None
     assert config == kept
     assert config["base_fingerprint"]
 
@@ -123,7 +124,7 @@ def test_another_rank(batch: dict[str, torch.Tensor], bases: dict[str, Path], tm
     wider, output = compressed(adapter, "6")
     assert wider.total.relative_error < 1e-5
     loaded = PeftModel.from_pretrained(tiny_model(), output, is_trainable=True)
-    assert loaded.peft_config["default"].lora_alpha is None, "as in a new one"
+    assert loaded.peft_config["default"].lora_alpha == 4 * 6, "as in a new one"
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch), atol=1e-5, rtol=1e-5)
     loaded.train()(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss.backward()
     gradient = loaded.base_model.model.model.layers[0].mlp.moe_up_proj_lora_B["default"].grad

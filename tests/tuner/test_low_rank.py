@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neuronmoe_plugins.convert import convert
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward.family import FeedForwardFamily
-from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
+from neuronmoe_plugins.tuner import MoeConfig, MoeLayer, config
 from neuronmoe_plugins.tuner import experts as implementations
 from tuner.expert_layers import HIDDEN, INTERMEDIATE, Results, assert_same, hidden_states, make_layer, run
 from tuner.tiny import FAMILIES, GROUPS, logits, moe_config, randomised, tiny_model
@@ -165,6 +166,27 @@ def test_saved_and_loaded(options: dict[str, Any], batch: dict[str, torch.Tensor
         PeftModel.from_pretrained(tiny_model(), tmp_path, config=moe_config(**full))
 
 
+@pytest.mark.parametrize(("rank", "alpha"), [(RANK, 16), ([2, 1, 4], [8, 4, 16])], ids=["one rank", "ranks"])
+def test_a_saved_adapter_stays_when_the_default_scale_changes(
+    rank: Any, alpha: Any, batch: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = randomised(get_peft_model(tiny_model(), moe_config(**OPTIONS | {"expert_rank": rank})))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    assert saved["lora_alpha"] == alpha
+    file.write_text(json.dumps(saved | {"lora_alpha": None}))
+    assert logits(PeftModel.from_pretrained(tiny_model(), tmp_path), batch).equal(logits(model, batch)), "of earlier"
+    file.write_text(json.dumps(saved))
+    monkeypatch.setattr(config, "DEFAULT_SCALE", 3)
+    assert logits(PeftModel.from_pretrained(tiny_model(), tmp_path), batch).equal(logits(model, batch))
+
+
+def test_an_alpha_of_each_layer() -> None:
+    plans = MoeConfig(num_experts=2, expert_rank=4, lora_alpha=[4, 8, 2], use_rslora=True).layer_plans(3)
+    assert [plan.scaling for plan in plans.values()] == [2, 4, 1]
+
+
 def test_an_extension_keeps_the_old_experts(batch: dict[str, torch.Tensor], tmp_path: Path) -> None:
     randomised(get_peft_model(tiny_model(), moe_config(num_experts=2, expert_rank=RANK))).save_pretrained(tmp_path)
     config = moe_config(num_experts=[4, 2, 3], old_num_experts=2, expert_rank=RANK)
@@ -187,6 +209,8 @@ def test_an_extension_keeps_the_old_experts(batch: dict[str, torch.Tensor], tmp_
         ({"expert_rank": 17}, "expert_rank is 17, but gate_proj is 24 x 16: give at most 16, or no rank"),
         ({"lora_alpha": 8}, "lora_alpha must be above 0 and needs expert_rank; got 8"),
         ({"expert_rank": 4, "lora_alpha": 0}, "lora_alpha must be above 0 and needs expert_rank; got 0"),
+        ({"expert_rank": 4, "lora_alpha": [8, 0, 8]}, r"lora_alpha must be above 0 and needs .*; got \[8, 0, 8\]"),
+        ({"expert_rank": 4, "lora_alpha": [8, 8]}, "lora_alpha has 2 entries, but 3 of the model's 3 layers"),
         ({"use_rslora": True}, "use_rslora has no effect without expert_rank"),
     ],
 )

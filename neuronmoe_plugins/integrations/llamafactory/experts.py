@@ -13,6 +13,7 @@ from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
 from neuronmoe_plugins.tuner import MoeConfig
+from neuronmoe_plugins.tuner.config import DEFAULT_SCALE
 from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
 
 EXPERTS, OLD_EXPERTS, GROUPS = "ada_moe_num_experts_list", "old_moe_num_experts_list", "group_nums"
@@ -67,9 +68,9 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
     else:
         counts = experts.extended()
         old = experts.old_counts(counts)
-    if isinstance(config.expert_rank, list):
-        layers = config.layers_to_transform
-        config.expert_rank = _spread("expert_rank", config.expert_rank, layers, num_layers, absent=1)
+    for name, absent in (("expert_rank", 1), ("lora_alpha", DEFAULT_SCALE)):
+        if isinstance(value := getattr(config, name), list):
+            setattr(config, name, _spread(name, value, config.layers_to_transform, num_layers, absent))
     config.group_nums = experts.groups(counts, old)
     config.num_experts, config.old_num_experts, config.layers_to_transform = counts, old, None
 
