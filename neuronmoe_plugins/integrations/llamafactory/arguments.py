@@ -11,6 +11,7 @@ from llamafactory.hparams.finetuning_args import FinetuningArguments
 
 from neuronmoe_plugins.blocks import TARGETS
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.integrations.llamafactory.learning_rates import OWN_RATES
 from neuronmoe_plugins.languages import check_code
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 from neuronmoe_plugins.tuner.experts import AUTO, check_implementation, wanted_implementation
@@ -249,7 +250,7 @@ def check_moe_arguments(arguments: MoeFinetuningArguments) -> None:
         raise UserError(
             "new_token_learning_rate must be above 0; leave train_new_tokens out to keep the rows as they are"
         )
-    for name in (*LOSS_COEFFICIENTS, "new_token_learning_rate", "router_learning_rate"):
+    for name in (*LOSS_COEFFICIENTS, *OWN_RATES):
         _check_coefficient(name, getattr(arguments, name))
     if arguments.moe_num_experts is not None and arguments.expert_list is not None:
         raise UserError("moe_num_experts and ada_moe_num_experts_list: give one of them, not both")

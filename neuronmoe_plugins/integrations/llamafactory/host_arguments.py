@@ -12,6 +12,7 @@ from typing import Any
 
 from neuronmoe_plugins.errors import UserError, did_you_mean
 from neuronmoe_plugins.integrations.llamafactory.arguments import inherited_fields, words_of
+from neuronmoe_plugins.integrations.llamafactory.learning_rates import OWN_RATES
 from neuronmoe_plugins.tuner.config import LOSS_COEFFICIENTS
 
 
@@ -139,7 +140,7 @@ GROUP_LOSSES = ("classify_loss_coef", "sequential_add_loss_coef")
 TRAINING_ONLY = (
     *LOSS_COEFFICIENTS,
     *("aux_loss_per_sequence", "lpr_double_softmax", "train_only_router", "additional_target"),
-    *("train_new_tokens", "new_token_learning_rate", "router_learning_rate"),
+    *("train_new_tokens", *OWN_RATES),
     *("generate_lang_mask", "original_languages", "sequential_add_mask"),
 )
 DEPENDENT = {"aux_loss_per_sequence": "aux_loss_coef", "lpr_double_softmax": "lpr_loss_coef"}

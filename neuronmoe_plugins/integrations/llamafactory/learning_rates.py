@@ -9,7 +9,7 @@ from neuronmoe_plugins.integrations.stand_ins import Call
 from neuronmoe_plugins.tuner.saved_modules import ROWS
 
 # Argument -> what names of parameters have in them that get this rate.
-PARAMETERS = {"router_learning_rate": ".moe_router.", "new_token_learning_rate": ROWS}
+OWN_RATES = {"router_learning_rate": ".moe_router.", "new_token_learning_rate": ROWS}
 
 
 def create_optimizer(call: Call) -> Any:
@@ -19,7 +19,7 @@ def create_optimizer(call: Call) -> Any:
     optimizer = call.host()
     if is_made:
         return optimizer
-    for argument, part in PARAMETERS.items():
+    for argument, part in OWN_RATES.items():
         rate = getattr(trainer.finetuning_args, argument)
         if rate is not None:
             chosen = {id(parameter) for name, parameter in trainer.model.named_parameters() if part in name}
@@ -41,7 +41,7 @@ def check_learning_rates(finetuning_args: Any, training_args: Any) -> None:
     Raises:
         UserError: naming the key.
     """
-    given = [argument for argument in PARAMETERS if getattr(finetuning_args, argument) is not None]
+    given = [argument for argument in OWN_RATES if getattr(finetuning_args, argument) is not None]
     if finetuning_args.train_only_router and "router_learning_rate" in given:
         raise UserError("router_learning_rate has no effect with train_only_router: give learning_rate")
     settings = getattr(getattr(training_args, "hf_deepspeed_config", None), "config", {})
