@@ -17,7 +17,7 @@ from neuronmoe_plugins.allocation.experts import (
 )
 from neuronmoe_plugins.allocation.request import HEEDED_BY_SOME, AllocationRequest, Settings
 from neuronmoe_plugins.allocation.rules import PLACEMENTS
-from neuronmoe_plugins.allocation.scores import AnalysisFolder, ScoresFile
+from neuronmoe_plugins.allocation.scores import AnalysisFolder, read_origin
 from neuronmoe_plugins.allocation.strategies import AllocationOrigin, AllocationStrategy, allocation_strategies
 from neuronmoe_plugins.allocation.totals import Limits, equal_counts, fit_parameters, fit_rank, fit_total
 from neuronmoe_plugins.blocks import ExpertTargets
@@ -26,8 +26,12 @@ from neuronmoe_plugins.options import check_options, declared_options, typed
 from neuronmoe_plugins.plugins import choose
 
 
-def allocate(request: AllocationRequest) -> Allocation:
+def allocate(request: AllocationRequest, origin: AllocationOrigin | None = None) -> Allocation:
     """Allocate experts with the strategy that the request names.
+
+    Args:
+        request: What is asked for.
+        origin: What is in the request's origin, if it has been read.
 
     Raises:
         UserError: for bad input, and for options that contradict each other or have no effect.
@@ -38,7 +42,7 @@ def allocate(request: AllocationRequest) -> Allocation:
         raise UserError(f"the strategy {request.strategy!r} of a plugin {problem}")
     if request.placement is not None and chosen.rule.heeds_scores:
         chosen = replace(chosen, rule=PLACEMENTS[request.placement])
-    origin = AnalysisFolder(request.origin) if request.origin.is_dir() else ScoresFile(request.origin)
+    origin = origin or read_origin(request.origin)
     settings = resolve(request, chosen, origin.counts_neurons)
     if settings.expert_targets is not ExpertTargets.MLP:
         origin.require_shapes(1, settings.expert_targets)

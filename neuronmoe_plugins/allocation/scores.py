@@ -215,6 +215,11 @@ class ScoresFile(Origin):
         return [float(number) for number in self.record[key]]
 
 
+def read_origin(path: Path) -> AnalysisFolder | ScoresFile:
+    """What is in a folder or a file; raises `UserError` if it is neither an analysis nor scores."""
+    return AnalysisFolder(path) if path.is_dir() else ScoresFile(path)
+
+
 def layer_similarity(cosines: Sequence[Sequence[float]], old: Sequence[int], new: Sequence[int]) -> float:
     """Similarity of languages in one layer: the mean of two means, over new-new and over new-old pairs.
 

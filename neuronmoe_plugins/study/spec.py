@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
+from neuronmoe_plugins.allocation.scores import read_origin
+from neuronmoe_plugins.allocation.strategies import AllocationOrigin
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.evaluation import check_documents
 from neuronmoe_plugins.languages import CODE
@@ -100,6 +103,11 @@ class StudySpec:
     bases: tuple[ArmSpec, ...]
     arms: tuple[ArmSpec, ...]
     claims: tuple[Claim, ...]
+
+    @cached_property
+    def origin(self) -> Callable[[Path], AllocationOrigin]:
+        """Reads what arms allocate from, each folder or file once."""
+        return cache(read_origin)
 
     def texts_of(self, target: str) -> dict[str, Path]:
         """All held-out files that a training in this language is measured on."""

@@ -207,7 +207,8 @@ def _allocation(spec: StudySpec, arm: ArmSpec, target: Target, given: Fields) ->
     said = {"expert_rank": rank, "expert_targets": expert_targets}
     options = {**options, **{key: value for key, value in said.items() if value is not None}}
     try:
-        return allocate(_request(spec, target, options))
+        request = _request(spec, target, options)
+        return allocate(request, spec.origin(request.origin))
     except UserError as error:
         raise UserError(f"{arm.where}: {arm.name}: {error}") from error
 

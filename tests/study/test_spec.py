@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from made_studies import SPEC, Studies
 
+from neuronmoe_plugins.allocation.scores import ScoresFile
+from neuronmoe_plugins.study import spec
+from neuronmoe_plugins.study.trainings import load_trainings
+
 EL = SPEC["targets"]["el"]
 
 
@@ -112,3 +116,19 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str, studie
     assert result.exit_code == 1 and message in said, said
     assert "\n" not in said
     assert not Path("out").exists()
+
+
+def test_what_arms_allocate_from_is_read_once(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("scores.json").write_text(json.dumps({"layer_scores": [4, 3, 2, 1]}))
+    read: list[Path] = []
+
+    def read_origin(path: Path) -> ScoresFile:
+        read.append(path)
+        return ScoresFile(path)
+
+    monkeypatch.setattr(spec, "read_origin", read_origin)
+
+    trainings = load_trainings(studies.write(**of_allocation(max_experts=[2, 3, 4])), Path("out"))
+
+    assert [each.allocation.max_experts for each in trainings if each.allocation is not None] == [2, 3, 4]
+    assert read == [studies.folder / "scores.json"]
