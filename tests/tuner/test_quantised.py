@@ -1,4 +1,7 @@
-"""A base model that is quantised with bitsandbytes: experts are copies in the compute dtype, or there is an error."""
+"""A base model that is quantised with bitsandbytes: experts are copies in the compute dtype, or of low rank.
+
+What cannot be dequantised is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tuner.tiny import logits, moe_config, randomised, tiny_model
@@ -48,6 +52,37 @@ def test_experts_are_the_dequantised_mlp(base_dir: Path, batch: dict[str, torch.
     model = get_peft_model(load(base_dir, **options), moe_config(num_experts=2))
     # Quantised kernels compute in bfloat16 here, the experts in float32.
     assert (logits(model, batch) - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("targets", ["mlp", "both"])
+def test_low_rank_experts_keep_the_base_as_it_is(
+    targets: str, base_dir: Path, tmp_path: Path, batch: dict[str, torch.Tensor]
+) -> None:
+    """As QLoRA's (arXiv 2305.14314): in 4 bits, whatever is trained beside it."""
+    options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    expected = load(base_dir, **options)(**inputs).logits
+    config = moe_config(num_experts=[3, 1, 2], expert_rank=4, targets=targets)
+    model = get_peft_model(load(base_dir, **options), config).train()
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
+    quantised = {name: p.detach().clone() for name, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert len(quantised) == 3 * 7
+    deltas = {name: p for name, p in model.named_parameters() if ".moe_" in name}
+    assert {p.dtype for p in deltas.values()} == {torch.float32}
+    before = {name: p.detach().clone() for name, p in deltas.items()}
+    optimizer = torch.optim.AdamW(deltas.values(), lr=0.01)
+    for _ in range(2):  # at the first step B is 0, so that nothing reaches A
+        model(**inputs).loss.backward()
+        optimizer.step()
+    assert not [name for name, p in deltas.items() if p.equal(before[name])]
+    assert all(model.get_parameter(name).equal(value) for name, value in quantised.items())
+    model.save_pretrained(tmp_path)
+    assert not [name for name in load_file(tmp_path / "adapter_model.safetensors") if ".moe_" not in name]
+    loaded = PeftModel.from_pretrained(load(base_dir, **options), tmp_path)
+    assert not logits(model, batch).allclose(expected, atol=1e-2)
+    assert logits(loaded, batch).equal(logits(model, batch))
+    with pytest.raises(ValueError, match="merge"):
+        model.merge_and_unload()
 
 
 def test_what_cannot_be_dequantised_is_refused(base_dir: Path, batch: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import refusal, save_adapter
+from training_runs import refusal, save_adapter, train
 
 GOLDEN = Path(__file__).parents[2] / "data" / "moe_a"
 Save = Callable[..., str]
@@ -107,6 +107,27 @@ def test_quantised_models(moe_args: dict[str, Any], tiny_model_dir: Path, tmp_pa
         )
     quantise(quant_method="bitsandbytes", load_in_4bit=True)
     assert get_train_args(args)[3].finetuning_type == "moe"
+
+
+def test_low_rank_experts_are_trained_beside_a_base_in_four_bits(
+    moe_args: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=four_bits).save_pretrained(
+        tmp_path / "base"
+    )
+    saved = {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()}
+    args = moe_args | {"model_name_or_path": str(tmp_path / "base"), "moe_expert_rank": 4, "learning_rate": 0.02}
+    steps = train(args, tmp_path / "stage1", max_steps=8)
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    routers = {"adapter_name_or_path": str(tmp_path / "stage1"), "train_only_router": True}
+    (first, *_) = train(args | routers | {"ada_moe_num_experts_list": None}, tmp_path / "stage2")
+    assert first["loss"] == pytest.approx(steps[-1]["loss"], abs=0.3), "what stage 1 saved"
+    assert {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()} == saved
 
 
 @pytest.mark.parametrize(
