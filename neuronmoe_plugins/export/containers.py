@@ -133,7 +133,8 @@ class OneCount(Container):
         counts = {plan.num_experts: layer for layer, plan in mixture.plans.items()}
         if len(counts) > 1:
             (few, one), (many, other) = min(counts.items()), max(counts.items())
-            return f"all its mixtures have one count, and layer {one} has {few} experts, layer {other} {many}"
+            found = f"layer {one} has {few} experts, layer {other} {many}"
+            return f"all its mixtures have one count, and {found} (neuronmoe allocate --equal-experts makes equal ones)"
         window = windows(mixture)
         if 0 < len(window) < len(mixture.base.mlps):
             return f"its layers all have a sliding window or none, and here {len(window)} have one"

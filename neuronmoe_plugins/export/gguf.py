@@ -72,7 +72,10 @@ def plan_gguf(mixture: Mixture, dtype: str) -> GgufExport:
         if not told:
             known = sorted({name for each in LAYOUTS for name in each.families})
             told = [f"known are those for {', '.join(known)}, and the base is {family}"]
-        raise UserError(f"{mixture.place}: no architecture of llama.cpp holds it exactly ({'; '.join(told)})")
+        raise UserError(
+            f"{mixture.place}: no architecture of llama.cpp holds it exactly ({'; '.join(told)}); take --as neuronmoe, "
+            "which transformers and vLLM run where this package is installed, or run it as an adapter"
+        )
     planned = min(exact, key=lambda each: sum(map(each.num_bytes, each.tensors)))
     for name, source in planned.tensors.items():
         block = GGML_QUANT_SIZES[planned.type_of(name)][0]

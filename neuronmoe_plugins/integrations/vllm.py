@@ -6,6 +6,7 @@ configuration of the architecture, was imported.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,7 @@ def check_models(module: ModuleType) -> None:
 def _create_engine_config(call: Call) -> Any:
     """Refuse what is no model, before it is looked for, and what this engine would compute wrongly."""
     refuse_adapter(str(call.instance.model))
+    require_plugin(str(call.instance.model))
     config = call.host()
     refuse_wrong_class(config.model_config, config.device_config.device_type)
     return config
@@ -58,6 +60,29 @@ def refuse_adapter(name: str) -> None:
             f"{name} is an adapter of mixtures, and vLLM serves whole models: run `neuronmoe export {name} "
             "--output FOLDER`, and serve that folder"
         )
+
+
+def require_plugin(name: str) -> None:
+    """Say why `register` was not called, where vLLM would list the hundreds of classes that it knows.
+
+    It finds it by the metadata of the package, which are old where only the package's files were brought up to date.
+
+    Args:
+        name: What vLLM is told to serve, after it has loaded its plugins.
+
+    Raises:
+        UserError: for a checkpoint of `neuronmoe` that it has no class of.
+    """
+    file = Path(name) / MODEL[0]
+    if not file.is_file() or read_json_object(file, "it describes a model").get("architectures") != [ARCHITECTURE]:
+        return
+    from vllm import ModelRegistry
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        way = "install neuronmoe-plugins again where vLLM is, and start it in no folder with an older one's .egg-info"
+        if "VLLM_PLUGINS" in os.environ:
+            way = "name neuronmoe among VLLM_PLUGINS"
+        raise UserError(f"{name}: vLLM has not loaded the plugin that has its class; {way}")
 
 
 def refuse_wrong_class(model: Any, device: str) -> None:

@@ -163,7 +163,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], Callable[[Path], o
         {"num_experts": [3, 2, 1]},
         NOTHING,
         [],
-        "ernie4_5-moe: it has no rotary positions that are scaled by llama3",
+        # The way to each: equal counts for llama.cpp, or another container.
+        "layer 1 has 2 experts, layer 0 3 (neuronmoe allocate --equal-experts makes equal ones); ernie4_5-moe: it has "
+        "no rotary positions that are scaled by llama3); take --as neuronmoe, which transformers and vLLM run",
     ),
     "uneven": ("qwen3", {}, {"num_experts": [3, 2, 1]}, NOTHING, [], "qwen3moe: all its mixtures have one count, and"),
     "family": ("olmo2", {}, {}, NOTHING, [], "known are those for llama, mistral, qwen2, qwen3, and the base is olmo2"),

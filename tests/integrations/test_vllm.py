@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -57,3 +58,21 @@ def test_classes_without_a_place_for_unequal_layers_are_refused(tmp_path: Path) 
         (ARCHITECTURE, ARCHITECTURE, "cpu", {}),
     ):
         assert create_config(tmp_path, architecture, served_by, device, **values)
+
+
+def test_a_plugin_that_was_not_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"LlamaForCausalLM"}
+    vllm = SimpleNamespace(ModelRegistry=SimpleNamespace(get_supported_archs=lambda: known))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)  # type: ignore[arg-type]
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert create_config(tmp_path, "LlamaForCausalLM", "LlamaForCausalLM")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [ARCHITECTURE]}))
+    said = f"{tmp_path}: vLLM has not loaded the plugin that has its class; "
+    with pytest.raises(UserError, match=rf"^{said}install neuronmoe-plugins again where vLLM is, and .*\.egg-info$"):
+        create_config(tmp_path, ARCHITECTURE, ARCHITECTURE)
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(UserError, match=f"^{said}name neuronmoe among VLLM_PLUGINS$"):
+        create_config(tmp_path, ARCHITECTURE, ARCHITECTURE)
+    known.add(ARCHITECTURE)
+    assert create_config(tmp_path, ARCHITECTURE, ARCHITECTURE)
