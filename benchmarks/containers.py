@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from benchmarks.engines import Engine, LlamaCpp, Transformers, VllmElsewhere
+from benchmarks.engines import CLOCKS, Engine, LlamaCpp, Transformers, VllmElsewhere
 from benchmarks.results import RESULTS, environment, spread, write_result
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.export.export import export
@@ -100,7 +100,7 @@ def measure(engines: dict[str, Engine], tokens: list[int], arguments: argparse.N
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for run in track(range(arguments.runs + 1), "Timing"):
         for name, engine in engines.items():
-            speed = engine.speeds(tokens, arguments.new_tokens)
+            speed = engine.speeds(tokens, arguments.new_tokens, arguments.clock)
             if run:  # the first warms up
                 speeds[name].append(speed)
     for name, values in speeds.items():
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, for a busy machine")
     parser.add_argument("--output", type=Path, default=RESULTS / "containers.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -153,7 +154,8 @@ def main() -> None:
         rows = measure(engines, tokens, arguments)
     sizes = {name: own for name, _, own in loaded}
     settings = {
-        name: getattr(arguments, name) for name in ("compared_tokens", "prompt_tokens", "new_tokens", "runs", "threads")
+        name: getattr(arguments, name)
+        for name in ("compared_tokens", "prompt_tokens", "new_tokens", "runs", "threads", "clock")
     }
     mixture = Mixture(arguments.adapter, arguments.model, ("ADAPTER", "--model"))
     result = {

@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any, Protocol
+
+# Seconds, and those that this process computed, which other work on the machine hardly changes; with one thread they
+# are the same on a quiet one.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Engine(Protocol):
@@ -20,8 +25,8 @@ class Engine(Protocol):
     def likelihoods(self, tokens: list[int]) -> list[float]:
         """Natural logarithms of the probability of each token but the first, after those before it."""
 
-    def speeds(self, tokens: list[int], new_tokens: int) -> tuple[float, float]:
-        """Tokens per second: of reading these, and of as many greedy ones after them."""
+    def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
+        """Tokens per second of a clock of `CLOCKS`: of reading these, and of as many greedy ones after them."""
 
 
 class Transformers:
@@ -49,18 +54,19 @@ class Transformers:
         found: list[float] = logarithms.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
         return found
 
-    def speeds(self, tokens: list[int], new_tokens: int) -> tuple[float, float]:
+    def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
         """As `Engine` says; the steps themselves, without `generate`."""
         import torch
 
+        now = CLOCKS[clock]
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = now()
             outputs = self.model(input_ids=torch.tensor([tokens]), use_cache=True, logits_to_keep=1)
-            read = time.perf_counter()
+            read = now()
             for _ in range(new_tokens):
                 token = outputs.logits[:, -1:].argmax(-1)
                 outputs = self.model(input_ids=token, past_key_values=outputs.past_key_values, use_cache=True)
-            written = time.perf_counter()
+            written = now()
         return len(tokens) / (read - start), new_tokens / (written - read)
 
 
@@ -106,12 +112,14 @@ class LlamaCpp:
         most = 2**31 - 1
         return [self.logarithms(tokens[:i], most)[tokens[i]] for i in range(1, len(tokens))]
 
-    def speeds(self, tokens: list[int], new_tokens: int) -> tuple[float, float]:
-        """As `Engine` says, by its own clock."""
-        answer = self.post(
-            "/completion", prompt=tokens, n_predict=new_tokens + 1, temperature=-1, ignore_eos=True, cache_prompt=False
-        )
-        return answer["timings"]["prompt_per_second"], answer["timings"]["predicted_per_second"]
+    def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
+        """As `Engine` says."""
+        settings = {"temperature": -1, "ignore_eos": True, "cache_prompt": False}
+        start = CLOCKS[clock]()
+        self.post("/completion", prompt=tokens, n_predict=1, **settings)
+        read = CLOCKS[clock]()
+        self.post("/completion", prompt=tokens, n_predict=new_tokens + 1, **settings)
+        return _speeds(len(tokens), read - start, new_tokens, CLOCKS[clock]() - read)
 
 
 class VllmElsewhere:
@@ -125,7 +133,11 @@ class VllmElsewhere:
 
     def __init__(self, python: Path, folder: Path, context: int) -> None:
         command = [str(python), "-m", "benchmarks.engines", str(folder), str(context)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # In one process, whose clock then has all that it computes.
+        environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def _ask(self, *question: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -141,9 +153,9 @@ class VllmElsewhere:
         found: list[float] = self._ask("likelihoods", tokens)
         return found
 
-    def speeds(self, tokens: list[int], new_tokens: int) -> tuple[float, float]:
+    def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
         """As `Engine` says."""
-        read, written = self._ask("speeds", tokens, new_tokens)
+        read, written = self._ask("speeds", tokens, new_tokens, clock)
         return read, written
 
 
@@ -171,24 +183,29 @@ class Vllm:
             kv_cache_memory_bytes=2**28,
         )
 
-    def _generate(self, tokens: list[int], **settings: Any) -> tuple[Any, float]:
+    def _generate(self, tokens: list[int], clock: str = "wall", **settings: Any) -> tuple[Any, float]:
         from vllm import SamplingParams, TokensPrompt
 
         wanted = SamplingParams(temperature=0, detokenize=False, ignore_eos=True, **settings)
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         found = self.engine.generate([TokensPrompt(prompt_token_ids=tokens)], wanted, use_tqdm=False)
-        return found[0], time.perf_counter() - start
+        return found[0], CLOCKS[clock]() - start
 
     def likelihoods(self, tokens: list[int]) -> list[float]:
         """As `Engine` says."""
         found, _ = self._generate(tokens, max_tokens=1, prompt_logprobs=0)
         return [at[token].logprob for token, at in zip(tokens[1:], found.prompt_logprobs[1:], strict=True)]
 
-    def speeds(self, tokens: list[int], new_tokens: int) -> tuple[float, float]:
+    def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
         """As `Engine` says."""
-        _, read = self._generate(tokens, max_tokens=1)
-        _, whole = self._generate(tokens, max_tokens=new_tokens + 1)
-        return len(tokens) / read, new_tokens / (whole - read)
+        _, read = self._generate(tokens, clock, max_tokens=1)
+        _, whole = self._generate(tokens, clock, max_tokens=new_tokens + 1)
+        return _speeds(len(tokens), read, new_tokens, whole)
+
+
+def _speeds(tokens: int, read: float, new_tokens: int, whole: float) -> tuple[float, float]:
+    """Of reading alone, and of writing after it."""
+    return tokens / read, new_tokens / (whole - read)
 
 
 def main() -> None:
