@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import AutoConfig
 
 from neuronmoe_plugins.errors import UserError
@@ -17,6 +18,7 @@ from neuronmoe_plugins.export.sources import TensorFiles
 from neuronmoe_plugins.export.streaming import empty_model, reader, stream
 from neuronmoe_plugins.neurons.loading import default_device, load_tokenizer, loading
 from neuronmoe_plugins.tuner.checkpoint import PEFT_PREFIX
+from neuronmoe_plugins.tuner.saved_modules import ROWS
 
 RANDOM_SEQUENCES, RANDOM_TOKENS = 2, 32
 
@@ -48,7 +50,10 @@ def tokens_to_compare(request: ExportRequest, mixture: Mixture) -> tuple[torch.T
         generator = torch.Generator().manual_seed(0)
         size = (RANDOM_SEQUENCES, min(RANDOM_TOKENS, mixture.base.config.max_position_embeddings))
         ids = torch.randint(mixture.base.config.vocab_size, size, generator=generator)
-        return ids, f"{ids.numel()} random tokens"
+        for trained in mixture.rows.values():
+            new = trained.rows[: size[1] // 2]
+            ids[0, : len(new)] = torch.tensor(new)
+        return ids, f"{ids.numel()} random tokens{', some of trained rows' if mixture.rows else ''}"
     ids = torch.tensor([load_tokenizer(mixture.base.name)(request.text)["input_ids"]])
     if not ids.numel():
         raise UserError("--text has no tokens; give some words")
@@ -85,9 +90,17 @@ def _adapter_model(mixture: Mixture, device: str) -> Any:
     own = {name for name, parameter in model.named_parameters() if not parameter.is_meta}
 
     def read_base(name: str) -> torch.Tensor | None:
-        return None if name in own else read(name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."))
+        if ROWS in name:  # PEFT has put them where the embedding is; a tied head has the embedding's
+            in_file = name.rpartition(".")[0]
+            return mixture.files.source(in_file if in_file in mixture.rows else next(iter(mixture.rows))).read()
+        if name in own:
+            return None
+        return read(name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".token_adapter.", "."))
 
-    stream(model, [f"{PEFT_PREFIX}{layer}" for layer in mixture.base.layers], read_base, device)
+    # A layer with rows reads the weight of the embedding, which itself does not run.
+    at_once = [f"{PEFT_PREFIX}{layer}" for layer in mixture.base.layers]
+    at_once += [name for name, module in model.named_modules() if isinstance(module, TrainableTokensLayer)]
+    stream(model, at_once, read_base, device)
     return model
 
 

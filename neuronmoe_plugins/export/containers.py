@@ -116,7 +116,7 @@ class Container(ABC):
         for name in base.names:
             layer = base.mlp_layer.get(name)
             if layer is None:
-                yield from self.attention(mixture, name, base.files.source(name))
+                yield from self.attention(mixture, name, mixture.weight(name))
             elif layer not in sparse:
                 yield name, base.files.source(name)
             elif layer not in done:

@@ -15,7 +15,7 @@ from neuronmoe_plugins.export.mixture import Mixture
 from neuronmoe_plugins.export.request import GraftRequest
 from neuronmoe_plugins.export.sources import BaseModel
 from neuronmoe_plugins.files import new_directory, writing
-from neuronmoe_plugins.models import TOKENIZER, local_file, write_adapter
+from neuronmoe_plugins.models import TOKENIZER, local_file, name_new_tokens, write_adapter
 from neuronmoe_plugins.neurons.loading import load_tokenizer
 from neuronmoe_plugins.progress import track
 
@@ -37,7 +37,8 @@ def graft(request: GraftRequest, progress: bool = False) -> Graft:
     """Write an adapter for another base model of the same shapes.
 
     An expert E on the base W becomes W' + (E - W), computed in float32, with W' of the other base: a copy that was
-    never trained becomes a copy of W', bit by bit. A low-rank expert W + s B A becomes W' + s B A without a change.
+    never trained becomes a copy of W', bit by bit. So do the rows of new tokens. A low-rank expert W + s B A becomes
+    W' + s B A without a change.
 
     Args:
         request: What is asked for.
@@ -49,12 +50,12 @@ def graft(request: GraftRequest, progress: bool = False) -> Graft:
     mixture = Mixture(request.adapter, request.base, ("--adapter", "--from"))
     target = BaseModel("--to", request.target)
     _check_fit(mixture.base, target)
-    copied = mixture.copied_weights()
+    trained = mixture.trained_weights()
     tensors: dict[str, torch.Tensor] = {}
     for name in track(sorted(mixture.files.names()), "grafting", progress):
         tensor = mixture.files.source(name).read()
-        if name in copied:
-            old, new = (model.files.source(copied[name]).read().float() for model in (mixture.base, target))
+        if name in trained:
+            old, new = (trained[name].of(model.files) for model in (mixture.base, target))
             tensor = (new + (tensor.float() - old)).to(tensor.dtype)
         tensors[name] = tensor
     config = mixture.config_in_file | {
@@ -73,6 +74,12 @@ def _check_fit(base: BaseModel, target: BaseModel) -> None:
     one, other = base.config, target.config
     if one.model_type != other.model_type:
         raise UserError(f"{target.place} is a {other.model_type} model, but {base.place} is a {one.model_type} one")
+    mine, others = name_new_tokens(one), name_new_tokens(other)
+    if mine != others:
+        raise UserError(
+            f"{target.place} has other tokens than {base.place}: its new ones are {others} instead of {mine}; extend "
+            "the one by `neuronmoe vocabulary` as the other was"
+        )
     shapes = {name: base.files.shape(name) for name in base.names}
     for name in target.names:
         shape = target.files.shape(name)
@@ -83,11 +90,11 @@ def _check_fit(base: BaseModel, target: BaseModel) -> None:
     if different := sorted(set(base.mlp_layer) ^ set(target.mlp_layer)):
         raise UserError(f"{target.place} is no model tuned from {base.place}: only one of them has {different[0]}")
     if all(local_file(model.name, TOKENIZER[0]) for model in (base, target)):
-        mine = load_tokenizer(base.name, "--from").get_vocab()
-        others = load_tokenizer(target.name, "--to").get_vocab()
-        for token in sorted(mine.keys() & others.keys()):
-            if mine[token] != others[token]:
+        ids = load_tokenizer(base.name, "--from").get_vocab()
+        other_ids = load_tokenizer(target.name, "--to").get_vocab()
+        for token in sorted(ids.keys() & other_ids.keys()):
+            if ids[token] != other_ids[token]:
                 raise UserError(
-                    f"{target.place} has other tokens than {base.place}: {token!r} is {others[token]} instead of "
-                    f"{mine[token]}; take a model with the same vocabulary"
+                    f"{target.place} has other tokens than {base.place}: {token!r} is {other_ids[token]} instead of "
+                    f"{ids[token]}; take a model with the same vocabulary"
                 )

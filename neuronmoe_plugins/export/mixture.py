@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,32 @@ import torch
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.export.sources import BaseModel, Source, TensorFiles
-from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, local_file, read_adapter_config
+from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, local_file, name_new_tokens, read_adapter_config
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER, PEFT_PREFIX
 from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP
-from neuronmoe_plugins.tuner.fingerprint import require_base
+from neuronmoe_plugins.tuner.fingerprint import has_other_tokens, require_base
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import PUBLISHED_ROUTER, ROUTER, published_name
+from neuronmoe_plugins.tuner.saved_modules import ROWS_IN_FILE
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an adapter has in the place of a weight of its base.
+
+    Attributes:
+        name: Of the base's tensor.
+        rows: Which of its rows; empty for all.
+    """
+
+    name: str
+    rows: list[int] = field(default_factory=list)
+
+    def of(self, files: TensorFiles) -> torch.Tensor:
+        """The same part of the tensor in the files of a model, in float32."""
+        weight = files.source(self.name).read().float()
+        return weight[self.rows] if self.rows else weight
 
 
 class Mixture:
@@ -39,6 +59,9 @@ class Mixture:
         if not named:
             raise UserError(f"{self.place} names no base model; pass {flag}")
         self.base = BaseModel(flag, named)
+        made_with, tokens = self.config.made_with_tokens, name_new_tokens(self.base.config)
+        if made_with not in (None, tokens):
+            raise UserError(f"{self.place} is one of another model, {has_other_tokens(named, made_with, tokens)}")
         try:
             self.plans: dict[int, LayerPlan] = self.config.layer_plans(len(self.base.mlps))
         except ValueError as error:
@@ -47,6 +70,7 @@ class Mixture:
         if path is None:
             raise UserError(f"{self.place} has no {ADAPTER_WEIGHTS}; adapters in adapter_model.bin are not read")
         self.files = TensorFiles([path])
+        self.rows = self._find_rows()
         self._check_tensors()
         require_base(f"{self.place} is one of another model", self.config.made_on, named, self.base.files.slice)
 
@@ -102,8 +126,23 @@ class Mixture:
         """(num_experts, hidden)."""
         return self.files.source(self._router_name(layer))
 
-    def copied_weights(self) -> dict[str, str]:
-        """Name of a tensor of full copies in the adapter's file -> the base's tensor that they are copies of."""
+    def weight(self, name: str) -> Source:
+        """A tensor of the base, with the rows that the adapter has trained of it."""
+        source = self.base.files.source(name)
+        for in_file, trained in self.rows.items():
+            if trained.name == name:
+                return Source(source.shape, partial(self._read_rows, source, in_file, trained.rows))
+        return source
+
+    def _read_rows(self, source: Source, in_file: str, rows: list[int]) -> torch.Tensor:
+        trained = self.files.source(in_file).read()
+        # In the finer of the two dtypes, so that neither is rounded.
+        weight = source.read().to(torch.promote_types(trained.dtype, self.base.dtype), copy=True)
+        weight[rows] = trained.to(weight.dtype)
+        return weight
+
+    def trained_weights(self) -> dict[str, Trained]:
+        """Name of a tensor in the adapter's file -> the base's weight that it was before it was trained."""
         copied: dict[str, str] = {}
         for layer, plan in self.plans.items():
             prefix = self._prefix(layer)
@@ -111,7 +150,7 @@ class Mixture:
                 name, of_base = f"{prefix}.moe_{projection}", f"{self.base.mlps[layer].name}.{projection}"
                 experts = [published_name(prefix, expert, projection) for expert in range(1, plan.num_experts)]
                 copied |= dict.fromkeys((name, *experts), f"{of_base}.weight") | {f"{name}_bias": f"{of_base}.bias"}
-        return {name: copied[name] for name in copied if name in self.files.names()}
+        return self.rows | {name: Trained(copied[name]) for name in copied if name in self.files.names()}
 
     def num_parameters(self) -> int:
         """Those that the adapter adds to the base."""
@@ -124,16 +163,29 @@ class Mixture:
         ours, published = (f"{self._prefix(layer)}{suffix}" for suffix in (ROUTER, PUBLISHED_ROUTER))
         return published if published in self.files.names() else ours
 
+    def _find_rows(self) -> dict[str, Trained]:
+        """Name of a tensor of trained rows in the adapter's file -> what it is of."""
+        indices, found = self.config.trainable_token_indices or [], {}
+        by_module = indices if isinstance(indices, dict) else {"": indices}
+        for name in self.files.names():
+            module = name.removeprefix(PEFT_PREFIX).removesuffix(ROWS_IN_FILE)
+            rows = [each for target, each in by_module.items() if module.endswith(target)]
+            if name.endswith(ROWS_IN_FILE) and f"{module}.weight" in self.base.names and rows:
+                found[name] = Trained(f"{module}.weight", rows[0])
+        return found
+
     def _check_tensors(self) -> None:
-        """The file has the mixtures' tensors in their shapes, and no others, which the export would lose."""
+        """The file has the mixtures' tensors in their shapes, and no others but rows, which the export would lose."""
         expected: dict[str, tuple[int, ...]] = {}
         for layer, plan in self.plans.items():
             expected |= self._layer_tensors(layer, plan)
+        for name, trained in self.rows.items():
+            expected[name] = (len(trained.rows), *self.base.files.shape(trained.name)[1:])
         names = self.files.names()
         if lost := sorted(names - expected.keys()):
             raise UserError(
-                f"{self.place} has {lost[0]} beside its mixtures of MLPs, which would be lost: take one of "
-                "mixtures alone"
+                f"{self.place} has {lost[0]} beside its mixtures of MLPs and rows of tokens, which would be "
+                "lost: take one of these alone"
             )
         wrong = [name for name, shape in expected.items() if name not in names or self.files.shape(name) != shape]
         if wrong:

@@ -58,7 +58,8 @@ def stream(model: nn.Module, layers: Iterable[str], read: Read, device: str) -> 
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+            if not buffer.is_meta:  # as what PEFT keeps of rows before they are trained, which nothing reads here
+                setattr(module, name, buffer.to(device))
     for prefix, unit in _units(model, set(layers)):
         places = [(module, name, f"{prefix}.{path}") for path, module, name in _parameters(unit)]
         given: dict[str, nn.Parameter] = {}

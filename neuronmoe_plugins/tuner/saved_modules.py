@@ -17,6 +17,8 @@ from torch import nn
 HEADS = frozenset({"classifier", "score", "qa_outputs"})
 # Parts of the names of an adapter's parameters.
 MIXTURE, WHOLE, ROWS = ".moe_", ".modules_to_save.", ".trainable_tokens_delta."
+# How PEFT's name for them in a file ends, behind that of the module.
+ROWS_IN_FILE = f".token_adapter{ROWS}".removesuffix(".")
 # Where PEFT keeps the base's own module.
 OF_BASE = ("original_module", "base_layer")
 

@@ -200,6 +200,11 @@ def test_too_little_text_says_how_many_tokens_there_would_be(tmp_path: Path, bas
     possible = int(said.split("only ")[1].split()[0].replace(",", ""))
     assert not (tmp_path / "extended").exists()
     assert extend(tmp_path, base, tokens=possible).record["tokens"] == possible
+    # Tokens that are there already are not learnt again.
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match=r"^--tokens 1: the text to learn from gives only 0 that it has 10 times or mo"):
+        extend(tmp_path / "again", tmp_path / "extended", tokens=1)
+    assert not (tmp_path / "again" / "extended").exists()
 
 
 def test_bad_input_is_refused_in_a_line(tmp_path: Path, base: Path) -> None:
