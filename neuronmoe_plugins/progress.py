@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import rich.progress
@@ -70,15 +71,19 @@ def track(items: Sequence[Item], description: str, shown: bool) -> Iterator[Item
 def without_transformers_bars() -> Iterator[None]:
     """Without the bars of transformers for a model that is loaded or saved; downloads from the hub have theirs."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers import modeling_gguf_pytorch_utils as of_gguf  # its bar is not of transformers' logging
     from transformers.utils import logging
 
     shown, of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()
+    bar: Any = of_gguf.tqdm
+    of_gguf.tqdm = partial(bar, disable=True)
     if of_hub:
         enable_progress_bars()
     try:
         yield
     finally:
+        of_gguf.tqdm = bar
         if shown:
             logging.enable_progress_bar()
 

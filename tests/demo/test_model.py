@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import modeling_gguf_pytorch_utils
 
 from neuronmoe_plugins.demo.model import read_tokenizer
 from neuronmoe_plugins.errors import UserError
+from neuronmoe_plugins.progress import without_transformers_bars
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGED = ["he", "12", "Ġhe"]
@@ -57,3 +59,11 @@ def test_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its tokenizer is 'llama-bpe', not 'smollm'"):
         read_tokenizer(write_gguf(tmp_path / "model.gguf", "llama-bpe"))
+
+
+def test_a_gguf_file_is_read_without_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with without_transformers_bars():
+        assert list(modeling_gguf_pytorch_utils.tqdm([1, 2], desc="converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert list(modeling_gguf_pytorch_utils.tqdm([1, 2], desc="converting")) == [1, 2]
+    assert "converting" in capsys.readouterr().err
