@@ -12,7 +12,7 @@ from greek import ENGLISH, extend, greek_texts, save_base, save_texts
 from typer.testing import CliRunner
 
 from data_folders import save_data
-from made_tokenizers import fast_tokenizer, trained_tokenizer, word_tokenizer
+from made_tokenizers import fast_tokenizer, trained_tokenizer, with_tokenizer, word_tokenizer
 from neuronmoe_plugins.cli import app
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.host_versions import weights_dtype
@@ -189,6 +189,15 @@ def test_other_kinds_of_tokenizers_are_refused_by_name(tmp_path: Path, kind: str
         f"--model {folder}: its tokenizer is {kind}, and merges are learnt for a byte-level BPE alone, as SmolLM2, "
         "Llama 3 and Qwen have; take such a model"
     )
+    assert not (tmp_path / "extended").exists()
+
+
+def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path, base: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    folder = with_tokenizer(base, tmp_path / "bytes", ByT5Tokenizer())
+    with pytest.raises(UserError, match=r"bytes: its tokenizer has no fast version; name a model with a tokenizer\.js"):
+        extend(tmp_path, folder)
     assert not (tmp_path / "extended").exists()
 
 
