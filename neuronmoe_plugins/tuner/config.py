@@ -214,6 +214,10 @@ class MoeConfig(PeftConfig):
             }
         return make_plans(num_experts, old, groups, shapes)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved, which no later default of `lora_alpha` changes."""
+        return {**super().to_dict(), "lora_alpha": self.alphas()}
+
     def alphas(self) -> int | list[int] | None:
         """`lora_alpha` in numbers, also where it was not given; None where experts are copies."""
         if self.lora_alpha is not None or self.expert_rank is None:

@@ -62,8 +62,6 @@ class MoeModel(AdapterFiles, whole_tuner(BaseTuner)):  # type: ignore[misc]
         config, mlps = cast(MoeConfig, peft_config), find_feed_forwards(model)
         config.base_new_tokens = check_new_tokens(model, config)
         plans = config.layer_plans(len(mlps))
-        # An adapter must not change with the default.
-        config.lora_alpha = config.alphas()
         config.base_fingerprint = fingerprint(model, mlps) or config.base_fingerprint
         blocks = find_blocks(model, mlps, config.targets)
         self._targets = {block.name: (block, plans[block.layer]) for block in blocks if block.layer in plans}
