@@ -44,13 +44,14 @@ FILES = {
                 "golden",
                 "extension",
                 "feed_forward",
+                "attention",
             )
         ),
         "tests/integrations/test_transformers_trainer.py",
         "tests/export/test_own.py",
     ],
     "training": [f"tests/integrations/llamafactory/test_{name}.py" for name in ("train", "plain_lora")],
-    "evaluation": ["tests/lm_eval_tasks/test_mmlu_command.py"],
+    "evaluation": [f"tests/lm_eval_tasks/test_{name}.py" for name in ("mmlu_command", "paper_groups")],
 }
 """What runs in a set -> the files of tests."""
 

@@ -27,7 +27,9 @@ def write_all(folder: Path, subjects: Iterable[str]) -> None:
         splits = {"train": arc_rows(language, "train", TRAIN_ROWS), "test": arc_rows(language, "test", ARC_ROWS)}
         write(folder / name, {"ARC-Challenge": splits | {"validation": arc_rows(language, "validation", 2)}})
     write(folder / "alexandrainst/m_arc", {"hu": {s: okapi_rows(s, n) for s, n in OKAPI_SPLITS.items()}})
-    for name, label in (("ilsp/hellaswag_greek", str), ("malhajar/hellaswag_tr-v0.2", int), ("Rowan/hellaswag", str)):
+    greek_and_turkish = (("ilsp/hellaswag_greek", str), ("malhajar/hellaswag_tr-v0.2", int))
+    # lm-eval 0.4.9 has the English one by its old name.
+    for name, label in (*greek_and_turkish, ("Rowan/hellaswag", str), ("hellaswag", str)):
         splits = {split: hellaswag_rows(split, HELLASWAG_ROWS, label) for split in ("train", "validation")}
         write(folder / name, {"default": splits})
     write(folder / "alexandrainst/m_hellaswag", {"hu": {"val": hellaswag_rows("val", HELLASWAG_ROWS, str)}})
