@@ -2,7 +2,7 @@
 
 The adapter in PEFT, each export that is exact, in transformers, llama.cpp and, with `--vllm PYTHON`, vLLM, and the
 dense base: how far likelihoods and logits are from the adapter's, what each takes on the disk, and tokens per second of
-reading a text and of greedy ones after it. All are loaded at once and take turns, in float32.
+reading a text and of greedy ones after it, in float32. One is loaded at a time: all of SmolLM2-135M are 15 GB.
 """
 
 from __future__ import annotations
@@ -50,16 +50,12 @@ def read_tokens(texts: Path, tokenizer: Any, count: int) -> list[int]:
 
 
 def load_all(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Engine, dict[str, int]]]:
-    """Name, engine and sizes of each that can run it."""
+    """Name, engine and sizes of each that can run it, loaded when it is asked for."""
     mixture = Mixture(arguments.adapter, arguments.model, ("ADAPTER", "--model"))
     base, context = mixture.base.name, arguments.prompt_tokens + arguments.new_tokens + 1
-    adapted = load_model(base, "float32", "cpu", arguments.adapter)
     files = [Path(base, "model.safetensors"), Path(arguments.adapter, "adapter_model.safetensors")]
-    parameters = sum(parameter.numel() for parameter in adapted.parameters())
-    yield ADAPTER, Transformers(adapted), {"parameters": parameters, "bytes": sum(map(_size, files))}
-    dense = load_model(base, "float32", "cpu")
-    parameters = sum(parameter.numel() for parameter in dense.parameters())
-    yield DENSE, Transformers(dense), {"parameters": parameters, "bytes": _size(files[0])}
+    yield _in_transformers(ADAPTER, base, files, arguments.adapter)
+    yield _in_transformers(DENSE, base, files[:1])
     for name in arguments.exports:
         asked = {"dtype": "float32"} | EXPORTS[name]
         output = folder / name.replace(" ", "_")
@@ -68,43 +64,49 @@ def load_all(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str,
         except UserError as error:
             Console(stderr=True).print(f"{name} is left out: {error}", markup=False)
             continue
-        sizes = {"parameters": int(exported.parameters.split()[0].replace(",", ""))}
-        sizes["bytes"] = sum(map(_size, output.glob("model*")))
-        label = exported.model_type
+        files, label = sorted(output.glob("model*")), exported.model_type
+        sizes = _sizes(int(exported.parameters.split()[0].replace(",", "")), files)
         if asked["container"] == "gguf":
-            yield f"{label}, {asked['dtype']}", LlamaCpp(output / "model.gguf", context, arguments.threads), sizes
+            yield f"{label}, {asked['dtype']}", LlamaCpp(files[0], context, arguments.threads), sizes
             continue
-        yield f"{label} in transformers", Transformers(load_model(str(output), "float32", "cpu")), sizes
+        yield _in_transformers(f"{label} in transformers", str(output), files)
         if arguments.vllm:
             yield f"{label} in vLLM", VllmElsewhere(arguments.vllm, output, context), sizes
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size
+def _in_transformers(
+    name: str, model: str, files: list[Path], adapter: str | None = None
+) -> tuple[str, Engine, dict[str, int]]:
+    engine = Transformers(load_model(model, "float32", "cpu", adapter))
+    return name, engine, _sizes(sum(parameter.numel() for parameter in engine.model.parameters()), files)
 
 
-def measure(engines: dict[str, Engine], tokens: list[int], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Exactness and speeds by name."""
+def _sizes(parameters: int, files: list[Path]) -> dict[str, int]:
+    return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def measure(
+    loaded: Iterator[tuple[str, Engine, dict[str, int]]], tokens: list[int], arguments: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Sizes, exactness and speeds by name; the first is what the others are compared with."""
     compared = tokens[: arguments.compared_tokens]
-    expected = engines[ADAPTER].likelihoods(compared)
     found: dict[str, dict[str, Any]] = {}
-    for name, engine in track(engines.items(), "Comparing"):
-        own = engine.likelihoods(compared)
-        found[name] = {
-            "largest_difference_of_a_likelihood": max(abs(a - b) for a, b in zip(own, expected, strict=True)),
-            "likelihood_of_text": sum(own),
+    for name, engine, sizes in track(loaded, "Measuring"):
+        likelihoods = engine.likelihoods(compared)
+        logits = engine.logits(compared) if isinstance(engine, Transformers) else None
+        if not found:
+            expected, expected_logits = likelihoods, logits
+        found[name] = sizes | {
+            "largest_difference_of_a_likelihood": max(abs(a - b) for a, b in zip(likelihoods, expected, strict=True)),
+            "likelihood_of_text": sum(likelihoods),
         }
-        if isinstance(engine, Transformers):
-            logits = [each.logits(compared) for each in (engine, engines[ADAPTER])]
-            found[name]["largest_difference_of_a_logit"] = (logits[0] - logits[1]).abs().max().item()
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    for run in track(range(arguments.runs + 1), "Timing"):
-        for name, engine in engines.items():
-            speed = engine.speeds(tokens, arguments.new_tokens, arguments.clock)
-            if run:  # the first warms up
-                speeds[name].append(speed)
-    for name, values in speeds.items():
-        read, written = zip(*values, strict=True)
+        if logits is not None:
+            found[name]["largest_difference_of_a_logit"] = (logits - expected_logits).abs().max().item()
+        # The first warms up.
+        speeds = [engine.speeds(tokens, arguments.new_tokens, arguments.clock) for _ in range(arguments.runs + 1)][1:]
+        engine.close()
+        del engine
+        read, written = zip(*speeds, strict=True)
         found[name] |= {"read_tokens_per_second": spread(read), "written_tokens_per_second": spread(written)}
     return found
 
@@ -147,12 +149,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        loaded = list(load_all(arguments, Path(folder)))
-        engines = {name: engine for name, engine, _ in loaded}
         tokenizer = AutoTokenizer.from_pretrained(arguments.adapter)
         tokens = read_tokens(arguments.texts, tokenizer, arguments.prompt_tokens)
-        rows = measure(engines, tokens, arguments)
-    sizes = {name: own for name, _, own in loaded}
+        rows = measure(load_all(arguments, Path(folder)), tokens, arguments)
     settings = {
         name: getattr(arguments, name)
         for name in ("compared_tokens", "prompt_tokens", "new_tokens", "runs", "threads", "clock")
@@ -164,10 +163,10 @@ def main() -> None:
         "dtype": "float32",
         "experts": list(mixture.counts.values()),
         "expert_rank": mixture.config.expert_rank,
-        "containers": {name: sizes[name] | row for name, row in rows.items()},
+        "containers": rows,
     }
     write_result(result, arguments.output)
-    Console().print(as_table(result["containers"]))
+    Console().print(as_table(rows))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ class Engine(Protocol):
     def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
         """Tokens per second of a clock of `CLOCKS`: of reading these, and of as many greedy ones after them."""
 
+    def close(self) -> None:
+        """Let its memory go."""
+
 
 class Transformers:
     """A model of transformers, or a PEFT model around one, on the CPU.
@@ -69,6 +72,10 @@ class Transformers:
             written = now()
         return len(tokens) / (read - start), new_tokens / (written - read)
 
+    def close(self) -> None:
+        """As `Engine` says."""
+        del self.model
+
 
 class LlamaCpp:
     """llama.cpp's server in this process, with a cache in float32, without flash attention.
@@ -96,15 +103,21 @@ class LlamaCpp:
 
     def post(self, path: str, **content: Any) -> Any:
         """What it answers to a request."""
-        body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self.server.listening_address + path, body, kind)) as answer:
+        with urllib.request.urlopen(self._request(path, **content)) as answer:
             return json.load(answer)
+
+    def _request(self, path: str, **content: Any) -> urllib.request.Request:
+        body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        return urllib.request.Request(self.server.listening_address + path, body, kind)
+
+    def _forced(self, tokens: list[int]) -> dict[str, Any]:
+        """Let it write whole characters after these: it says nothing of a step whose token is a part of one."""
+        whole = self.post("/tokenize", content=self.WHOLE, add_special=False)["tokens"][0]
+        return {"prompt": tokens, "logit_bias": [[whole, 1000]]}
 
     def logarithms(self, tokens: list[int], vocab_size: int) -> dict[int, float]:
         """Token -> logarithm of its probability after these."""
-        # It says nothing of a step whose token is a part of a character: the next is a whole one, whatever is likely.
-        whole = self.post("/tokenize", content=self.WHOLE, add_special=False)["tokens"][0]
-        answer = self.post("/completion", prompt=tokens, n_predict=1, n_probs=vocab_size, logit_bias=[[whole, 1000]])
+        answer = self.post("/completion", **self._forced(tokens), n_predict=1, n_probs=vocab_size)
         return {each["id"]: each["logprob"] for each in answer["completion_probabilities"][0]["top_logprobs"]}
 
     def likelihoods(self, tokens: list[int]) -> list[float]:
@@ -114,12 +127,18 @@ class LlamaCpp:
 
     def speeds(self, tokens: list[int], new_tokens: int, clock: str) -> tuple[float, float]:
         """As `Engine` says."""
-        settings = {"temperature": -1, "ignore_eos": True, "cache_prompt": False}
-        start = CLOCKS[clock]()
-        self.post("/completion", prompt=tokens, n_predict=1, **settings)
-        read = CLOCKS[clock]()
-        self.post("/completion", prompt=tokens, n_predict=new_tokens + 1, **settings)
-        return _speeds(len(tokens), read - start, new_tokens, CLOCKS[clock]() - read)
+        wanted = self._forced(tokens) | {"n_predict": new_tokens + 1, "stream": True, "cache_prompt": False}
+        request, now = self._request("/completion", **wanted), CLOCKS[clock]
+        start = now()
+        with urllib.request.urlopen(request) as answer:
+            answer.readline()
+            read = now()
+            answer.read()
+        return len(tokens) / (read - start), new_tokens / (now() - read)
+
+    def close(self) -> None:
+        """As `Engine` says."""
+        del self.server
 
 
 class VllmElsewhere:
@@ -157,6 +176,10 @@ class VllmElsewhere:
         """As `Engine` says."""
         read, written = self._ask("speeds", tokens, new_tokens, clock)
         return read, written
+
+    def close(self) -> None:
+        """As `Engine` says."""
+        self.process.communicate()
 
 
 class Vllm:
@@ -200,12 +223,7 @@ class Vllm:
         """As `Engine` says."""
         _, read = self._generate(tokens, clock, max_tokens=1)
         _, whole = self._generate(tokens, clock, max_tokens=new_tokens + 1)
-        return _speeds(len(tokens), read, new_tokens, whole)
-
-
-def _speeds(tokens: int, read: float, new_tokens: int, whole: float) -> tuple[float, float]:
-    """Of reading alone, and of writing after it."""
-    return tokens / read, new_tokens / (whole - read)
+        return len(tokens) / read, new_tokens / (whole - read)
 
 
 def main() -> None:
