@@ -16,11 +16,20 @@ def mixture(**options: object) -> PeftModel:
     return get_peft_model(tiny_model(num_hidden_layers=1), moe_config(**{"num_experts": 2} | options))
 
 
-@pytest.mark.parametrize("implementation", ["auto", "grouped_mm"])
+# On the meta device transformers 5.1's rotary embedding fails, without experts as well: this file is not run beside it.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"experts_implementation": "auto"},
+        {"experts_implementation": "grouped_mm"},
+        {"targets": "attention", "expert_rank": 2, "num_experts": 3},
+    ],
+    ids=["auto", "grouped_mm", "attention"],
+)
 @pytest.mark.parametrize("mode", [torch.device("meta"), FakeTensorMode()], ids=["meta", "fake"])
-def test_shapes_come_out(mode: AbstractContextManager[object], implementation: str) -> None:
+def test_shapes_come_out(mode: AbstractContextManager[object], options: dict[str, object]) -> None:
     with mode:
-        model = mixture(aux_loss_coef=0.1, experts_implementation=implementation).train()
+        model = mixture(**{"aux_loss_coef": 0.1} | options).train()
         tokens = torch.ones(2, 5, dtype=torch.long)
         outputs = model(input_ids=tokens, labels=tokens)
         outputs.loss.backward()
