@@ -32,6 +32,8 @@ LARGE = SMOL | {
 }
 # Of the studies of placements: total -> new experts, of which all arms with this budget have as many parameters.
 BUDGETS = {"smollm2.yaml": {"40": 10, "46": 16}, "llama-3.2-3b.yaml": {"37": 9, "49": 21}}
+# Of each of these budgets: language -> arms of copies, and arms that have a rank (low-rank experts, LoRA).
+ARMS = {"smollm2.yaml": {"tr": (6, 2), "fi": (2, 1)}, "llama-3.2-3b.yaml": {"tr": (6, 2), "fi": (6, 2)}}
 
 
 @pytest.fixture
@@ -124,11 +126,12 @@ def test_each_can_be_planned(name: str, folder: Path) -> None:
     for budget, new in BUDGETS.get(name, {}).items():
         arms = [each for each in trainings if each.arm.name.endswith(f"-{budget}")]
         copies = new * copy_of(SMOL if name == "smollm2.yaml" else LARGE)
-        for language, placed, low_rank in (("tr", 6, 2), ("fi", 2 if name == "smollm2.yaml" else 6, 1)):
+        for language, (placed, low_rank) in ARMS[name].items():
             own = [each for each in arms if each.target.language == language]
+            assert len(own) == placed + low_rank
             experts = [each.allocation.new_experts for each in own if each.allocation and not each.rank]
             assert experts == [new] * placed
-            assert sum(bool(each.rank) for each in own) == (low_rank if name == "smollm2.yaml" else 2)
+            assert sum(bool(each.rank) for each in own) == low_rank
             assert [each.parameters for each in own] == pytest.approx([copies] * len(own), rel=0.02)
 
 
