@@ -11,11 +11,11 @@ import torch
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.export.sources import BaseModel, Source, TensorFiles
-from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, local_file, name_new_tokens, read_adapter_config
+from neuronmoe_plugins.models import ADAPTER, ADAPTER_WEIGHTS, local_file, read_adapter_config
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import CLASSIFIER, PEFT_PREFIX
 from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP
-from neuronmoe_plugins.tuner.fingerprint import has_other_tokens, require_base
+from neuronmoe_plugins.tuner.fingerprint import require_base, require_tokens
 from neuronmoe_plugins.tuner.plans import LayerPlan
 from neuronmoe_plugins.tuner.reference_format import PUBLISHED_ROUTER, ROUTER, published_name
 from neuronmoe_plugins.tuner.saved_modules import ROWS_IN_FILE
@@ -59,9 +59,8 @@ class Mixture:
         if not named:
             raise UserError(f"{self.place} names no base model; pass {flag}")
         self.base = BaseModel(flag, named)
-        made_with, tokens = self.config.made_with_tokens, name_new_tokens(self.base.config)
-        if made_with not in (None, tokens):
-            raise UserError(f"{self.place} is one of another model, {has_other_tokens(named, made_with, tokens)}")
+        of_another = f"{self.place} is one of another model"
+        require_tokens(of_another, self.config.made_with_tokens, named, self.base.config)
         try:
             self.plans: dict[int, LayerPlan] = self.config.layer_plans(len(self.base.mlps))
         except ValueError as error:
@@ -72,7 +71,7 @@ class Mixture:
         self.files = TensorFiles([path])
         self.rows = self._find_rows()
         self._check_tensors()
-        require_base(f"{self.place} is one of another model", self.config.made_on, named, self.base.files.slice)
+        require_base(of_another, self.config.made_on, named, self.base.files.slice)
 
     @property
     def counts(self) -> dict[int, int]:

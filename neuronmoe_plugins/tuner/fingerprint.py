@@ -131,18 +131,24 @@ def check_new_tokens(model: Any, config: Any) -> str:
     Raises:
         UserError: if the configuration of an adapter that is put into it says others.
     """
-    found, made_with = name_new_tokens(getattr(model, "config", None)), config.made_with_tokens
+    used = getattr(model, "name_or_path", "") or "the model"
+    named = config.base_model_name_or_path
+    other = named if named and named != used else "another model"
+    return require_tokens(f"it is one of {other}", config.made_with_tokens, used, getattr(model, "config", None))
+
+
+def require_tokens(what: str, made_with: str | None, used: str, config: Any) -> str:
+    """Compare the new tokens that an adapter was made with with those of the base model `used`, and say these.
+
+    Raises:
+        UserError: if they are others; it begins with `what`, such as "the adapter is one of another model".
+    """
+    found = name_new_tokens(config)
     if made_with not in (None, found):
-        used = getattr(model, "name_or_path", "") or "the model"
-        named = config.base_model_name_or_path
-        other = named if named and named != used else "another model"
-        raise UserError(f"it is one of {other}, {has_other_tokens(used, made_with, found)}")
+        raise UserError(
+            f"{what}, whose new tokens are {made_with}, but those of {used} are {found}: name the adapter's base"
+        )
     return found
-
-
-def has_other_tokens(used: str, made_with: str, found: str) -> str:
-    """How a line ends that says which base model an adapter is one of."""
-    return f"whose new tokens are {made_with}, but those of {used} are {found}: name the adapter's base"
 
 
 @contextmanager

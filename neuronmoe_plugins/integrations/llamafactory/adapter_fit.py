@@ -25,10 +25,10 @@ from transformers.utils import CONFIG_NAME
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.feed_forward import find_feed_forwards
 from neuronmoe_plugins.files import read_json
-from neuronmoe_plugins.models import ADAPTER, name_new_tokens, open_weights, require_model, weight_in_files
+from neuronmoe_plugins.models import ADAPTER, open_weights, require_model, weight_in_files
 from neuronmoe_plugins.tuner import MoeConfig
 from neuronmoe_plugins.tuner.checkpoint import from_file
-from neuronmoe_plugins.tuner.fingerprint import fingerprint, has_other_tokens, require_base
+from neuronmoe_plugins.tuner.fingerprint import fingerprint, require_base, require_tokens
 from neuronmoe_plugins.tuner.reference_format import tensors_from_published
 
 
@@ -130,10 +130,8 @@ def check_resumed_base(model_args: Any, base: PretrainedConfig, checkpoint: Path
     """
     used, file = model_args.model_name_or_path, checkpoint / ADAPTER[0]
     saved = read_json(file) if file.exists() else {}
-    made_with, found = saved.get("base_new_tokens"), name_new_tokens(base)
     what = f"{checkpoint} is of a run on another base model"
-    if made_with not in (None, found):
-        raise UserError(f"{what}, {has_other_tokens(used, made_with, found)}")
+    require_tokens(what, saved.get("base_new_tokens"), used, base)
     require_base(what, saved.get("base_fingerprint"), used, partial(_weight_in_files, used, model_args))
 
 
