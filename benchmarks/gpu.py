@@ -70,15 +70,15 @@ def benchmark(name: str, limit: int, *options: str, tiny: str, needs: tuple[str,
 # In order of worth: what comes late may get no time. A study's arm is one more entry.
 STEPS = (
     tests("gpu_tests", 100, "tuner", "neurons"),
-    benchmark("experts", 110, tiny="--cases '64 tokens' --seconds 0"),
+    benchmark("experts", 110, "--seconds", "1", tiny="--cases '64 tokens' --seconds 0"),
     benchmark("whole_step", 120, tiny="--shape tiny --runs 1 --tokens 64"),
     benchmark("analysis", 90, "--runs", "3", tiny="--shape tiny --runs 1 --sentences 12"),
     benchmark("decode --graph", 60, tiny="--shape tiny --runs 1 --new-tokens 4 --threads 1"),
     benchmark("decode", 60, "--runs", "3", tiny="--shape tiny --runs 1 --new-tokens 4 --threads 1"),
-    benchmark("average_precision", 60, tiny="--units 20 --runs 1", needs=("sklearn",)),
-    benchmark("specialisation", 90, "--runs", "3", tiny="--shape tiny --runs 1 --sentences 6"),
     # All layers with float32 experts and AdamW would need 80 GB.
     benchmark("training_step", 120, "--layers", "8", tiny="--shape tiny --runs 1 --tokens 64", needs=("llamafactory",)),
+    benchmark("average_precision", 60, tiny="--units 20 --runs 1", needs=("sklearn",)),
+    benchmark("specialisation", 90, "--runs", "3", tiny="--shape tiny --runs 1 --sentences 6"),
     tests("host_tests", 120, "integrations", needs=("llamafactory", "liger_kernel")),
 )
 

@@ -50,7 +50,8 @@ class Case:
         """The base MLP: random weights, frozen."""
         torch.manual_seed(0)
         config = LlamaConfig(hidden_size=self.hidden, intermediate_size=self.intermediate)
-        return LlamaMLP(config).to(DEVICE, getattr(torch, self.dtype)).requires_grad_(False)
+        with torch.device(DEVICE):
+            return LlamaMLP(config).to(getattr(torch, self.dtype)).requires_grad_(False)
 
     def make_floor(self) -> LlamaMLP:
         """The MLP alone; as many passes as a token has experts are the least that a mixture of copies has to compute.
