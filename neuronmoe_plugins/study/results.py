@@ -88,15 +88,16 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def sizes_of(run: Run, stage: str) -> Row:
-    """Parameters and bytes of what a stage saved, and what it trained."""
+    """Parameters and bytes of what a stage saved, and what it trained; its bytes are None once the file is gone."""
     if run.training.is_base:
         return {"added_parameters": 0, "trained_parameters": 0, "file_bytes": 0}
     files = list((run.folder / stage).glob("*.safetensors"))
+    is_counted = run.training.saves_model or not files
     trained = TRAINED.search((run.folder / f"{stage}.log").read_text(encoding="utf-8", errors="replace"))
     return {
-        "added_parameters": run.training.parameters if run.training.saves_model else sum(map(parameters_in, files)),
+        "added_parameters": run.training.parameters if is_counted else sum(map(parameters_in, files)),
         "trained_parameters": None if trained is None else int(trained[1].replace(",", "")),
-        "file_bytes": sum(file.stat().st_size for file in files),
+        "file_bytes": sum(file.stat().st_size for file in files) if files else None,
     }
 
 

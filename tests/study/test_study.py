@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from made_studies import SPEC, Studies
 
+from neuronmoe_plugins.study.trainings import load_trainings
+
 LORA = {"arms": {"lora": SPEC["arms"]["lora"] | {"rank": 4}}}
 
 
@@ -42,6 +44,18 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
     assert lines[0] == "| arm | language | stage | added parameters | learning rate | seeds | el | en"
     assert "| lora-4 | el | stage2 | 6 | 0.002 | 2 | 1.201 ± 0.001 | 2.201 ± 0.001" in lines[4]
     assert "lora-4" in result.output and "Wrote out/report.html, and results.parquet" in result.output
+
+
+def test_without_its_file_an_adapter_has_the_parameters_that_its_arm_says(studies: Studies) -> None:
+    studies.run(**LORA)
+    for file in Path("out/runs").rglob("*.safetensors"):
+        file.unlink()
+    assert studies.run(**LORA).exit_code == 0
+
+    (lora,) = [own for own in load_trainings(studies.folder / "spec.yaml", Path("out")) if not own.is_base]
+    assert lora.parameters is not None and lora.parameters > 100
+    sizes = {(row["added_parameters"], row["file_bytes"]) for row in studies.rows() if row["arm"] != "base"}
+    assert sizes == {(lora.parameters, None)}
 
 
 def test_both_stages_are_told_what_differs(studies: Studies) -> None:
