@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuronmoe_plugins.comparison.bootstrap import Bootstrap
-from neuronmoe_plugins.figures import MARKERS, PALETTE, house_style, new_figure
+from neuronmoe_plugins.figures import INK, MARKERS, PALETTE, house_style, new_figure
 from neuronmoe_plugins.report.page import Head, write_page
 from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, documents, interval, judge, mean_of, summary, texts_of
@@ -114,12 +114,10 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
 
     figure = new_figure(13, 4.6)
     places = figure.subplots(1, 3)
-    families = list(dict.fromkeys(each.training.arm.family for each in measured))
     for axes, (title, x, y) in zip(places, PANELS, strict=True):
-        for place, family in enumerate(families):
+        for family, style in _styles(measured).items():
             own = [each for each in measured if each.training.arm.family == family]
             if all(of is None or of in each.means for each in own for of in (x, y)):
-                style = (PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
                 _draw(axes, sorted(own, key=lambda each: each.added), x, y, style, family)
         axes.set(title=title, xlabel=f"{UNIT}, {x}" if x else "added parameters", ylabel=f"{UNIT}, {y}")
         axes.grid()
@@ -133,6 +131,16 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     )
     alt = f"Bits per byte of {len(measured)} arms against their added parameters, in {language} and the old language"
     return Section(f"{language}: what is learned, and what is kept", Picture(figure, caption, alt))
+
+
+def _styles(measured: Sequence[Measured]) -> dict[str, tuple[str, str]]:
+    """Family -> colour and marker; the base models are black, so that all colours are for what is compared."""
+    bases = dict.fromkeys(each.training.arm.family for each in measured if each.training.is_base)
+    arms = dict.fromkeys(each.training.arm.family for each in measured if not each.training.is_base)
+    colours = {
+        family: (PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]) for place, family in enumerate(arms)
+    }
+    return dict.fromkeys(bases, (INK, MARKERS[0])) | colours
 
 
 def _draw(axes: Axes, arms: Sequence[Measured], x: str | None, y: str, style: tuple[str, str], family: str) -> None:
