@@ -12,7 +12,6 @@ import argparse
 import inspect
 import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -48,65 +47,88 @@ def generate(model: PeftModel, new_tokens: int, dense: bool) -> float:
     return new_tokens / (time.perf_counter() - start)
 
 
-@torch.no_grad()
-def capture_step(model: PeftModel, most_tokens: int, dense: bool) -> Callable[[], None]:
-    """What decodes one token after those before, over a static cache for so many; on a GPU a graph's replay."""
-    cache = StaticCache(config=model.config, max_cache_len=PROMPT_TOKENS + most_tokens)
-    prompt = torch.arange(3, 3 + PROMPT_TOKENS, device=DEVICE).unsqueeze(0)
-    token, position = prompt[:, :1].clone(), torch.full((1, 1), PROMPT_TOKENS, device=DEVICE)
-    # transformers 5.0 and before do not count what is in the cache by themselves.
-    is_told = "cache_position" in inspect.signature(model.get_base_model().forward).parameters
+class Decoder:
+    """Decodes after the prompt, one token a step, over a static cache; on a GPU a step is a graph's replay.
 
-    def run(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        options = {"cache_position": positions[0]} if is_told else {}
-        with model.disable_adapter() if dense else nullcontext():
-            outputs = model(input_ids=ids, position_ids=positions, past_key_values=cache, **options)
+    All that the graph reads and writes is kept here: a graph holds addresses, and would go on with what is freed.
+
+    Args:
+        model: The model.
+        new_tokens: How many tokens fit.
+        dense: Whether the base model decodes, without its mixtures.
+    """
+
+    def __init__(self, model: PeftModel, new_tokens: int, dense: bool) -> None:
+        self._model, self._dense = model, dense
+        room = PROMPT_TOKENS + max(new_tokens, GRAPH_WARM_UP)
+        self._cache = StaticCache(config=model.config, max_cache_len=room)
+        self._prompt = torch.arange(3, 3 + PROMPT_TOKENS, device=DEVICE).unsqueeze(0)
+        self._token, self._position = self._prompt[:, :1].clone(), self._prompt[:, :1].clone()
+        # transformers 5.0 and before do not count what is in the cache by themselves.
+        self._is_told = "cache_position" in inspect.signature(model.get_base_model().forward).parameters
+        self._graph = self._capture() if DEVICE == "cuda" else None
+
+    @torch.no_grad()
+    def decode(self, new_tokens: int) -> tuple[float, list[int]]:
+        """Tokens per second, and the tokens; each call begins anew after the prompt."""
+        self._rewind()
+        synchronize()
+        start, tokens = time.perf_counter(), []
+        for _ in range(new_tokens):
+            tokens.append(self._token.clone())
+            self._step() if self._graph is None else self._graph.replay()
+        synchronize()
+        seconds = time.perf_counter() - start
+        return new_tokens / seconds, torch.cat(tokens, dim=1)[0].tolist()
+
+    def _rewind(self) -> None:
+        """Empty the cache, which counts in place what is in it, and read the prompt again."""
+        self._cache.reset()
+        self._token.copy_(self._run(self._prompt, torch.arange(PROMPT_TOKENS, device=DEVICE).unsqueeze(0)))
+        self._position.fill_(PROMPT_TOKENS)
+
+    def _step(self) -> None:
+        self._token.copy_(self._run(self._token, self._position))
+        self._position.add_(1)
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        options = {"cache_position": positions[0]} if self._is_told else {}
+        with self._model.disable_adapter() if self._dense else nullcontext():
+            outputs = self._model(input_ids=ids, position_ids=positions, past_key_values=self._cache, **options)
         last: torch.Tensor = outputs.logits[:, -1:].argmax(-1)
         return last
 
-    def step() -> None:
-        token.copy_(run(token, position))
-        position.add_(1)
-
-    token.copy_(run(prompt, torch.arange(PROMPT_TOKENS, device=DEVICE).unsqueeze(0)))
-    if DEVICE != "cuda":
-        return torch.no_grad()(step)
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(GRAPH_WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def replay(step: Callable[[], None], new_tokens: int) -> float:
-    """Tokens per second of a captured step."""
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(new_tokens):
-        step()
-    synchronize()
-    return new_tokens / (time.perf_counter() - start)
+    @torch.no_grad()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The step of a token as a graph, after some on a stream aside, as torch asks for."""
+        self._rewind()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(GRAPH_WARM_UP):
+                self._step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph
 
 
 def measure(model: PeftModel, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Tokens per second of the base and of each implementation, in turns."""
     names, new_tokens = ["dense", *arguments.implementations], arguments.new_tokens
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    steps: dict[str, Callable[[], None]] = {}
+    decoders: dict[str, Decoder] = {}
     for run in track(range(arguments.runs + 1), "Generating"):
         for name in names:
             if name != "dense":
                 model.base_model.set_experts_implementation(name)  # type: ignore[operator, union-attr]
-            if arguments.graph and name not in steps:
-                most_tokens = (arguments.runs + 1) * new_tokens + GRAPH_WARM_UP
-                steps[name] = capture_step(model, most_tokens, name == "dense")
             dense = name == "dense"
-            speed = replay(steps[name], new_tokens) if arguments.graph else generate(model, new_tokens, dense)
+            if arguments.graph:
+                decoder = decoders[name] = decoders.get(name) or Decoder(model, new_tokens, dense)
+                speed, _ = decoder.decode(new_tokens)
+            else:
+                speed = generate(model, new_tokens, dense)
             if run:
                 speeds[name].append(speed)
     return speeds

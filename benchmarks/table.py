@@ -51,7 +51,9 @@ def _training_step(result: Result) -> Rows:
     for stage in result["stages"]:
         what = f"{name}, stage {stage['stage']}, {layers} layers ({result['runs']} runs)"
         seconds = _span(stage["step_seconds"], " s")
-        yield f"{what}: time", f"a step: {seconds}", "in model math", f"{stage['math_share']:.1%}"
+        # Where the profile was not right the share was taken out.
+        shared = ("in model math", f"{stage['math_share']:.1%}") if "math_share" in stage else ("", "")
+        yield f"{what}: time", f"a step: {seconds}", *shared
         estimated, peak = (f"{stage[name] / 1e9:.3g} GB" for name in ("estimated_bytes", "peak_bytes"))
         # Without LLaMA-Factory there is no estimate.
         ratio = f"{stage['peak_to_estimate']:.3f}" if stage["peak_to_estimate"] else ""

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
@@ -31,8 +33,10 @@ from benchmarks.models import DEVICE, SHAPE, SHAPES, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
 
 WARM_UP = 2
-# What moves rows, or finds out where to, on the CPU or as a kernel; some of it is the base model's own.
-BOOKKEEPING = ("sort", "bincount", "topk", "index", "gather", "scatter", "cat", "arange", "floor_divide", "cumsum")
+# Operations that move rows, or find out where to; some of them are the base model's own.
+BOOKKEEPING = (
+    "sort", "bincount", "topk", "index", "_index_put", "gather", "scatter", "cat", "arange", "floor_divide", "cumsum",
+)  # fmt: skip
 
 
 class Steps(TrainerCallback):
@@ -115,18 +119,32 @@ class Steps(TrainerCallback):
 
     def _read_profile(self, wall: float) -> None:
         self._profile.stop()
-        attribute = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-        by_name = {event.key: getattr(event, attribute) / 1e6 for event in self._profile.key_averages()}
-        moving = sum(seconds for name, seconds in by_name.items() if _is_bookkeeping(name))
-        operations = sum(seconds for name, seconds in by_name.items() if DEVICE == "cuda" or name.startswith("aten::"))
-        self.shares = {"math": (operations - moving) / wall, "bookkeeping": moving / wall}
+        self.shares = shares(self._profile.key_averages(), wall, DEVICE)
 
 
-def _is_bookkeeping(name: str) -> bool:
-    operation = name.removeprefix("aten::").lower()
-    if DEVICE == "cuda":
-        return any(word in operation for word in BOOKKEEPING)
-    return name.startswith("aten::") and operation.startswith(BOOKKEEPING)
+def shares(events: Iterable[Any], wall: float, device: str) -> dict[str, float]:
+    """The shares of `wall` seconds that went into math and into bookkeeping on the device.
+
+    Args:
+        events: A profile's `key_averages()`. With CUDA the device's time is there twice, as that of the kernels and as
+            that of the operations that launched them, and three times within a part that has a name, such as the
+            optimizer's step.
+        wall: Seconds of the profiled steps.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        `math` and `bookkeeping`.
+    """
+    on_gpu, all_seconds, moving = device == "cuda", 0.0, 0.0
+    for event in events:
+        seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        is_operation = event.device_type == DeviceType.CPU and event.key.startswith("aten::")
+        if is_operation and event.key.removeprefix("aten::").startswith(BOOKKEEPING):
+            # Kernels are known by who launched them: their own names tell less.
+            moving += seconds
+        is_kernel = event.device_type != DeviceType.CPU and not event.is_user_annotation
+        all_seconds += seconds * (is_kernel if on_gpu else is_operation)
+    return {"math": (all_seconds - moving) / wall, "bookkeeping": moving / wall}
 
 
 def _now() -> float:
@@ -159,9 +177,9 @@ def as_table(stages: list[dict[str, Any]], title: str) -> Table:
     table = Table("stage", "a step, s", "model math", "bookkeeping", "memory, GB", "estimated", "ratio", title=title)
     for stage in stages:
         seconds = "{median:.3g} ({min:.3g} to {max:.3g})".format(**stage["step_seconds"])
-        shares = (f"{stage[name]:.1%}" for name in ("math_share", "bookkeeping_share"))
+        parts = (f"{stage[name]:.1%}" for name in ("math_share", "bookkeeping_share"))
         sizes = (f"{stage[name] / 1e9:.2f}" for name in ("peak_bytes", "estimated_bytes"))
-        table.add_row(str(stage["stage"]), seconds, *shares, *sizes, str(stage["peak_to_estimate"]))
+        table.add_row(str(stage["stage"]), seconds, *parts, *sizes, str(stage["peak_to_estimate"]))
     return table
 
 

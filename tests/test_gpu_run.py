@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,3 +137,53 @@ def test_a_benchmark_runs_tiny_and_has_rows_in_the_table(
     rows = list(READERS[words[0].partition(".")[2]](json.loads(Path(f"{path}.json").read_text())))
     assert rows
     assert all(len(row) == 4 for row in rows)
+
+
+def test_a_static_cache_decodes_in_every_round_what_generate_does() -> None:
+    """On a GPU by a graph, with another one that was captured in between."""
+    import torch
+    from peft import get_peft_model
+
+    from benchmarks.decode import PROMPT_TOKENS, Decoder
+    from benchmarks.models import DEVICE, make_model
+    from neuronmoe_plugins.tuner import MoeConfig
+    from tuner.tiny import randomised
+
+    config = MoeConfig(task_type="CAUSAL_LM", num_experts=3, inference_mode=True)
+    model = randomised(get_peft_model(make_model("tiny", "float32", DEVICE), config)).eval()
+    prompt = torch.arange(3, 3 + PROMPT_TOKENS, device=DEVICE).unsqueeze(0)
+    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    mixed = model.generate(input_ids=prompt, **options)[0, PROMPT_TOKENS:].tolist()
+    with model.disable_adapter():
+        plain = model.generate(input_ids=prompt, **options)[0, PROMPT_TOKENS:].tolist()
+    assert mixed != plain
+    decoders = [(Decoder(model, 6, dense), plain if dense else mixed) for dense in (True, False)]
+    for _ in range(3):
+        for decoder, expected in decoders:
+            assert decoder.decode(6)[1] == expected
+
+
+def test_kernels_are_counted_once_in_a_profile() -> None:
+    """A GPU's profile has rows of operations, of the kernels that they launched and of parts that have a name."""
+    from torch.autograd import DeviceType
+
+    from benchmarks.training_step import shares
+
+    def row(key: str, device: DeviceType, seconds: float, is_part: bool = False) -> SimpleNamespace:
+        of_device = {"self_device_time_total": seconds * 1e6, "self_cpu_time_total": 0.5e6}
+        return SimpleNamespace(key=key, device_type=device, is_user_annotation=is_part, **of_device)
+
+    profile = [
+        row("aten::mm", DeviceType.CPU, 6),
+        row("aten::index_select", DeviceType.CPU, 1),
+        row("aten::_index_put_impl_", DeviceType.CPU, 0.5),
+        row("autograd::engine", DeviceType.CPU, 0),
+        row("Optimizer.step", DeviceType.CPU, 0, True),
+        row("sm90_xmma_gemm_bf16", DeviceType.CUDA, 6),
+        row("vectorized_gather_kernel", DeviceType.CUDA, 1),
+        row("indexing_backward_kernel", DeviceType.CUDA, 0.5),
+        row("a kernel that is launched by no operation", DeviceType.CUDA, 1),
+        row("Optimizer.step", DeviceType.CUDA, 8.5, True),
+    ]
+    assert shares(profile, 10, "cuda") == {"math": 0.7, "bookkeeping": 0.15}
+    assert shares(profile[:5], 10, "cpu") == {"math": 0.05, "bookkeeping": 0.1}
