@@ -33,7 +33,7 @@ LARGE = SMOL | {
 # Of the studies of placements: total -> new experts, of which all arms with this budget have as many parameters.
 BUDGETS = {"smollm2.yaml": {"40": 10, "46": 16}, "llama-3.2-3b.yaml": {"37": 9, "49": 21}}
 # Of each of these budgets: language -> arms of copies, and arms that have a rank (low-rank experts, LoRA).
-ARMS = {"smollm2.yaml": {"tr": (6, 2), "fi": (2, 1)}, "llama-3.2-3b.yaml": {"tr": (6, 2), "fi": (6, 2)}}
+ARMS = {"smollm2.yaml": {"tr": (6, 2), "fi": (3, 1)}, "llama-3.2-3b.yaml": {"tr": (6, 2), "fi": (6, 2)}}
 
 
 @pytest.fixture
