@@ -128,7 +128,8 @@ class MoeConfig(PeftConfig):
     experts_implementation: str = _option(
         "auto",
         "How the experts are run: auto, loop, sorted or grouped_mm. All compute the same; auto is what "
-        "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can and sorted elsewhere.",
+        "NEURONMOE_EXPERTS_IMPLEMENTATION names, or grouped_mm on a GPU that can, but sorted elsewhere and for full "
+        "copies with 8192 tokens or more.",
     )
     base_fingerprint: dict[str, str] | None = _option(
         None, "Some weights of the base model, written when the adapter is made, by which another one is known."

@@ -12,6 +12,7 @@ from peft import get_peft_model
 
 from neuronmoe_plugins.tuner import MoeConfig, MoeLayer
 from neuronmoe_plugins.tuner import experts as implementations
+from neuronmoe_plugins.tuner.experts.stacks import DOWN, Experts, ExpertStack
 from tuner.expert_layers import assert_same, hidden_states, make_layer, run
 from tuner.tiny import randomised, tiny_model
 
@@ -71,6 +72,41 @@ def test_auto_says_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     assert layer.experts_implementation == {"default": "auto"}
     run(layer, hidden_states(2, 5), "auto")
     assert not choices(caplog)
+
+
+class OnGpu:
+    """What the choice asks of hidden states on a GPU."""
+
+    is_cuda, is_meta = True, False
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rank", "captured", "expected"),
+    [
+        (8191, None, False, "grouped_mm"),
+        (8192, None, False, "sorted"),
+        (8192, None, True, "grouped_mm"),
+        (32768, 4, False, "grouped_mm"),
+    ],
+)
+def test_auto_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, rank: int | None, captured: bool, expected: str
+) -> None:
+    """By name nothing depends on how many tokens there are."""
+    monkeypatch.setattr(implementations, "why_not_grouped", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    name = "down_proj" if rank is None else f"down_proj{DOWN}"
+    experts = Experts((ExpertStack({name: torch.zeros(2, rank or 3, 5)}),))
+    states: Any = OnGpu(tokens)
+    assert implementations._possible("auto", states, experts) == expected
+    assert implementations._possible("grouped_mm", states, experts) == "grouped_mm"
+    assert implementations._possible("sorted", states, experts) == "sorted"
 
 
 def test_the_environment_decides_where_the_configuration_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

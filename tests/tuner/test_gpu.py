@@ -64,6 +64,20 @@ def test_grouped_mm_computes_what_the_loop_does(
 
 
 @pytest.mark.gpu
+def test_many_tokens_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a graph; whatever runs, the output is the loop's."""
+    layer = layer_on_gpu(monkeypatch)
+    monkeypatch.undo()
+    monkeypatch.setattr(implementations, "run_grouped", None)
+    states = states_on_gpu(implementations.MANY_TOKENS)
+    outputs = []
+    for name in ("auto", "loop"):
+        layer.experts_implementation["default"] = name
+        outputs.append(layer(states).float())
+    assert (outputs[0] - outputs[1]).norm() <= 0.02 * outputs[1].norm()
+
+
+@pytest.mark.gpu
 def test_forward_and_backward_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, states = layer_on_gpu(monkeypatch), states_on_gpu(100)
     layer(states).sum().backward()

@@ -19,6 +19,8 @@ from neuronmoe_plugins.tuner.experts.stacks import Expert, Experts, LayerExperts
 
 AUTO, LOOP, SORTED, GROUPED_MM = IMPLEMENTATIONS = ("auto", "loop", "sorted", "grouped_mm")
 VARIABLE = "NEURONMOE_EXPERTS_IMPLEMENTATION"
+# From so many tokens on `auto` sorts full copies on a GPU, too: the fewest for which that was measured to be faster.
+MANY_TOKENS = 8192
 
 logger = logging.get_logger(__name__)
 
@@ -52,10 +54,11 @@ def run_experts(
     """Run each expert on the tokens that chose it, and mix the outputs.
 
     Args:
-        implementation: `loop`, `sorted`, `grouped_mm`, or `auto`: `grouped_mm` on a GPU that can, otherwise `sorted`.
-            Where `grouped_mm` is not possible, `sorted` stands in and the log says why; for `sorted`, which is not
-            compiled, the loop with `fullgraph=True`. Tensors without values, on the meta device or in an export, are
-            run in the ways that they allow.
+        implementation: `loop`, `sorted`, `grouped_mm`, or `auto`: `grouped_mm` on a GPU that can, unless full copies
+            get at least 8,192 tokens outside of compiled code and CUDA graphs; otherwise `sorted`. Where `grouped_mm`
+            is not possible, `sorted` stands in and the log says why; for `sorted`, which is not compiled, the loop with
+            `fullgraph=True`. Tensors without values, on the meta device or in an export, are run in the ways that they
+            allow.
         tokens: (tokens, hidden).
         weights: (tokens, topk).
         selected_experts: (tokens, topk) int64; an index beyond the experts is a choice that is not used.
@@ -96,13 +99,21 @@ def _possible(implementation: str, tokens: torch.Tensor, experts: Experts) -> st
     """`loop`, `sorted` or `grouped_mm`: the implementation, or what stands in for it; see :func:`run_experts`."""
     if implementation == LOOP or _has_no_values(tokens):
         return LOOP
-    if implementation == GROUPED_MM or (implementation == AUTO and tokens.is_cuda):
+    if implementation == GROUPED_MM or (implementation == AUTO and _is_better_grouped(tokens, experts)):
         reason = why_not_grouped(tokens, experts)
         if reason is None:
             return GROUPED_MM
         if implementation == GROUPED_MM:
             _tell_once(f"experts_implementation: sorted instead of grouped_mm, because {reason}")
     return LOOP if torch.compiler.is_dynamo_compiling() and _must_compile_whole() else SORTED
+
+
+def _is_better_grouped(tokens: torch.Tensor, experts: Experts) -> bool:
+    if not tokens.is_cuda:
+        return False
+    if experts.is_low_rank or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return True
+    return len(tokens) < MANY_TOKENS
 
 
 def _has_no_values(tokens: torch.Tensor) -> bool:
