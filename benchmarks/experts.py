@@ -45,17 +45,20 @@ CPU_CASES = (
     SMALL.but("3B, rank 64", tokens=512, hidden=3072, intermediate=8192, rank=64),
 )
 LLAMA = Case("", hidden=3072, intermediate=8192, dtype="bfloat16")
-GPU_CASES = tuple(
-    LLAMA.but(
-        f"{tokens // 1024}k tokens, {experts} experts, stage {stage}", tokens=tokens, experts=experts, stage=stage
-    )
-    for tokens in (8192, 32768)
-    for experts in (2, 4, 6)
-    for stage in (1, 2)
-) + tuple(
-    LLAMA.but(f"{tokens // 1024}k tokens, 6 experts, rank {rank}", tokens=tokens, rank=rank)
-    for tokens in (8192, 32768)
-    for rank in (16, 64)
+GPU_CASES = (
+    *(
+        LLAMA.but(
+            f"{tokens / 1024:g}k tokens, {experts} experts, stage {stage}", tokens=tokens, experts=experts, stage=stage
+        )
+        for tokens, counts in ((512, (2, 6)), (2048, (2, 6)), (8192, (2, 6, 24)), (32768, (2, 6)))
+        for experts in counts
+        for stage in (1, 2)
+    ),
+    *(
+        LLAMA.but(f"{tokens / 1024:g}k tokens, 6 experts, rank {rank}", tokens=tokens, rank=rank)
+        for tokens in (8192, 32768)
+        for rank in (16, 64)
+    ),
 )
 CURVES = {
     "tokens": (32, 128, 512, 2048, 8192),

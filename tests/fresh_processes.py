@@ -44,7 +44,7 @@ MOST = {
     "tests/test_cli.py": 2,
     "tests/test_doctor.py": 3,
     "tests/test_face.py": 1,
-    "tests/test_gpu_run.py": 9,  # of nothing but the standard library
+    "tests/test_gpu_run.py": 10,  # of nothing but the standard library, and of pytest
     "tests/test_plugins.py": 2,
     "tests/test_tested_sets.py": 11,  # of uv
     "tests/test_unfinished_imports.py": 2,
