@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -102,7 +103,20 @@ def _run(step: Step, stamps: Path, console: Console) -> None:
     console.print(f"{step.name}: {minutes:.1f} min")
 
 
-_running: set[subprocess.Popen[bytes]] = set()
+class Program(AbstractContextManager[Any], Protocol):
+    """A program that runs; at the end of its block it has ended."""
+
+    def wait(self) -> int:
+        """Its exit code, in the end; or with a minus the signal that ended it."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+
+# Starts a program with its arguments, in a folder, with all of its variables, and a file for all that it prints.
+Start = Callable[[Sequence[str], "Path | None", Mapping[str, str], IO[str]], Program]
+
+_running: set[Program] = set()
 
 
 def stop_commands() -> None:
@@ -117,6 +131,7 @@ def run_command(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     hint: str = "",
+    start: Start | None = None,
 ) -> None:
     """Run a program to its end; programs of this Python's environment are found also when it is not activated.
 
@@ -126,6 +141,7 @@ def run_command(
         cwd: Working directory.
         env: Variables set on top of this process's environment.
         hint: What the user can do when the program is missing or fails; ends the error message.
+        start: How it is started, if not as `start_process` does.
 
     Raises:
         UserError: if the program is not installed or exits with another code than 0.
@@ -141,7 +157,7 @@ def run_command(
     with log.open("w", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(words)}\n")
         output.flush()
-        code = _run_to_its_end([program, *words[1:]], cwd, variables, output)
+        code = _run_to_its_end((start or start_process)([program, *words[1:]], cwd, variables, output))
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next(line.strip() for line in reversed(lines) if line.strip())  # there is the command line at least
@@ -151,15 +167,20 @@ def run_command(
         )
 
 
-def _run_to_its_end(words: Sequence[str], cwd: Path | None, variables: Mapping[str, str], output: IO[str]) -> int:
-    with subprocess.Popen(
+def start_process(words: Sequence[str], cwd: Path | None, variables: Mapping[str, str], output: IO[str]) -> Program:
+    """Start a program as a process of its own."""
+    return subprocess.Popen(
         words, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-    ) as process:
-        _running.add(process)
+    )
+
+
+def _run_to_its_end(program: Program) -> int:
+    with program:
+        _running.add(program)
         try:
-            return process.wait()
+            return program.wait()
         except BaseException:  # as of an interrupt, which the program has got, too
-            process.terminate()
+            program.terminate()
             raise
         finally:
-            _running.discard(process)
+            _running.discard(program)

@@ -33,7 +33,7 @@ MOST = {
     "tests/integrations/llamafactory/test_plain_lora.py": 1,
     "tests/integrations/llamafactory/test_train.py": 1,
     "tests/integrations/llamafactory/test_v1.py": 2,
-    "tests/lm_eval_tasks/test_mmlu_command.py": 1,
+    "tests/lm_eval_tasks/test_adapters.py": 1,
     "tests/lm_eval_tasks/test_probes_fetch.py": 3,  # two of them with --demo
     "tests/neurons/test_analyze_command.py": 1,
     "tests/neurons/test_analyze_data.py": 1,
@@ -71,7 +71,7 @@ def limit() -> None:
 def _is_fresh(args: Any, environment: Any) -> bool:
     words = [os.fspath(word) for word in ([args] if isinstance(args, str | os.PathLike) else args)]
     found = shutil.which(words[0], path=environment.get("PATH"))
-    is_server = len(words) > 1 and Path(words[1]).parts[-2:] == ("forking", "server.py")
+    is_server = len(words) > 1 and Path(words[1]).parts[-1] == "fork_server.py"
     return found is not None and Path(found).parent == TOOLS and not is_server
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +17,8 @@ from neuronmoe_plugins.errors import UserError, disk_error
 from neuronmoe_plugins.evaluation import write_tasks
 from neuronmoe_plugins.files import writing
 from neuronmoe_plugins.progress import SECONDS_BETWEEN_LINES, Progress
-from neuronmoe_plugins.steps import run_steps, stop_commands
+from neuronmoe_plugins.steps import Start, run_steps, stop_commands
+from neuronmoe_plugins.study.forks import start_forked
 from neuronmoe_plugins.study.runs import Run, count_runs, count_steps, known_runs
 from neuronmoe_plugins.study.trainings import Training
 
@@ -67,15 +68,22 @@ class _Pool:
         self.running: dict[Future[None], Run] = {}
         self.failed: dict[Path, UserError] = {}
         self.stopping = False
+        self.block = ExitStack()
+
+    @cached_property
+    def start(self) -> Start:
+        """How all programs are started, of which the first needs it."""
+        return start_forked(self.block, self.trainings[0].spec.environment)
 
     def run(self, shown: bool) -> None:
         """Go on until nothing is left."""
-        with ThreadPoolExecutor(self.jobs) as pool, Progress(Console(stderr=True), shown) as progress:
+        with self.block, ThreadPoolExecutor(self.jobs) as pool, Progress(Console(stderr=True), shown) as progress:
             task = progress.add_task("", total=sum(map(count_steps, self.trainings)))
             try:
                 while True:
                     for run in self._next_runs():
-                        started = replace(run, device=self.devices.pop() if self.devices else None)
+                        device = self.devices.pop() if self.devices else None
+                        started = replace(run, device=device, start=self.start)
                         self.running[pool.submit(self._run, started)] = started
                     states = [run.states for training in self.trainings for run in known_runs(training)]
                     steps = sum(own.count("done") for own in states)

@@ -14,7 +14,7 @@ from neuronmoe_plugins.comparison.lm_eval_results import Results, read_results
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.evaluation import run_lm_eval, task_name
 from neuronmoe_plugins.files import new_directory, read_json, sha256_of, stamp, write_json
-from neuronmoe_plugins.steps import Step, run_command, state_of
+from neuronmoe_plugins.steps import Start, Step, run_command, state_of
 from neuronmoe_plugins.study.arguments import Values
 from neuronmoe_plugins.study.trainings import Training
 
@@ -32,12 +32,14 @@ class Run:
         rate: Learning rate of stage 1.
         seed: Of LLaMA-Factory.
         device: The GPU that it has for itself, as CUDA_VISIBLE_DEVICES names it.
+        start: How its programs are started, if not as processes of their own.
     """
 
     training: Training
     rate: float | None = None
     seed: int | None = None
     device: str | None = None
+    start: Start | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +121,8 @@ class Run:
         if self.training.allocation is not None:
             self.training.allocation.save(self.folder / "allocation.yaml")
         try:
-            run_command(["llamafactory-cli", "train", recipe], self.folder / f"{stage}.log", env=self.environment)
+            log = self.folder / f"{stage}.log"
+            run_command(["llamafactory-cli", "train", recipe], log, env=self.environment, start=self.start)
         except UserError:
             shutil.rmtree(self.folder / stage, ignore_errors=True)  # which may keep a full disk full
             raise
@@ -137,9 +140,8 @@ class Run:
         options.append("--log_samples")
         log = self.folder / f"{stage}_evaluation.log"
         with new_directory(self.evaluation(stage)) as folder:
-            run_lm_eval(
-                {**model, **given}, tasks, self.training.output / "tasks", folder, log, options, self.environment
-            )
+            places = (self.training.output / "tasks", folder, log)
+            run_lm_eval({**model, **given}, tasks, *places, options, self.environment, self.start)
 
     def evaluation(self, stage: str) -> Path:
         """Folder of lm-eval's results."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from neuronmoe_plugins.study.forks import fork_server
 
 HERE = Path(__file__).parent
 TOOLS = Path(sys.executable).parent
@@ -22,7 +22,7 @@ def forked_commands(
     """Commands that start as forks of a process which has imported these modules, until the end of the block.
 
     Args:
-        folder: A new folder for them, whose name is short.
+        folder: A new folder for them.
         modules: What takes long to import.
         names: Of commands beside this Python, or beside the other.
         python: Runs them; its packages are theirs.
@@ -30,30 +30,22 @@ def forked_commands(
     Yields:
         The folder with the commands and `python`, to be put first on PATH; torchrun starts its workers in the same way.
     """
-    address = str(folder / "server")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(64)
     commands = folder / "bin"
     commands.mkdir()
-    for name in ("python", *names):
-        tool = python.with_name(name) if python.with_name(name).exists() else TOOLS / name
-        words = [sys.executable, "-IS", str(HERE / "client.py"), address, "" if name == "python" else str(tool)]
-        (commands / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-        (commands / name).chmod(0o755)
-    with listener, (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(python), str(HERE / "server.py"), str(listener.fileno()), *modules],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    try:
+    # Modules of this folder are imported, too, but are none of the programs'.
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    with (
+        (folder / "server.log").open("wb") as log,
+        fork_server(modules, os.environ | variables, python, log) as server,
+    ):
+        for name in ("python", *names):
+            tool = python.with_name(name) if python.with_name(name).exists() else TOOLS / name
+            script = "" if name == "python" else str(tool)
+            words = [sys.executable, "-IS", str(HERE / "client.py"), server.address, script]
+            (commands / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            (commands / name).chmod(0o755)
         yield commands
-    finally:
-        process.communicate(timeout=60)
 
 
 def commands_environment(commands: Path | None = None) -> dict[str, str]:

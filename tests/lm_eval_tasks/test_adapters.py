@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forking.commands import commands_environment
+from forking.commands import TOOLS, commands_environment
 
 TASKS_DIR = Path(__file__).parents[2] / "lm_eval_tasks"
 TASKS = ("arc_el", "hellaswag_el")
@@ -24,7 +24,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(hub: Path, tmp_path: Path, forked: Path) -> Run:
-    """Runs the command where the data sets lie; a fresh process of it is in `test_mmlu_command.py`."""
+    """Runs the command where the data sets lie."""
 
     def start(launcher: list[str], model_args: str, *words: str, tasks: str = ",".join(TASKS)) -> Any:
         command = [*launcher, "--model", "hf", "--model_args", model_args, "--device", "cpu"]
@@ -99,6 +99,19 @@ def test_likelihoods_are_those_of_peft_alone(
     found = likelihoods(tmp_path)
     for task in TASKS:
         assert found[task] == pytest.approx(expected[task], rel=1e-4), task
+
+
+def test_a_fork_finds_the_numbers_of_a_fresh_process(
+    run: Run, tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    found = []
+    for program in ("lm_eval", str(TOOLS / "lm_eval")):
+        output = tmp_path / str(len(found))
+        words = ("--log_samples", "--output_path", str(output))
+        done = run([program], f"pretrained={tiny_model_dir},peft={adapter_dir}", *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(likelihoods(output))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import pytest
 SUBJECT_NAMES_EL = {"sociology": "Κοινωνιολογία", "public_relations": "Δημόσιες σχέσεις"}
 
 
-def run_lm_eval(include_path: Path, model_args: str, tasks: str, output: Path, cache: Path) -> dict[str, Any]:
-    """Run the real command in its own process; returns the results file."""
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", model_args, "--device", "cpu"]
+def run_lm_eval(
+    python: Path, include_path: Path, model_args: str, tasks: str, output: Path, cache: Path
+) -> dict[str, Any]:
+    """Run the command; returns the results file. A fresh process of it is in `test_adapters.py`."""
+    command = [str(python), "-m", "lm_eval", "--model", "hf", "--model_args", model_args, "--device", "cpu"]
     command += ["--include_path", str(include_path), "--tasks", tasks, "--output_path", str(output / "out.json")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -53,12 +54,13 @@ def best_choices(model: Any, tokenizer: Any, subject: str, rows: list[dict[str, 
 
 
 def test_command_scores_a_group_with_an_adapter(
-    greek: Any, adapter_dir: Path, tiny_model_dir: Path, tmp_path: Path
+    greek: Any, adapter_dir: Path, tiny_model_dir: Path, tmp_path: Path, forked: Path
 ) -> None:
     import peft
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     output = run_lm_eval(
+        forked / "python",
         greek.include_path,
         f"pretrained={tiny_model_dir},peft={adapter_dir}",
         "mmlu_social_sciences_el",

@@ -62,6 +62,15 @@ def test_stage2_trains_routers_alone(single: dict[str, Any]) -> None:
     assert "13,984 new parameters, 160 trainable" in single["stage2"]
 
 
+def test_a_fork_trains_what_a_fresh_process_does(single: dict[str, Any], forked: Path, tmp_path: Path) -> None:
+    """As the programs of a study are forked."""
+    llamafactory_train(single["folder"] / "stage2.yaml", *TINY, f"output_dir={tmp_path}", commands=forked)
+    fresh = single["folder"] / "stage2"
+    assert losses(tmp_path) == losses(fresh)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (fresh / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("stage", "extra_loss", "coefficient"), [("stage1", "aux_loss", 0.01), ("stage2", "lpr_loss", 0.1)]
 )

@@ -1,8 +1,11 @@
-"""Serves commands by forking: `server.py LISTENING_SOCKET MODULE…` imports the modules once, and then forks a process
-for every command that `client.py` asks for, which goes on as a process of Python does that has imported them.
+"""Forks programs of Python from a process that has imported what they need: `fork_server.py LISTENING_SOCKET MODULE…`.
 
-A command has its own arguments, environment, folder, and standard streams, and its process ends as the interpreter's:
-exception hook, exit handlers, exit code. The server ends when its standard input is closed.
+Started by `forks.py`; it imports the modules once, says so on its standard input, a socket, and then forks a process
+for every program that is asked for. That goes on as a fresh one does that has imported the modules: with arguments,
+environment, folder, and standard streams of its own, and it ends as the interpreter does: exception hook, exit
+handlers, exit code. The server ends when its standard input is closed, and when a module cannot be imported.
+
+It is a file by itself, run by its path: nothing of this package is imported but what the modules import.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 Program = Callable[[], Any]
+RUNPY = runpy.run_path.__code__.co_filename
 
 
 def serve(listener: socket.socket) -> Program | None:
     """Returns in each forked process what it shall run, and in the server nothing, at its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     while True:
-        ready = select.select([listener, 0], [], [])[0]
+        ready = select.select([listener.fileno(), 0], [], [])[0]
         if 0 in ready:
             return None
         connection, _ = listener.accept()
@@ -44,7 +47,7 @@ def serve(listener: socket.socket) -> Program | None:
 
 
 def _keep(connection: socket.socket) -> Program:
-    """Fork the command and tell the client how it ended; it does not outlive the client."""
+    """Fork the program and tell the client how it ended; it does not outlive the client."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("rb") as lines:
         request = json.loads(lines.readline())
@@ -55,7 +58,7 @@ def _keep(connection: socket.socket) -> Program:
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(process)
-    if ended not in select.select([connection, ended], [], [])[0]:
+    if ended not in select.select([connection.fileno(), ended], [], [])[0]:
         os.kill(process, signal.SIGTERM)
         if not select.select([ended], [], [], 10)[0]:
             os.kill(process, signal.SIGKILL)
@@ -72,8 +75,11 @@ def _become(streams: list[int], words: list[str], folder: str, environment: dict
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, interrupt)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**imported, **environment})
+    if _is_spoilt():
+        os.execve(sys.executable, [sys.executable, *words], environment)
     _forget_the_servers()
     if words[0] == "-m":
         module = words[1]
@@ -84,11 +90,21 @@ def _become(streams: list[int], words: list[str], folder: str, environment: dict
     return _started(words, str(Path(words[0]).parent), lambda: runpy.run_path(words[0], run_name="__main__"))
 
 
+def _is_spoilt() -> bool:
+    """Whether something has used an accelerator as it was imported, after which no forked process can."""
+    torch: Any = sys.modules.get("torch")
+    kinds = [getattr(torch, kind, None) for kind in ("cuda", "xpu", "npu")]
+    return any(getattr(kind, "_is_in_bad_fork", bool)() for kind in kinds)
+
+
 def _forget_the_servers() -> None:
     """What a process gets from its environment or by chance when it starts."""
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(random.SystemRandom().randrange(2**32))
-    if (datasets := sys.modules.get("datasets.config")) and (cache := os.environ.get("HF_DATASETS_CACHE")):
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+    datasets: Any = sys.modules.get("datasets.config")
+    if datasets and (cache := os.environ.get("HF_DATASETS_CACHE")):
         datasets.HF_DATASETS_CACHE = Path(cache)
     if os.environ.get("PYTHONFAULTHANDLER"):
         faulthandler.enable()
@@ -96,12 +112,16 @@ def _forget_the_servers() -> None:
 
 def _started(arguments: list[str], first: str, program: Program) -> Program:
     """The search path is the one of a fresh process, whose `sitecustomize` runs."""
-    added = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    sys.argv[:], sys.path[:] = arguments, [first, *added, *sys.path[1:]]
+    added = _added()
+    sys.argv[:], sys.path[:] = arguments, [first, *added, *search_path]
     for folder in added:
         if (site := Path(folder, "sitecustomize.py")).exists():
             runpy.run_path(str(site))
     return program
+
+
+def _added() -> list[str]:
+    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 def _end(program: Program) -> NoReturn:
@@ -117,7 +137,7 @@ def _end(program: Program) -> NoReturn:
 
 
 def _print_error() -> None:
-    error = sys.last_value
+    error: Any = sys.last_value
     sys.excepthook(type(error), error, error.__traceback__)
 
 
@@ -131,16 +151,33 @@ def _code_of(run: Program) -> int | None:
         sys.stderr.write(f"{end.code}\n")
         return 1
     except BaseException as error:
-        sys.last_value = error
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, RUNPY):
+            trace = trace.tb_next
+        sys.last_value = error.with_traceback(trace)
         return None
     return 0
 
 
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # another version of a host may not have it, and its program not need it
+        if not error.name or not f"{name}.".startswith(f"{error.name}."):
+            raise
+
+
 if __name__ == "__main__":
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the programs
+    os.close(os.pidfd_open(os.getpid()))  # where the kernel has none, the server ends here
+    del sys.path[0]  # this folder
+    search_path = [folder for folder in sys.path if folder not in _added()]
+    given = dict(os.environ)
     for module in sys.argv[2:]:
-        with suppress(ModuleNotFoundError):  # another version of a host may not have it, and its command not need it
-            importlib.import_module(module)
+        _import(module)
+    imported = {name: value for name, value in os.environ.items() if name not in given}
     gc.collect()
     gc.freeze()
+    os.write(0, b"!")
     if program := serve(socket.socket(fileno=int(sys.argv[1]))):
         _end(program)
