@@ -1,7 +1,8 @@
 """A mixture layer's forward and backward beside the least that it has to compute, and beside the published loop.
 
 `python -m benchmarks.experts` times this package's implementations on the CPU's shapes, or, where there is a GPU, on
-those of Llama-3.2-3B; `--curves` lets tokens, experts and hidden size grow. Within a run, each implementation is timed
+those of Llama-3.2-3B; `--curves` lets tokens, experts and hidden size grow, `--profile` tells what time ours takes in
+which operation. Within a run, each implementation is timed
 right after the other, so that whatever else slows the machine down hits all of them alike.
 """
 
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
+from torch.autograd import DeviceType
 
 from benchmarks.mixtures import Case, PublishedLoop, make_layer
-from benchmarks.models import DEVICE, synchronize
+from benchmarks.models import DEVICE, make_profile, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
 from neuronmoe_plugins.figures import MUTED, house_style, new_figure, save_png
 from neuronmoe_plugins.files import write_json
@@ -67,6 +69,7 @@ CURVES = {
 }
 SIZES = {"tokens": "tokens", "experts": "experts", "hidden": "hidden size"}
 LEAST_RUNS = 5
+COSTLIEST = 12
 
 Seconds = dict[str, list[float]]
 
@@ -102,6 +105,26 @@ def time_case(case: Case, names: Iterable[str], least_seconds: float) -> Seconds
         for name, function in functions.items():
             seconds[name].append(function())
     return seconds
+
+
+def profile_case(case: Case, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """For each of ours, seconds of the operations that take most of one run."""
+    layer = make_layer(case)
+    run = _timed(layer, case)
+    for name in names:
+        _ours(layer, name, run)
+    return {name: operations(partial(_ours, layer, name, run)) for name in names}
+
+
+def operations(run: Callable[[], object]) -> dict[str, float]:
+    """Seconds that each of the costliest operations takes by itself, on the GPU the time of its kernels."""
+    with make_profile() as profiled:
+        run()
+    attribute = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+    # A GPU's kernels have rows of their own.
+    events = [event for event in profiled.key_averages() if event.device_type == DeviceType.CPU]
+    seconds = {event.key: float(f"{getattr(event, attribute) / 1e6:.4g}") for event in events}
+    return dict(sorted(seconds.items(), key=lambda item: -item[1])[:COSTLIEST])
 
 
 def _timed(module: nn.Module, case: Case, passes: int = 1) -> Callable[[], float]:
@@ -177,6 +200,7 @@ def main() -> None:
     own = ("grouped_mm", "sorted") if DEVICE == "cuda" else ("sorted",)
     parser.add_argument("--implementations", nargs="+", default=own, help="of ours; default: %(default)s")
     parser.add_argument("--curves", action="store_true", help="let sizes grow, and draw the figure")
+    parser.add_argument("--profile", action="store_true", help="also profile one run of each case")
     parser.add_argument("--cases", nargs="*", help="only those of these names")
     parser.add_argument("--seconds", type=float, default=2.5, help="how long to time a case, at least")
     parser.add_argument("--output", type=Path)
@@ -184,8 +208,9 @@ def main() -> None:
     names, output = arguments.implementations, arguments.output
 
     def measured(cases: Iterable[Case]) -> Iterator[dict[str, Any]]:
-        timed = ((case, time_case(case, names, arguments.seconds)) for case in track(list(cases), "Timing"))
-        return (summary(case, seconds, names) for case, seconds in timed)
+        for case in track(list(cases), "Timing"):
+            measurement = summary(case, time_case(case, names, arguments.seconds), names)
+            yield measurement | ({"operations": profile_case(case, names)} if arguments.profile else {})
 
     result = {**environment(), "threads": torch.get_num_threads(), "implementations": list(names)}
     if arguments.curves:

@@ -81,7 +81,7 @@ STEPS = (
     benchmark("training_step", 120, "--layers", "8", tiny="--shape tiny --runs 1 --tokens 64", needs=("llamafactory",)),
     benchmark("average_precision", 50, "--runs", "3", tiny="--units 20 --runs 1", needs=("sklearn",)),
     benchmark("specialisation", 90, "--runs", "3", tiny="--shape tiny --runs 1 --sentences 6"),
-    benchmark("experts", 100, "--seconds", "0.5", tiny="--cases '64 tokens' --seconds 0"),
+    benchmark("experts", 100, "--seconds", "0.5", "--profile", tiny="--cases '64 tokens' --seconds 0"),
     benchmark("whole_step", 100, "--runs", "3", tiny="--shape tiny --runs 1 --tokens 64"),
     benchmark("analysis", 80, "--runs", "3", tiny="--shape tiny --runs 1 --sentences 12"),
     tests("host_tests", 110, "integrations", needs=("llamafactory", "liger_kernel")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,3 +46,8 @@ def synchronize() -> None:
     """Wait until the GPU, if there is one, has done all that it was given."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def make_profile() -> profile:
+    """A profiler of the CPU and of the GPU, if there is one."""
+    return profile(activities={ProfilerActivity.CPU, getattr(ProfilerActivity, DEVICE.upper())})

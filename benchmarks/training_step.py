@@ -24,12 +24,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from benchmarks.host_runs import save_model, save_texts, train
 from benchmarks.live_memory import LiveMemory
-from benchmarks.models import DEVICE, SHAPE, SHAPES, synchronize
+from benchmarks.models import DEVICE, SHAPE, SHAPES, make_profile, synchronize
 from benchmarks.results import environment, result_path, spread, write_result
 
 WARM_UP = 2
@@ -63,7 +62,7 @@ class Steps(TrainerCallback):
         self.shares: dict[str, float] = {}
         self.estimated_bytes = self.peak_bytes = 0
         self._start = 0.0
-        self._profile = profile(activities={getattr(ProfilerActivity, DEVICE.upper()), ProfilerActivity.CPU})
+        self._profile = make_profile()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Estimate as the package does when it logs, which it does for LLaMA-Factory only."""

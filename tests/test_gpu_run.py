@@ -181,3 +181,14 @@ def test_kernels_are_counted_once_in_a_profile() -> None:
     ]
     assert shares(profile, 10, "cuda") == {"math": 0.7, "bookkeeping": 0.15}
     assert shares(profile[:5], 10, "cpu") == {"math": 0.05, "bookkeeping": 0.1}
+
+
+def test_an_operation_has_the_time_that_it_takes_by_itself() -> None:
+    import torch
+
+    from benchmarks.experts import operations
+
+    matrix = torch.ones(400, 400)
+    found = operations(lambda: (matrix @ matrix).relu())
+    assert next(iter(found)) == "aten::mm"
+    assert {"aten::matmul", "aten::relu"} <= set(found)
