@@ -89,9 +89,9 @@ def mean_of(texts: Sequence[Array]) -> float:
     return float(np.mean([STATISTIC.of_sums(values.sum(axis=(0, 1))) for values in texts]))
 
 
-def interval(texts: Sequence[Array], bootstrap: Bootstrap) -> tuple[float, float]:
-    """Lower and upper end of the interval of a mean."""
-    ordered = np.sort(resample(texts, bootstrap))
+def interval(texts: Sequence[Array], others: Sequence[Array], bootstrap: Bootstrap) -> tuple[float, float]:
+    """Ends of the interval of a mean, as far as it differs from that of others, which are paired with it."""
+    ordered = np.sort(resample(texts, bootstrap) - resample(others, bootstrap)) + mean_of(others)
     return float(ordered[bootstrap.tail - 1]), float(ordered[-bootstrap.tail])
 
 

@@ -15,7 +15,7 @@ from neuronmoe_plugins.report.parts import Picture, Section
 from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, documents, interval, judge, mean_of, summary, texts_of
 from neuronmoe_plugins.study.display import Row, table
 from neuronmoe_plugins.study.results import sizes_of
-from neuronmoe_plugins.study.runs import chosen_runs
+from neuronmoe_plugins.study.runs import Run, chosen_runs
 from neuronmoe_plugins.study.trainings import Training
 from neuronmoe_plugins.tables import Table, count
 
@@ -35,7 +35,7 @@ class Measured:
         training: The arm and language.
         added: Its parameters beside the base model's; NaN where they are not known.
         means: `NEW` or `OLD` -> mean over texts and seeds.
-        ends: The same -> its interval.
+        ends: The same -> the interval of its difference from the base model, beside that model's mean.
         seeds: The same -> the mean of every seed.
     """
 
@@ -58,7 +58,8 @@ def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: P
         UserError: if samples are damaged, or the page cannot be written.
     """
     bootstrap = Bootstrap()
-    measured = [found for training in trainings if (found := _measure(training, bootstrap)) is not None]
+    bases = {(each.arm.model, each.target.language): chosen_runs(each) for each in trainings if each.is_base}
+    measured = [found for training in trainings if (found := _measure(training, bases, bootstrap)) is not None]
     verdicts = judge(trainings, bootstrap)
     spec = trainings[0].spec
     models = ", ".join(Path(base.model).name for base in spec.bases)
@@ -80,16 +81,17 @@ def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: P
         return write_page(page, head, sections)
 
 
-def _measure(training: Training, bootstrap: Bootstrap) -> Measured | None:
-    runs = chosen_runs(training)
-    if not runs:
+def _measure(training: Training, bases: Mapping[tuple[str, str], list[Run]], bootstrap: Bootstrap) -> Measured | None:
+    runs, base = chosen_runs(training), bases[training.arm.model, training.target.language]
+    if not runs or not base:
         return None
     stage, means, ends, seeds = runs[0].stages[-1], {}, {}, {}
     for of in (NEW, OLD):
         texts = texts_of(training, of)
         if texts:
             values = documents(runs, texts, stage)
-            means[of], ends[of] = mean_of(values), interval(values, bootstrap)
+            of_base = documents(base * len(runs), texts, base[0].stages[-1])
+            means[of], ends[of] = mean_of(values), interval(values, of_base, bootstrap)
             seeds[of] = [mean_of([own[place : place + 1] for own in values]) for place in range(len(runs))]
     added = sizes_of(runs[0], stage)["added_parameters"]
     return Measured(training, math.nan if added is None else added, means, ends, seeds)
@@ -112,13 +114,19 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     """Three panels: the new language and the old one against added parameters, and both against each other."""
     from matplotlib.ticker import EngFormatter
 
-    figure = new_figure(13, 4.6)
+    figure, arms = new_figure(13, 4.6), [each for each in measured if not each.training.is_base]
     places = figure.subplots(1, 3)
     for axes, (title, x, y) in zip(places, PANELS, strict=True):
-        for family, style in _styles(measured).items():
-            own = [each for each in measured if each.training.arm.family == family]
-            if all(of is None or of in each.means for each in own for of in (x, y)):
-                _draw(axes, sorted(own, key=lambda each: each.added), x, y, style, family)
+        drawn = [each for each in measured if all(of is None or of in each.means for of in (x, y))]
+        for family, style in _styles(arms).items():
+            own = [each for each in drawn if each.training.arm.family == family]
+            _draw(axes, sorted(own, key=lambda each: each.added), x, y, style, family)
+        for base in [each for each in drawn if each.training.is_base and x is None]:
+            # Beyond the others it would leave no room to tell them apart.
+            low, high = axes.get_ylim()
+            title += f"; {base.training.arm.name}: {base.means[y]:.3f}"
+            if low < base.means[y] < high:
+                axes.axhline(base.means[y], color=INK, linestyle="--", linewidth=1)
         axes.set(title=title, xlabel=f"{UNIT}, {x}" if x else "added parameters", ylabel=f"{UNIT}, {y}")
         axes.grid()
         if x is None:
@@ -126,21 +134,20 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     handles, names = places[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(len(names), 6)))
     caption = (
-        "Each point is an arm: the mean over texts and seeds after the last stage, with its 95 % interval over "
-        "documents and seeds; small points are single seeds. Fewer bits are better: down, and in the last panel left."
+        "Each point is an arm: the mean over texts and seeds after the last stage, with the 95 % interval, over "
+        "documents and seeds, of its difference from the base model, which is the dashed line where it is not beyond "
+        "the others; small points are single seeds. Fewer bits are better: down, and in the last panel left."
     )
     alt = f"Bits per byte of {len(measured)} arms against their added parameters, in {language} and the old language"
     return Section(f"{language}: what is learned, and what is kept", Picture(figure, caption, alt))
 
 
-def _styles(measured: Sequence[Measured]) -> dict[str, tuple[str, str]]:
-    """Family -> colour and marker; the base models are black, so that all colours are for what is compared."""
-    bases = dict.fromkeys(each.training.arm.family for each in measured if each.training.is_base)
-    arms = dict.fromkeys(each.training.arm.family for each in measured if not each.training.is_base)
-    colours = {
-        family: (PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]) for place, family in enumerate(arms)
-    }
-    return dict.fromkeys(bases, (INK, MARKERS[0])) | colours
+def _styles(arms: Sequence[Measured]) -> dict[str, tuple[str, str]]:
+    """Family -> colour and marker, which another family of the same colour does not have."""
+    families = list(dict.fromkeys(each.training.arm.family for each in arms))
+    laps = [divmod(place, len(PALETTE)) for place in range(len(families))]
+    pairs = [(PALETTE[place], MARKERS[(place + lap) % len(MARKERS)]) for lap, place in laps]
+    return dict(zip(families, pairs, strict=True))
 
 
 def _draw(axes: Axes, arms: Sequence[Measured], x: str | None, y: str, style: tuple[str, str], family: str) -> None:
