@@ -67,6 +67,7 @@ def test_a_fork_says_and_does_what_a_process_does(
     end, said = ENDS[kind]
     program = write_program(tmp_path, SHOWN + end)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # beside which programs are found
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)  # which accelerate sets
 
     forked = outcome_of(server.start, program)
     assert (tmp_path / "modules").read_text() == "True\n"
