@@ -89,12 +89,6 @@ def mean_of(texts: Sequence[Array]) -> float:
     return float(np.mean([STATISTIC.of_sums(values.sum(axis=(0, 1))) for values in texts]))
 
 
-def interval(texts: Sequence[Array], others: Sequence[Array], bootstrap: Bootstrap) -> tuple[float, float]:
-    """Ends of the interval of a mean, as far as it differs from that of others, which are paired with it."""
-    ordered = np.sort(resample(texts, bootstrap) - resample(others, bootstrap)) + mean_of(others)
-    return float(ordered[bootstrap.tail - 1]), float(ordered[-bootstrap.tail])
-
-
 def texts_of(training: Training, of: str) -> list[str]:
     """The names of the texts in the new language or the old one."""
     return list(training.target.texts if of == NEW else training.spec.texts)
@@ -109,13 +103,16 @@ def judge(trainings: Sequence[Training], bootstrap: Bootstrap) -> list[Verdict]:
         first = by_name.get((claim.better, language))
         for name, of in product(claim.than, kinds) if first else ():
             other = by_name.get((name, language))
-            compared = first and other and _compare(first, other, of, bootstrap)
+            compared = first and other and compare(first, other, of, bootstrap)
             found.append(Verdict(claim, language, name, of, *(compared or ())))
     return found
 
 
-def _compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> tuple[float, Test | None] | None:
-    """The difference and its test over runs of the same seed; the base model, which has none, is paired with each."""
+def compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> tuple[float, Test | None] | None:
+    """The difference of two arms on the texts of a language, after the last stage, and its test; None without runs.
+
+    Runs of the same seed are pairs; the base model, which has none, is paired with each.
+    """
     runs = product(chosen_runs(first), chosen_runs(other))
     pairs = [(one, two) for one, two in runs if None in (one.seed, two.seed) or one.seed == two.seed]
     if not pairs:

@@ -12,10 +12,10 @@ from neuronmoe_plugins.comparison.bootstrap import Bootstrap
 from neuronmoe_plugins.figures import INK, MARKERS, PALETTE, house_style, new_figure
 from neuronmoe_plugins.report.page import Head, write_page
 from neuronmoe_plugins.report.parts import Picture, Section
-from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, documents, interval, judge, mean_of, summary, texts_of
+from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, compare, documents, judge, mean_of, summary, texts_of
 from neuronmoe_plugins.study.display import Row, table
 from neuronmoe_plugins.study.results import sizes_of
-from neuronmoe_plugins.study.runs import Run, chosen_runs
+from neuronmoe_plugins.study.runs import chosen_runs
 from neuronmoe_plugins.study.trainings import Training
 from neuronmoe_plugins.tables import Table, count
 
@@ -58,7 +58,7 @@ def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: P
         UserError: if samples are damaged, or the page cannot be written.
     """
     bootstrap = Bootstrap()
-    bases = {(each.arm.model, each.target.language): chosen_runs(each) for each in trainings if each.is_base}
+    bases = {(each.arm.model, each.target.language): each for each in trainings if each.is_base}
     measured = [found for training in trainings if (found := _measure(training, bases, bootstrap)) is not None]
     verdicts = judge(trainings, bootstrap)
     spec = trainings[0].spec
@@ -81,17 +81,20 @@ def write_study_page(trainings: Sequence[Training], rows: Sequence[Row], page: P
         return write_page(page, head, sections)
 
 
-def _measure(training: Training, bases: Mapping[tuple[str, str], list[Run]], bootstrap: Bootstrap) -> Measured | None:
+def _measure(training: Training, bases: Mapping[tuple[str, str], Training], bootstrap: Bootstrap) -> Measured | None:
     runs, base = chosen_runs(training), bases[training.arm.model, training.target.language]
-    if not runs or not base:
+    if not runs:
         return None
     stage, means, ends, seeds = runs[0].stages[-1], {}, {}, {}
     for of in (NEW, OLD):
         texts = texts_of(training, of)
-        if texts:
+        compared = compare(training, base, of, bootstrap) if texts else None
+        if compared:
+            difference, test = compared
             values = documents(runs, texts, stage)
-            of_base = documents(base * len(runs), texts, base[0].stages[-1])
-            means[of], ends[of] = mean_of(values), interval(values, of_base, bootstrap)
+            means[of] = mean_of(values)
+            of_base = means[of] - difference
+            ends[of] = (of_base + test.low, of_base + test.high) if test else (means[of], means[of])
             seeds[of] = [mean_of([own[place : place + 1] for own in values]) for place in range(len(runs))]
     added = sizes_of(runs[0], stage)["added_parameters"]
     return Measured(training, math.nan if added is None else added, means, ends, seeds)
@@ -114,11 +117,12 @@ def _curves(language: str, measured: Sequence[Measured]) -> Section:
     """Three panels: the new language and the old one against added parameters, and both against each other."""
     from matplotlib.ticker import EngFormatter
 
-    figure, arms = new_figure(13, 4.6), [each for each in measured if not each.training.is_base]
+    figure = new_figure(13, 4.6)
     places = figure.subplots(1, 3)
+    styles = _styles([each for each in measured if not each.training.is_base])
     for axes, (title, x, y) in zip(places, PANELS, strict=True):
         drawn = [each for each in measured if all(of is None or of in each.means for of in (x, y))]
-        for family, style in _styles(arms).items():
+        for family, style in styles.items():
             own = [each for each in drawn if each.training.arm.family == family]
             _draw(axes, sorted(own, key=lambda each: each.added), x, y, style, family)
         for base in [each for each in drawn if each.training.is_base and x is None]:
