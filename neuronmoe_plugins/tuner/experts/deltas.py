@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.tuner.experts.rows import AllRows, Rows, SortedRows
-from neuronmoe_plugins.tuner.experts.sorted import SlicedStack, fill_gradients, slices
+from neuronmoe_plugins.tuner.experts.sorted import SlicedStack, fill_gradients, slices, sort_by_expert
 from neuronmoe_plugins.tuner.experts.stacks import DOWN, UP, Experts, ExpertStack, stacked_operands
 
 
@@ -161,10 +161,7 @@ class _AddSlices(torch.autograd.Function):
 # How many rows an expert gets differs in every call, so that a compiled version would be made anew each time.
 @torch.compiler.disable
 def _by_slices(weights: torch.Tensor, selected_experts: torch.Tensor, experts: Experts) -> Choices:
-    flat = selected_experts.flatten()
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=len(experts))[: len(experts)].tolist()
-    order = order[: sum(counts)]
+    order, counts = sort_by_expert(selected_experts, len(experts))
     factors = weights.flatten().index_select(0, order).unsqueeze(-1)
     return Choices(SortedRows(order, selected_experts.shape), factors, _SlicedDeltas(experts.stacks, counts))
 

@@ -9,7 +9,7 @@ Shapes: values are (tokens, width), rows (rows, width).
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Protocol
 
 import torch
@@ -67,11 +67,15 @@ class SortedRows:
 
     def __init__(self, order: torch.Tensor, shape: torch.Size) -> None:
         self.token_index = order // shape[1]
-        self._num_tokens = shape[0]
-        self._places: torch.Tensor | None = None
-        if len(order) == shape.numel():
-            places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-            self._places = places.view(shape)
+        self._order, self._shape = order, shape
+
+    @cached_property
+    def _places(self) -> torch.Tensor | None:
+        """(tokens, topk): the row of each choice; None where some choice has none."""
+        order, shape = self._order, self._shape
+        if len(order) < shape.numel():
+            return None
+        return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view(shape)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """See :class:`Rows`."""
@@ -83,7 +87,7 @@ class SortedRows:
     def collect(self, rows: torch.Tensor) -> torch.Tensor:
         """See :class:`Rows`."""
         if self._places is None:
-            return rows.new_zeros(self._num_tokens, rows.shape[1]).index_add(0, self.token_index, rows)
+            return rows.new_zeros(self._shape[0], rows.shape[1]).index_add(0, self.token_index, rows)
         collected: torch.Tensor = _Collect.apply(rows, self.token_index, self._places)  # type: ignore[no-untyped-call]
         return collected
 

@@ -41,10 +41,7 @@ def run_sorted(
 
     The arguments are those of :func:`~neuronmoe_plugins.tuner.experts.run_experts`.
     """
-    flat = selected_experts.flatten()
-    order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=len(experts))[: len(experts)].tolist()
-    order = order[: sum(counts)]
+    order, counts = sort_by_expert(selected_experts, len(experts))
     parts = [part for part in _parts(counts, experts) if part.rows or part.is_needed]
     sizes = [part.rows for part in parts]
     token_index = order // selected_experts.shape[1]
@@ -54,6 +51,13 @@ def run_sorted(
     for part, states, factor, index in zip(parts, inputs, factors, token_index.split(sizes), strict=True):
         mixed.index_add_(0, index, part.run(states).to(tokens.dtype) * factor)
     return mixed
+
+
+def sort_by_expert(selected_experts: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, list[int]]:
+    """The places (rows,) of the choices that are used, sorted by expert, and how many each expert has."""
+    flat = selected_experts.flatten()
+    counts = torch.bincount(flat, minlength=num_experts)[:num_experts].tolist()
+    return flat.argsort(stable=True)[: sum(counts)], counts
 
 
 def _parts(counts: list[int], experts: LayerExperts) -> Iterator[_Part]:
