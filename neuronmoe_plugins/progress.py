@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,13 @@ class Progress(rich.progress.Progress):
         columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         has_bars = shown and console.is_terminal
         super().__init__(
-            TextColumn("{task.description}", markup=False), *columns, console=console, disable=not has_bars
+            TextColumn("{task.description}", markup=False),
+            *columns,
+            console=console,
+            # The pace of all items since the first: of a study's steps none may end within rich's 30 seconds.
+            speed_estimate_period=math.inf,
+            get_time=time.monotonic,
+            disable=not has_bars,
         )
         self._has_lines = shown and not has_bars
         self._last_line = time.monotonic()
@@ -52,9 +59,10 @@ class Progress(rich.progress.Progress):
         self._last_line = time.monotonic()
         task = self._tasks[task_id]
         line = task.description
-        if task.total and task.completed and task.elapsed:
-            left = task.elapsed * (task.total - task.completed) / task.completed
-            line += f": {task.percentage:.0f} %, {_duration(left)} left"
+        if task.total and task.completed:
+            line += f": {task.percentage:.0f} %"
+        if task.time_remaining is not None:
+            line += f", {_duration(task.time_remaining)} left"
         print_text(self.console, line)
 
 
