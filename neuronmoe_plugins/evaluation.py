@@ -22,7 +22,7 @@ import yaml
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import write_text
-from neuronmoe_plugins.steps import Start, run_command
+from neuronmoe_plugins.steps import Start, run_command, start_process
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -35,7 +35,7 @@ def run_lm_eval(
     log: Path,
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
-    start: Start | None = None,
+    start: Start = start_process,
 ) -> None:
     """Evaluate a model of transformers.
 
@@ -47,7 +47,7 @@ def run_lm_eval(
         log: Receives its output.
         options: More of its command line, `--device` and `--batch_size` among them.
         env: Variables set on top of this process's environment.
-        start: How it is started, if not as a process of its own.
+        start: How it is started.
 
     Raises:
         UserError: if lm-eval fails.

@@ -119,6 +119,13 @@ Start = Callable[[Sequence[str], "Path | None", Mapping[str, str], IO[str]], Pro
 _running: set[Program] = set()
 
 
+def start_process(words: Sequence[str], cwd: Path | None, variables: Mapping[str, str], output: IO[str]) -> Program:
+    """Start a program as a process of its own."""
+    return subprocess.Popen(
+        words, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+    )
+
+
 def stop_commands() -> None:
     """End the programs that other threads run, which then raise."""
     for process in list(_running):
@@ -131,7 +138,7 @@ def run_command(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     hint: str = "",
-    start: Start | None = None,
+    start: Start = start_process,
 ) -> None:
     """Run a program to its end; programs of this Python's environment are found also when it is not activated.
 
@@ -141,7 +148,7 @@ def run_command(
         cwd: Working directory.
         env: Variables set on top of this process's environment.
         hint: What the user can do when the program is missing or fails; ends the error message.
-        start: How it is started, if not as `start_process` does.
+        start: How it is started.
 
     Raises:
         UserError: if the program is not installed or exits with another code than 0.
@@ -157,7 +164,7 @@ def run_command(
     with log.open("w", encoding="utf-8") as output:
         output.write(f"$ {shlex.join(words)}\n")
         output.flush()
-        code = _run_to_its_end((start or start_process)([program, *words[1:]], cwd, variables, output))
+        code = _run_to_its_end(start([program, *words[1:]], cwd, variables, output))
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next(line.strip() for line in reversed(lines) if line.strip())  # there is the command line at least
@@ -165,13 +172,6 @@ def run_command(
             f"`{shlex.join(words[:2])}` failed with exit code {code}: {last[-300:]} "
             f"(all its output is in {log}){advice}"
         )
-
-
-def start_process(words: Sequence[str], cwd: Path | None, variables: Mapping[str, str], output: IO[str]) -> Program:
-    """Start a program as a process of its own."""
-    return subprocess.Popen(
-        words, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-    )
 
 
 def _run_to_its_end(program: Program) -> int:

@@ -14,7 +14,7 @@ from neuronmoe_plugins.comparison.lm_eval_results import Results, read_results
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.evaluation import run_lm_eval, task_name
 from neuronmoe_plugins.files import new_directory, read_json, sha256_of, stamp, write_json
-from neuronmoe_plugins.steps import Start, Step, run_command, state_of
+from neuronmoe_plugins.steps import Start, Step, run_command, start_process, state_of
 from neuronmoe_plugins.study.arguments import Values
 from neuronmoe_plugins.study.trainings import Training
 
@@ -32,14 +32,14 @@ class Run:
         rate: Learning rate of stage 1.
         seed: Of LLaMA-Factory.
         device: The GPU that it has for itself, as CUDA_VISIBLE_DEVICES names it.
-        start: How its programs are started, if not as processes of their own.
+        start: How its programs are started.
     """
 
     training: Training
     rate: float | None = None
     seed: int | None = None
     device: str | None = None
-    start: Start | None = None
+    start: Start = start_process
 
     @property
     def name(self) -> str:
