@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -19,14 +19,19 @@ Row = dict[str, Any]
 
 def plan(trainings: Sequence[Training]) -> tuple[Table, str]:
     """A row per arm and language with its runs and steps, and a line about all of them."""
-    lines, total, minutes = [], Counter[str](), []
+    lines, total, left = [], Counter[str](), Counter[str]()
+    minutes: dict[str, list[float]] = defaultdict(list)
     for training in trainings:
         runs = known_runs(training)
         states = Counter(_state(run) for run in runs)
         states["left"] += count_runs(training) - len(runs)
         total += states
-        minutes += [minutes_of(step, run.stamps) for run in runs if run.is_done for step in run.steps]
         arm, steps = training.arm, [step.name for step in runs[0].steps]
+        left.update({name: count_runs(training) for name in steps})
+        for run in runs:
+            for step in run.done_steps:
+                minutes[step.name].append(minutes_of(step, run.stamps))
+                left[step.name] -= 1
         lines.append(
             [
                 *(arm.name, training.target.language, arm.method, ", ".join(steps)),
@@ -41,9 +46,9 @@ def plan(trainings: Sequence[Training]) -> tuple[Table, str]:
     header += ["done", "begun", "left", "stale"]
     counts = ", ".join(f"{total[state]} {state}" for state in ("done", "begun", "left", "stale"))
     line = f"{len(lines)} arms, {total.total()} runs: {counts}"
-    if minutes and total["done"]:
-        ahead = sum(minutes) / total["done"] * (total.total() - total["done"]) / 60
-        line += f"; at the pace of those that are done, one at a time, {ahead:.1f} hours are left"
+    if +left and all(minutes[name] for name in +left):
+        ahead = sum(number * fmean(minutes[name]) for name, number in (+left).items()) / 60
+        line += f"; at the pace of the steps that are done, one at a time, {ahead:.1f} hours are left"
     return Table("", header, lines, words=(0, 1, 2, 3), groups=[3, *[1] * 9]), line
 
 

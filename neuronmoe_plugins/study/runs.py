@@ -96,6 +96,11 @@ class Run:
         return [state if place < first or state == "stale" else "left" for place, state in enumerate(found)]
 
     @property
+    def done_steps(self) -> list[Step]:
+        """Those that need not be done again."""
+        return [step for step, state in zip(self.steps, self.states, strict=True) if state == "done"]
+
+    @property
     def is_done(self) -> bool:
         """Whether every step is."""
         return set(self.states) == {"done"}

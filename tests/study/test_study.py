@@ -176,6 +176,19 @@ def test_a_dry_run_writes_nothing(studies: Studies) -> None:
     assert not Path("out").exists() and not studies.calls()
 
 
+def test_a_dry_run_says_how_long_it_takes_by_the_steps_that_are_done(studies: Studies) -> None:
+    studies.run("--arms", "base")
+    assert "are left" not in studies.run("--dry-run").output, "nothing is trained yet"
+    studies.run("--arms", "lora-4")
+    minutes = {"evaluate-base": 1000, "stage1": 60, "stage2": 30, "evaluate-stage1": 18, "evaluate-stage2": 12}
+    for stamp in Path("out/runs").rglob("steps/*.json"):
+        stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"minutes": minutes[stamp.stem]}))
+
+    assert "one at a time, 2.0 hours are left" in studies.run("--dry-run").output, "of the one run of `even`"
+    studies.run()
+    assert "are left" not in studies.run("--dry-run").output
+
+
 def test_single_arms_are_run_and_the_results_of_all_are_shown(studies: Studies) -> None:
     studies.run("--arms", "lora-4")
     studies.run("--arms", "even")
