@@ -41,6 +41,10 @@ class HubDataset:
                 f"{self} does not exist: there is no such folder, and it is no name on the hub (OWNER/NAME)"
             )
 
+    def local_files(self) -> list[Path]:
+        """All files of a folder; none of a name on the hub."""
+        return sorted(path for path in Path(self.name).rglob("*") if path.is_file())
+
 
 @dataclass(frozen=True)
 class CorpusSpec:

@@ -75,7 +75,7 @@ class Context:
 
 
 def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
-    """The local files of a data set, none of a hub data set; raises `UserError` as `find_files` does.
+    """The local files of a data set, none of one on the hub; raises `UserError` as `find_files` does.
 
     Args:
         dataset: Which.
@@ -84,7 +84,7 @@ def files_of(dataset: DatasetSpec, base: Path) -> list[Path]:
     try:
         if isinstance(dataset.source, HubDataset):
             dataset.source.require_there()
-            return []
+            return dataset.source.local_files()
         return find_files(dataset.source.patterns, base)
     except UserError as error:
         raise UserError(f"{dataset.name}: {error}") from error
@@ -143,13 +143,13 @@ def _open_source(dataset: DatasetSpec, context: Context) -> Source:
         unreadable_files=dataset.unreadable_files,
     )
     workspace, workers, name = context.workspace, context.workers, dataset.name
+    files = context.files[name]
     if isinstance(dataset.source, HubDataset):
-        origin = [str(dataset.source), dataset.revision, dataset.text]
+        origin = [str(dataset.source), dataset.revision, dataset.text, describe_files(files)]
         kept = workspace.folder("rows", origin)
         rows = HubRows(dataset.source, dataset.revision, dataset.text, kept, workers.counter(f"{name}: rows streamed"))
         scans = workspace.folder("scan", [origin, asdict(settings)])
         return HubSource(dataset.source, rows, settings, scans, workers, name)
-    files = context.files[name]
     scans = workspace.folder("scan", [describe_files(files), asdict(settings)])
     return FileSource(files, settings, scans, workers, name)
 

@@ -62,6 +62,18 @@ def test_texts_of_other_chunks_are_not_drawn_again(hub: Path, tmp_path: Path) ->
     assert entry_of(prepared)["passed_over"] == {"equal to another": 30}
 
 
+def test_a_folder_that_has_changed_is_read_again(hub: Path, tmp_path: Path) -> None:
+    spec = spec_of(hub, tmp_path / "spec.yaml", {"documents": 1})
+    assert prepare(spec, tmp_path / "out").is_new
+    assert not prepare(spec, tmp_path / "out").is_new
+    changed = {"text": ["νέα"], "timestamp": [""], "url": [""], "source": ["mC4"]}
+    pq.write_table(pa.table(changed), hub / "el-0.parquet")
+    with pytest.raises(UserError, match="is there already; replace it by --force"):
+        prepare(spec, tmp_path / "out")
+    prepare(spec, tmp_path / "out", force=True)
+    assert texts_of(tmp_path / "out") == ["νέα"]
+
+
 def test_with_rows_the_sample_is_drawn_from_these(hub: Path, tmp_path: Path) -> None:
     prepare(spec_of(hub, tmp_path / "spec.yaml", {"documents": 20, "rows": 60}), tmp_path / "out")
     expected = sorted(TEXTS[:60], key=lambda text: Keys(22).of(text.encode()))[:20]
