@@ -37,7 +37,8 @@ def latin(texts: Path, output: Path) -> None:
     if output.exists():
         raise UserError(f"{output} is there already; delete it, or name another file")
     try:
-        lines = [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
+        given = texts.read_text(encoding="utf-8").split("\n")  # splitlines() would also split inside a text
+        lines = [json.loads(line)["text"] for line in given if line]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{texts} is not a file of JSON lines with a field text ({error})") from error
     with writing(str(output)):

@@ -24,11 +24,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_texts_in_latin_letters(program: ModuleType, tmp_path: Path) -> None:
     texts, output = tmp_path / "el.jsonl", tmp_path / "el-Latn.jsonl"
-    write_texts(texts, ["αα", "bα"])
+    write_texts(texts, ["αα", "b\u2028α"])
 
     program.latin(texts, output)
 
-    assert output.read_text() == '{"text": "aa"}\n{"text": "ba"}\n'
+    assert output.read_text() == '{"text": "aa"}\n{"text": "b\u2028a"}\n'
     with pytest.raises(UserError, match=r"el-Latn\.jsonl is there already; delete it, or name another file"):
         program.latin(texts, output)
     texts.write_text("[1]\n")
