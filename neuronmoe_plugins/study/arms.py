@@ -97,11 +97,13 @@ def _read_arm(name: object, value: object, where: str, defaults: ArmSpec) -> Ite
     keys = [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else OF_ALL
     method = Fields(value, where, keys).required("method", choice(tuple(METHODS)))
     fields = Fields(value, where, (*OF_ALL, *METHODS[method]))
-    targets = fields.optional("targets", names, defaults.targets)
+    targets = tuple(dict.fromkeys(fields.optional("targets", names, defaults.targets)))
     if unknown := [target for target in targets if target not in defaults.targets]:
         raise fields.error("targets", f"{unknown[0]} is not among the study's: {', '.join(defaults.targets)}")
     own = by_stage(fields)
-    training = {stage: {**defaults.training.get(stage, {}), **values} for stage, values in own.items()}
+    if fields.has("stage2") and own.keys() > defaults.training.keys():
+        raise fields.error("stage2", "the study has none; add stage2: {} to it, or leave this out")
+    training = {stage: {**values, **own[stage]} for stage, values in defaults.training.items() if stage in own}
     own_rates = fields.optional("learning_rates", rates, defaults.learning_rates)
     own_seeds = fields.optional("seeds", seeds, defaults.seeds)
     model = model_of(fields, Path(defaults.where).parent) if fields.has("model") else defaults.model

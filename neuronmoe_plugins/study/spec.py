@@ -83,7 +83,6 @@ class StudySpec:
         texts: Name -> held-out file of that language.
         tasks: Of lm-eval, in that language.
         targets: The languages to learn, by code.
-        stages: Those that are trained.
         evaluation: lm-eval's `--model_args`, and its `batch_size`.
         environment: Variables of all programs.
         bases: The base models, the first one that of the whole study.
@@ -97,7 +96,6 @@ class StudySpec:
     texts: Mapping[str, Path]
     tasks: tuple[str, ...]
     targets: Mapping[str, Target]
-    stages: tuple[str, ...]
     evaluation: Values
     environment: Mapping[str, str]
     bases: tuple[ArmSpec, ...]
@@ -129,8 +127,10 @@ def load_spec(path: Path) -> StudySpec:
     given = mapping(top, "targets")
     targets = {str(code): _target(code, value, f"{path}: targets: {code}", base) for code, value in given.items()}
     own_rates, own_seeds = top.required("learning_rates", rates), top.required("seeds", seeds)
-    model = model_of(top, base)
-    defaults = ArmSpec("", "", str(path), "", model, {}, by_stage(top), own_rates, own_seeds, tuple(targets))
+    model, training = model_of(top, base), by_stage(top)
+    if not top.has("stage2"):
+        del training["stage2"]
+    defaults = ArmSpec("", "", str(path), "", model, {}, training, own_rates, own_seeds, tuple(targets))
     arms = tuple(read_arms(top, defaults))
     bases = tuple(base_arms(arms, defaults))
     spec = StudySpec(
@@ -140,7 +140,6 @@ def load_spec(path: Path) -> StudySpec:
         texts=_texts(source, base),
         tasks=source.optional("tasks", names, ()),
         targets=targets,
-        stages=tuple(defaults.training) if top.has("stage2") else STAGES[:1],
         evaluation=values_of(top, "evaluation"),
         environment={"OMP_NUM_THREADS": "1"} | {key: str(own) for key, own in values_of(top, "environment").items()},
         bases=bases,

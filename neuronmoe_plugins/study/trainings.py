@@ -125,8 +125,7 @@ def _training(spec: StudySpec, arm: ArmSpec, target: Target, output: Path) -> Tr
     recipe = _recipe(spec, arm, target, allocation or _evenly(spec, target, num_experts), output)
     own = {} if allocation else METHOD_ARGUMENTS[arm.method](given)
     stages = {}
-    trained = [stage for stage in spec.stages if stage in arm.training]
-    for stage, sections in zip(trained, (recipe.stage1_sections(), recipe.stage2_sections()), strict=False):
+    for stage, sections in zip(arm.training, (recipe.stage1_sections(), recipe.stage2_sections()), strict=False):
         values = _of_recipe(sections, with_method=allocation is not None) | own
         both = (*target.replay, *(target.review or target.train))
         values["dataset"] = ",".join(target.train if stage == "stage1" else both)

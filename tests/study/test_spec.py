@@ -69,6 +69,7 @@ def of_allocation(**options: Any) -> dict[str, Any]:
         (of_arm(method="lora"), ": arms: a: rank is missing"),
         (of_arm(method="lora", rank=[4, 0]), ": arms: a: rank: must be a whole number from 1 on; got 0"),
         (of_arm(method="lora", rank=[4, 4]), ": arms: a: there are two arms called a-4; name one otherwise"),
+        ({"stage2": None}, ": arms: even: stage2: the study has none; add stage2: {} to it, or leave this out"),
         (of_arm(method="full", targets="tr"), ": arms: a: targets: tr is not among the study's: el"),
         (of_arm(method="freeze", layers=0), ": arms: a: layers: must be a number of layers, not 0; got 0"),
         (
@@ -116,6 +117,12 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], message: str, studie
     assert result.exit_code == 1 and message in said, said
     assert "\n" not in said
     assert not Path("out").exists()
+
+
+def test_a_language_that_stands_there_twice_is_learnt_once(studies: Studies) -> None:
+    spec = studies.write(**of_arm(method="lora", rank=4, targets=["el", "el"]))
+
+    assert [each.arm.name for each in load_trainings(spec, Path("out"))] == ["base", "a"]
 
 
 def test_what_arms_allocate_from_is_read_once(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
