@@ -227,7 +227,7 @@ def strata_of(runs: Sequence[Evidence]) -> tuple[Statistic, list[Stratum]] | Unt
     weightings = [by_size for by_size in first.weightings if all(by_size in run.weightings for run in runs)]
     if not statistics or not weightings:
         return Untested.AGGREGATION
-    if sum(len(items.numbers) for items in first.items.values()) < 2:
+    if max(len(items.numbers) for items in first.items.values()) < 2:  # of a group, too: resampled task by task
         return Untested.TOO_FEW
     weights = _weights(first.results, first.items, weightings[0])
     values = {task: np.stack([run.items[task].values for run in runs], axis=1) for task in first.items}

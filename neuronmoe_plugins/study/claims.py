@@ -3,6 +3,9 @@
 A resample draws documents of each text, and seeds, with replacement; both arms keep their pairs of each. The documents
 say how much depends on the texts, the seeds how much on the training. What is compared is the mean over the texts of
 a language of the bits per byte, as lm-eval adds them up over documents.
+
+Few of either give too narrow an interval: of three seeds alone it is from the least to the most, which has 0 in it for
+three of four differences that are none; and a text of one document counts as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +31,23 @@ HOLDS, REFUTED, OPEN = "holds", "is refuted", "is not settled"
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Bits per byte of one arm less those of another, on the texts of a language.
+
+    Attributes:
+        value: Their difference.
+        test: Of it; None where nothing can be drawn: one seed, and one document of each text.
+        seeds: How many both have.
+        documents: Of each text.
+    """
+
+    value: float
+    test: Test | None
+    seeds: int
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One comparison of a claim.
 
@@ -36,23 +56,22 @@ class Verdict:
         language: To learn.
         other: The arm that it is compared with.
         of: `NEW` or `OLD`, whose texts.
-        difference: Bits per byte of the first arm less those of the other; None where there are no runs of both.
-        test: Of the difference.
+        difference: Of the first arm from the other; None where there are no runs of both.
     """
 
     claim: Claim
     language: str
     other: str
     of: str
-    difference: float | None = None
-    test: Test | None = None
+    difference: Difference | None
 
     @property
     def words(self) -> str:
         """Whether the first arm is better."""
-        if self.test is None or self.test.is_noise:
+        test = None if self.difference is None else self.difference.test
+        if test is None or test.is_noise:
             return OPEN
-        return HOLDS if self.test.high < 0 else REFUTED
+        return HOLDS if test.high < 0 else REFUTED
 
 
 def documents(runs: Sequence[Run], texts: Sequence[str], stage: str) -> list[Array]:
@@ -103,13 +122,13 @@ def judge(trainings: Sequence[Training], bootstrap: Bootstrap) -> list[Verdict]:
         first = by_name.get((claim.better, language))
         for name, of in product(claim.than, kinds) if first else ():
             other = by_name.get((name, language))
-            compared = first and other and compare(first, other, of, bootstrap)
-            found.append(Verdict(claim, language, name, of, *(compared or ())))
+            difference = compare(first, other, of, bootstrap) if first and other else None
+            found.append(Verdict(claim, language, name, of, difference))
     return found
 
 
-def compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> tuple[float, Test | None] | None:
-    """The difference of two arms on the texts of a language, after the last stage, and its test; None without runs.
+def compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> Difference | None:
+    """The difference of two arms on the texts of a language, after the last stage; None without runs.
 
     Runs of the same seed are pairs; the base model, which has none, is paired with each.
     """
@@ -119,8 +138,10 @@ def compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> 
         return None
     texts = texts_of(first, of)
     one, two = (documents(own, texts, own[0].stages[-1]) for own in zip(*pairs, strict=True))
-    test = difference_of(resample(two, bootstrap), resample(one, bootstrap), bootstrap)
-    return mean_of(one) - mean_of(two), test
+    counts, test = tuple(values.shape[1] for values in one), None
+    if max(len(pairs), *counts) > 1:  # else all resamples are the same
+        test = difference_of(resample(two, bootstrap), resample(one, bootstrap), bootstrap)
+    return Difference(mean_of(one) - mean_of(two), test, len(pairs), counts)
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:

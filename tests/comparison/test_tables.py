@@ -138,11 +138,15 @@ def test_an_unknown_direction_is_only_different(tmp_path: Path) -> None:
 def test_one_item_is_not_tested_and_few_are_warned_of(tmp_path: Path) -> None:
     for name, right in (("a", 0), ("b", 1)):
         save_run(
-            tmp_path / name, {"one": {"acc": [right]}, "few": {"acc": [0, right, 0]}, "many": {"acc": [0, right] * 15}}
+            tmp_path / name,
+            {"one": {"acc": [right]}, "few": {"acc": [0, right, 0]}, "many": {"acc": [0, right] * 15}}
+            | {part: {"acc": [right]} for part in ("left", "right")},
+            {"both": {"acc": right}},
+            {"both": ["left", "right"]},
         )
     comparison = compare([tmp_path / "a", tmp_path / "b"], ["a", "b"])
     found = notes(comparison)
-    assert "Not tested, since one item cannot be resampled (b: one (acc))." in found
+    assert "Not tested, since one item cannot be resampled (b: one (acc), both (acc))." in found
     assert "Intervals from fewer than 30 items are too narrow: few (3)." in found
 
 

@@ -10,7 +10,8 @@ import pytest
 from made_studies import SPEC, Studies
 
 from neuronmoe_plugins.comparison.bootstrap import Bootstrap
-from neuronmoe_plugins.study.claims import mean_of, resample
+from neuronmoe_plugins.study.claims import OPEN, Difference, judge, mean_of, resample
+from neuronmoe_plugins.study.trainings import load_trainings
 
 MANY = Bootstrap(resamples=20_000)
 ARMS = {
@@ -73,9 +74,21 @@ def test_the_page_has_a_verdict_for_each_claim(studies: Studies, with_pages: boo
         in html
     )
     assert "Experts differ (el): in the new language it is not settled; in the old language it is not settled." in html
-    assert "-0.2000" in html and "-0.2000 to -0.2000" in html
+    for cell in ("-0.2000", "-0.2000 to -0.2000", "0.0002", "1", "3", "holds"):
+        assert f">{cell}<" in html
     assert Path("out/figures/curves-el.png").stat().st_size > 10_000
     assert "<title>spec: a study</title>" in html
+
+
+def test_one_seed_and_one_document_settle_nothing(studies: Studies) -> None:
+    studies.run(arms=ARMS, claims=CLAIMS, seeds=1)
+    for file in Path("out").rglob("samples_*.jsonl"):
+        file.write_text(file.read_text().splitlines()[0] + "\n")
+
+    verdicts = judge(load_trainings(Path("spec.yaml"), Path("out")), MANY)
+
+    assert {each.words for each in verdicts} == {OPEN}
+    assert verdicts[0].difference == Difference(pytest.approx(-0.2), None, seeds=1, documents=(1,))
 
 
 def test_a_claim_about_no_arm_is_refused(studies: Studies) -> None:
