@@ -60,14 +60,17 @@ def _state(run: Run) -> str:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A row per arm, language and stage: the mean over seeds at the best learning rate, for every measure."""
+    """A row per arm, language and stage: the mean over seeds at the best learning rate, for every measure.
+
+    As long as that is not known, there is a row for each.
+    """
     chosen = [row for row in rows if row["best_learning_rate"] is not False]
     measures = list(dict.fromkeys((row["measure"], row["metric"]) for row in chosen))
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in chosen:
-        groups.setdefault((row["arm"], row["language"], row["stage"]), []).append(row)
+        groups.setdefault((row["arm"], row["language"], row["stage"], row["learning_rate"]), []).append(row)
     lines = []
-    for (arm, language, stage), own in groups.items():
+    for (arm, language, stage, rate), own in groups.items():
         values = {
             measure: [row["value"] for row in own if (row["measure"], row["metric"]) == measure] for measure in measures
         }
@@ -75,7 +78,7 @@ def table(rows: Sequence[Row]) -> Table:
         lines.append(
             [
                 *(arm, language, stage, _count(own[0]["added_parameters"])),
-                "-" if own[0]["learning_rate"] is None else f"{own[0]['learning_rate']:g}",
+                "-" if rate is None else f"{rate:g}",
                 str(len(seconds)),
                 *(_mean(values[measure]) for measure in measures),
                 f"{fmean(seconds.values()) / 60:.1f}",

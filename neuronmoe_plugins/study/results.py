@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import safe_open
 
 from neuronmoe_plugins.comparison.lm_eval_results import metric_of
@@ -40,9 +41,10 @@ def write_results(trainings: Sequence[Training], output: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = collect(trainings)
     schema = pa.schema([(name, getattr(pa, "bool_" if kind == "bool" else kind)()) for name, kind in COLUMNS.items()])
-    with writing(f"--output {output}"):
+    # Of two calls at once the one that writes last has also looked last, and so misses nothing.
+    with writing(f"--output {output}"), FileLock(output / ".results.lock"):
+        rows = collect(trainings)
         with replaced_file(output / "results.parquet") as file:
             pq.write_table(pa.Table.from_pylist(rows, schema), file)
         write_text(output / "results.md", as_markdown(table(rows)) + "\n")
@@ -88,12 +90,12 @@ def _rows(run: Run) -> Iterator[Row]:
 
 
 def sizes_of(run: Run, stage: str) -> Row:
-    """Parameters and bytes of what a stage saved, and what it trained; its bytes are None once the file is gone."""
+    """Parameters and bytes of what a stage saved, and what it trained; None of what only a file says that is gone."""
     if run.training.is_base:
         return {"added_parameters": 0, "trained_parameters": 0, "file_bytes": 0}
-    files = list((run.folder / stage).glob("*.safetensors"))
+    files, log = list((run.folder / stage).glob("*.safetensors")), run.folder / f"{stage}.log"
     is_counted = run.training.saves_model or not files
-    trained = TRAINED.search((run.folder / f"{stage}.log").read_text(encoding="utf-8", errors="replace"))
+    trained = TRAINED.search(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
     return {
         "added_parameters": run.training.parameters if is_counted else sum(map(parameters_in, files)),
         "trained_parameters": None if trained is None else int(trained[1].replace(",", "")),

@@ -64,7 +64,7 @@ class _Pool:
 
     def __init__(self, trainings: Sequence[Training], jobs: int, finished: Callable[[], object]) -> None:
         self.trainings, self.jobs, self.finished = trainings, jobs, finished
-        self.devices = _devices(jobs)
+        self.devices = _devices(jobs, {**os.environ, **trainings[0].spec.environment}.get("CUDA_VISIBLE_DEVICES"))
         self.running: dict[Future[None], Run] = {}
         self.failed: dict[Path, UserError] = {}
         self.stopping = False
@@ -94,6 +94,8 @@ class _Pool:
             except BaseException:
                 self.stopping = True
                 stop_commands()
+                while wait(self.running, 0.5).not_done:  # one may only just have started its program
+                    stop_commands()
                 raise
         if self.failed:
             first, *others = self.failed.values()
@@ -157,12 +159,11 @@ class _Pool:
                 self.finished()
 
 
-def _devices(jobs: int) -> list[str]:
-    """The GPUs that runs share out among them, as often as there are runs for each; none for a single run."""
+def _devices(jobs: int, given: str | None) -> list[str]:
+    """The GPUs, all or those given, that runs share out, as often as there are runs for each; none for a single run."""
     if jobs == 1:
         return []
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = given.split(",") if given else list(map(str, range(torch.cuda.device_count())))
     return [found[job % len(found)] for job in reversed(range(jobs))] if found else []

@@ -20,6 +20,8 @@ from neuronmoe_plugins.study.trainings import Training
 
 # What says where things are, and not what is trained.
 PLACES = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "output_dir", "use_cpu", "overwrite_output_dir")
+# Beginnings of the names of variables that do.
+PLACES_OF_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_")
 BITS_PER_BYTE = "bits_per_byte,none"
 
 
@@ -78,11 +80,11 @@ class Run:
         model, found = _model(self.training.arm.model), []
         for stage in self.training.stages:
             values = {key: value for key, value in self.arguments(stage).items() if key not in PLACES}
-            parameters = {"arguments": values, "model": model, "data": self._data(values)}
+            parameters = {"arguments": values, "model": model, "data": self._data(values), **self._variables()}
             outputs = [self.folder / stage / "train_results.json"]
             found.append(Step(stage, partial(self.train, stage), outputs, parameters))
         parameters = {"evaluation": self.training.spec.evaluation, "model": model}
-        parameters |= {"texts": self._texts(), "tasks": self._tasks()}
+        parameters |= {"texts": self._texts(), "tasks": self._tasks(), **self._variables()}
         for stage in self.stages:
             outputs = [self.evaluation(stage)]
             found.append(Step(f"evaluate-{stage}", partial(self.evaluate, stage), outputs, parameters))
@@ -121,15 +123,17 @@ class Run:
 
     def train(self, stage: str) -> None:
         """Train a stage in LLaMA-Factory."""
-        recipe = self.folder / f"{stage}.yaml"
+        recipe, folder = self.folder / f"{stage}.yaml", self.folder / stage
         write_json(recipe, self.arguments(stage))
+        if folder.exists():  # an adapter of another method there would be loaded beside what is saved
+            shutil.rmtree(folder)
         if self.training.allocation is not None:
             self.training.allocation.save(self.folder / "allocation.yaml")
         try:
             log = self.folder / f"{stage}.log"
             run_command(["llamafactory-cli", "train", recipe], log, env=self.environment, start=self.start)
         except UserError:
-            shutil.rmtree(self.folder / stage, ignore_errors=True)  # which may keep a full disk full
+            shutil.rmtree(folder, ignore_errors=True)  # which may keep a full disk full
             raise
 
     def evaluate(self, stage: str) -> None:
@@ -147,6 +151,7 @@ class Run:
         with new_directory(self.evaluation(stage)) as folder:
             places = (self.training.output / "tasks", folder, log)
             run_lm_eval({**model, **given}, tasks, *places, options, self.environment, self.start)
+        self.results(stage)  # so that a training that diverged is a run that failed, and the others go on
 
     def evaluation(self, stage: str) -> Path:
         """Folder of lm-eval's results."""
@@ -168,6 +173,14 @@ class Run:
 
     def _tasks(self) -> list[str]:
         return list(self.training.spec.tasks_of(self.training.target.language))
+
+    def _variables(self) -> dict[str, Any]:
+        """Those of the spec that may change a number; nothing where it has none of its own."""
+        given = dict(self.training.spec.environment)
+        if given["OMP_NUM_THREADS"] == "1":  # as everywhere
+            del given["OMP_NUM_THREADS"]
+        own = {name: value for name, value in given.items() if not name.startswith(PLACES_OF_VARIABLES)}
+        return {"environment": own} if own else {}
 
     def _data(self, values: Values) -> dict[str, Any]:
         folder = self.training.spec.dataset_dir

@@ -138,9 +138,9 @@ def forking(studies: Studies, tmp_path: Path) -> Studies:
 
 def test_a_study_of_forks_is_one_of_processes(forking: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forks, "LIBRARIES", ("fractions",))
-    monkeypatch.setattr(running, "_devices", lambda jobs: ["3", "5"])
+    monkeypatch.setattr(running, "_devices", lambda jobs, given: ["3", "5"])
     forking.trouble("print('fractions' in sys.modules, os.environ['GIVEN'])")
-    given = {"environment": {"GIVEN": 1}, "stage2": None}
+    given = {"environment": {"GIVEN": 1}, "stage2": None, "arms": {"lora": SPEC["arms"]["lora"]}}
     result = forking.run("--jobs", "2", **given)
     assert result.exit_code == 0, result.output
     logs = [log.read_text().splitlines() for log in Path("out/runs").rglob("stage1.log")]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_studies import SPEC, Studies
 
+from neuronmoe_plugins.steps import Program, start_process
+from neuronmoe_plugins.study import running
 from neuronmoe_plugins.study.trainings import load_trainings
 
 LORA = {"arms": {"lora": SPEC["arms"]["lora"] | {"rank": 4}}}
@@ -48,14 +54,15 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
 
 def test_without_its_file_an_adapter_has_the_parameters_that_its_arm_says(studies: Studies) -> None:
     studies.run(**LORA)
-    for file in Path("out/runs").rglob("*.safetensors"):
+    for file in [*Path("out/runs").rglob("*.safetensors"), *Path("out/runs").rglob("stage?.log")]:
         file.unlink()
     assert studies.run(**LORA).exit_code == 0
 
     (lora,) = [own for own in load_trainings(studies.folder / "spec.yaml", Path("out")) if not own.is_base]
     assert lora.parameters is not None and lora.parameters > 100
-    sizes = {(row["added_parameters"], row["file_bytes"]) for row in studies.rows() if row["arm"] != "base"}
-    assert sizes == {(lora.parameters, None)}
+    kinds = ("added_parameters", "trained_parameters", "file_bytes")
+    sizes = {tuple(row[kind] for kind in kinds) for row in studies.rows() if row["arm"] != "base"}
+    assert sizes == {(lora.parameters, None, None)}
 
 
 def test_both_stages_are_told_what_differs(studies: Studies) -> None:
@@ -102,9 +109,9 @@ def test_a_study_that_was_stopped_gives_the_same_results(studies: Studies) -> No
 
 
 def test_several_runs_at_once_have_a_gpu_each(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     studies.trouble("time.sleep(0.2)")
-    studies.run("--jobs", "2", **LORA)
+    studies.run("--jobs", "2", environment={"CUDA_VISIBLE_DEVICES": "3,5"}, **LORA)
 
     calls = studies.calls()
     assert {call.split()[1] for call in calls} == {"3", "5"}
@@ -142,6 +149,36 @@ def test_a_text_that_has_changed_is_measured_again_and_nothing_trained(studies: 
     assert len(studies.calls()) == len(before)
 
 
+def test_variables_that_may_change_a_number_make_runs_stale(studies: Studies) -> None:
+    small = {"learning_rates": 0.001, "seeds": 1, "stage2": None, **LORA}
+    studies.run(environment={"TF32": 1, "HF_HOME": "a"}, **small)
+    assert studies.run(environment={"TF32": 1, "HF_HOME": "b", "OMP_NUM_THREADS": 1}, **small).exit_code == 0
+    assert len(studies.calls()) == 1
+
+    said = str(studies.run(environment={"TF32": 0, "HF_HOME": "a"}, **small).exception)
+    assert "these were done: base el (evaluate-base); lora el, learning rate 0.001, seed 1 (stage1)" in said
+
+
+def test_a_stage_that_is_done_again_keeps_nothing_of_before(studies: Studies) -> None:
+    small = {"learning_rates": 0.001, "seeds": 1, "stage2": None, **LORA}
+    studies.run(**small)
+    of_another_method = Path("out/runs/lora/el_0.001_1/stage1/adapter_config.json")
+    of_another_method.touch()
+
+    assert studies.run("--force", **small | {"stage1": {"max_steps": 5}}).exit_code == 0
+    assert not of_another_method.exists()
+
+
+def test_a_training_that_diverges_fails_alone_and_rates_are_shown_apart_until_one_is_best(studies: Studies) -> None:
+    studies.trouble("told['max_steps'] = float('nan') if told['learning_rate'] == 0.001 else 4")
+    three = {"learning_rates": [0.001, 0.002, 0.004], "stage2": None, **LORA}
+    said = str(studies.run(**three).exception)
+
+    assert said.startswith("lora el, learning rate 0.001, seed 1: ") and "el is nan, not a finite number" in said
+    lines = [line.split(" | ") for line in Path("out/results.md").read_text().splitlines()[3:]]
+    assert [(line[4], line[6]) for line in lines] == [("0.002", "1.401"), ("0.004", "1.601")]
+
+
 def test_an_interrupt_ends_what_runs_and_keeps_what_is_done(studies: Studies) -> None:
     studies.trouble("if '0.002' in str(folder): os.kill(os.getppid(), 2), time.sleep(30)")
     start = time.monotonic()
@@ -153,6 +190,19 @@ def test_an_interrupt_ends_what_runs_and_keeps_what_is_done(studies: Studies) ->
     studies.trouble()
     assert studies.run(**LORA).exit_code == 0
     assert len(studies.calls()) == 2 + 1 + 4
+
+
+def test_an_interrupt_ends_a_program_that_is_about_to_start(studies: Studies, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(words: Sequence[str], *given: Any) -> Program:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return start_process(["sleep", "30"], *given)
+
+    monkeypatch.setattr(running, "start_forked", lambda block, environment: start)
+    before = time.monotonic()
+
+    assert "Interrupted: the same command goes on from what is done" in studies.run(**LORA).output
+    assert time.monotonic() - before < 10
 
 
 def test_a_full_disk_ends_the_study_at_once(studies: Studies) -> None:
