@@ -192,7 +192,7 @@ def _reader(model: str, name: str) -> Callable[[str], Any]:
     from neuronmoe_plugins.neurons.loading import load_model
     from neuronmoe_plugins.tuner.fingerprint import read_weight
 
-    return partial(read_weight, load_model(model, "float32", "cpu"))
+    return partial(read_weight, load_model(model, "float32", "cpu", needs_head=False))
 
 
 def _compress(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronmoe_plugins.errors import UserError, one_line
 from neuronmoe_plugins.files import stamp
-from neuronmoe_plugins.models import ADAPTER
+from neuronmoe_plugins.models import ADAPTER, TOKENIZER, require_model
 from neuronmoe_plugins.progress import without_transformers_bars
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; raises `UserError`, which begins with what named the model, if it cannot be had."""
+    # Of a folder without one, transformers makes up an empty one.
+    require_model(flag, name, TOKENIZER)
     from transformers import AutoTokenizer
 
     with loading(flag, name):
@@ -25,7 +27,12 @@ def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str, dtype: str, device: str, adapter: str | None = None, adapter_flag: str = "--adapter"
+    name: str,
+    dtype: str,
+    device: str,
+    adapter: str | None = None,
+    adapter_flag: str = "--adapter",
+    needs_head: bool = True,
 ) -> PreTrainedModel:
     """Load a causal language model, in evaluation mode.
 
@@ -35,6 +42,7 @@ def load_model(
         device: A torch device, as in `cpu` or `cuda:0`, or `auto` for as many as the model needs.
         adapter: A PEFT adapter to put on it, folder or hub name.
         adapter_flag: What names that, for errors.
+        needs_head: Whether what is computed depends on the head's weights, which otherwise may be missing.
 
     Returns:
         The model, or the PEFT model around it.
@@ -53,9 +61,9 @@ def load_model(
         how |= {"device_map": "auto"}
     with loading("--model", name), without_transformers_bars():
         model, loaded = loader.from_pretrained(name, output_loading_info=True, **how)
-    _require_whole("--model", name, loaded["missing_keys"])
+    _require_whole("--model", name, loaded["missing_keys"], needs_head)
     if adapter is not None:
-        model = _with_adapter(model, adapter, adapter_flag)
+        model = _with_adapter(model, adapter, adapter_flag, needs_head)
     if device != "auto" and not getattr(model, "is_quantized", False):
         with _using(device):
             model.to(device)
@@ -79,7 +87,7 @@ def _using(device: str | None) -> Iterator[None]:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _with_adapter(model: Any, adapter: str, flag: str) -> Any:
+def _with_adapter(model: Any, adapter: str, flag: str, needs_head: bool) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     from neuronmoe_plugins.tuner.fingerprint import refused_on_other_base
@@ -90,15 +98,15 @@ def _with_adapter(model: Any, adapter: str, flag: str) -> Any:
         # Those of a published one by the names that they get when they are loaded.
         in_file = set(tensors_from_published(load_peft_weights(adapter, device="cpu")))
     needed = get_peft_model_state_dict(adapted).keys()
-    _require_whole(flag, adapter, sorted(needed - in_file))
+    _require_whole(flag, adapter, sorted(needed - in_file), needs_head)
     if unused := sorted(in_file - needed):
         raise UserError(f"{flag} {adapter} is of another model, which has a place for {unused[0]}")
     return adapted
 
 
-def _require_whole(flag: str, name: str, missing: Sequence[str]) -> None:
-    """Raise `UserError` for weights that would be random; those of the head have no effect on a neuron."""
-    names = sorted(key for key in missing if "lm_head" not in key)
+def _require_whole(flag: str, name: str, missing: Sequence[str], needs_head: bool) -> None:
+    """Raise `UserError` for weights that would be random; those of the head have no effect on an activation."""
+    names = sorted(key for key in missing if needs_head or "lm_head" not in key)
     if names:
         raise UserError(f"{flag} {name} lacks {len(names)} weights of its model, among them {names[0]}")
 

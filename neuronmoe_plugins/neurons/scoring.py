@@ -20,7 +20,7 @@ from neuronmoe_plugins.neurons.arrays import Arena, FloatArray, IntArray, Module
 from neuronmoe_plugins.neurons.layer_measures import Sharing, measure_layers
 from neuronmoe_plugins.neurons.loading import default_device, load_model, require_places
 from neuronmoe_plugins.neurons.metrics import NeuronMetric, Samples, require_finite
-from neuronmoe_plugins.neurons.options import AnalyzeOptions
+from neuronmoe_plugins.neurons.options import ON_BLOCKS, AnalyzeOptions
 from neuronmoe_plugins.neurons.places import (
     Place,
     expert_sizes,
@@ -63,14 +63,16 @@ def score_neurons(
     Raises:
         UserError: if the model cannot be loaded or analysed, or an activation is not finite.
     """
-    model = load_model(options.model, options.dtype, _choose_device(options, processes), options.adapter)
+    backward = metric.observes == "attributions"
+    asks_losses = backward or not set(options.measures or ()).isdisjoint(ON_BLOCKS)
+    device = _choose_device(options, processes)
+    model = load_model(options.model, options.dtype, device, options.adapter, needs_head=asks_losses)
     require_places(model, sentences.token_ids)
     unmeasured: list[str] = []
     if metric.observes == "activation functions":
         places = find_activation_functions(model)
     else:
         places, unmeasured = find_projections(model, settings["components"])
-    backward = metric.observes == "attributions"
     if backward:
         places = _attributed(places, model)
     description = _describe_model(options, model, unmeasured)

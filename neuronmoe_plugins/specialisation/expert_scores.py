@@ -51,7 +51,8 @@ def score_mixtures(
     Raises:
         UserError: if the model or adapter cannot be loaded or has no mixture, or an activation is not finite.
     """
-    model = load_model(options.model, options.dtype, options.device or default_device(), options.adapter)
+    device = options.device or default_device()
+    model = load_model(options.model, options.dtype, device, options.adapter, needs_head=False)
     require_places(model, sentences.token_ids)
     mixtures = find_mixtures(model)
     units, processes = places(mixtures), Processes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -147,3 +149,13 @@ def test_a_mixture_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError)
     assert str(result.exception).startswith("--metric attribution asks what the loss owes to each neuron")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_rests_on_the_loss_needs_the_head(tiny_model_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    for options in ((), ("--metric", "ap", "--measure", "gradient", "--blocks", "1")):
+        result = analyzed(copy, tmp_path, *options)
+        assert str(result.exception) == f"--model {copy} lacks 1 weights of its model, among them lm_head.weight"
