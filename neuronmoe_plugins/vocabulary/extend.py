@@ -14,7 +14,7 @@ from rich.console import Console
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.files import new_directory, write_json, writing
-from neuronmoe_plugins.models import NEW_TOKENS, TOKENIZER, new_tokens, require_model
+from neuronmoe_plugins.models import NEW_TOKENS, new_tokens, require_model
 from neuronmoe_plugins.neurons.loading import load_model, load_tokenizer
 from neuronmoe_plugins.progress import Progress, without_transformers_bars
 from neuronmoe_plugins.vocabulary.measures import Measure, Texts, other_cuts
@@ -56,19 +56,19 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
         UserError: for bad input, too little text, or a text that would be cut otherwise; nothing is written then.
     """
     require_model("--model", options.model)
-    require_model("--model", options.model, TOKENIZER)
     field = options.text_field or "text"
     texts = {use: [Texts(spec, field) for spec in specs] for use, specs in options.texts().items()}
     before = load_tokenizer(options.model)
     tokenizer = ByteLevelTokenizer(before, options.model)
+    also = [_old_token(token, tokenizer, options.model) for token in options.train_also]
     model: Any = load_model(options.model, "auto", "cpu")
     rows = _require_rows(model, tokenizer, options.model)
-    also = [_old_token(token, tokenizer, options.model) for token in options.train_also]
     with Progress(Console(stderr=True), progress) as bars:
         merges = _learn(options.tokens, tokenizer, texts, bars)
         from neuronmoe_plugins.vocabulary.rows import added_bytes, extend_rows, modules_with_rows
 
-        extend_rows(model, merges, options.initialise, options.seed)
+        seed = 42 if options.seed is None else options.seed
+        extend_rows(model, merges, options.initialise, seed)
         _tell_of_new_tokens(model.config, tokenizer, merges, modules_with_rows(model), also)
         with writing(f"--output {options.output}"), new_directory(options.output) as folder:
             with without_transformers_bars():
@@ -91,7 +91,7 @@ def extend_vocabulary(options: VocabularyOptions, progress: bool = False) -> Ext
                 "rows": model.get_input_embeddings().weight.shape[0],
                 "added_bytes": added_bytes(model, rows),
                 "initialise": options.initialise,
-                "seed": options.seed if options.initialise == "random" else None,
+                "seed": seed if options.initialise == "random" else None,
                 "train_also": list(options.train_also),
                 "corpora": [each.record() for each in measures],
                 "learnt": _learnt_tokens(merges, after),

@@ -43,7 +43,7 @@ class VocabularyOptions:
     initialise: str = option(
         "New rows: mean of the pieces that a token replaces, or random.", "mean", check=one_of(*INITIALISATIONS)
     )
-    seed: int = option("Seed of random rows.", 42)
+    seed: int | None = option("Seed of random rows.", None, shown="42")
     train_also: tuple[str, ...] = option(
         "A token that is there, whose row stage 1 is to train like new ones, as <|im_end|>; again for more.",
         (),
@@ -52,6 +52,8 @@ class VocabularyOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.seed is not None and self.initialise != "random":
+            raise UserError(f"--seed has no effect with --initialise {self.initialise}; leave it out")
         if self.data is not None:
             for flag, value in (("--corpus", self.corpora), ("--keep", self.kept), ("--text-field", self.text_field)):
                 if value:

@@ -233,6 +233,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path: Path, base: Path) -> None:
         ({"--keep": "en"}, "--keep 'en' is not LANGUAGE=SOURCE, as in el=greek.jsonl (letters, digits, - and _)"),
         ({"--data": str(tmp_path)}, f"--data {tmp_path} says what --corpus says; leave one out"),
         ({"--keep": f"en={tmp_path / 'no.txt'}"}, "--keep en="),
+        ({"--keep": f"en={text}", "--seed": "3"}, "--seed has no effect with --initialise mean; leave it out"),
         ({"--keep": f"en={text}", "--initialise": "align"}, "unknown --initialise 'align'; there are: mean, random"),
         ({"--keep": f"en={text}", "--model": str(tmp_path / "no")}, f"--model {tmp_path / 'no'} does not exist"),
     ):
