@@ -16,6 +16,7 @@ from neuronmoe_plugins.export.mixture import Mixture
 from neuronmoe_plugins.export.request import ExportRequest
 from neuronmoe_plugins.export.sources import TensorFiles
 from neuronmoe_plugins.export.streaming import empty_model, reader, stream
+from neuronmoe_plugins.neurons.activations import needs_cache
 from neuronmoe_plugins.neurons.loading import default_device, load_tokenizer, loading
 from neuronmoe_plugins.tuner.checkpoint import PEFT_PREFIX
 from neuronmoe_plugins.tuner.saved_modules import ROWS
@@ -114,5 +115,5 @@ def _exported_model(mixture: Mixture, folder: Path, device: str) -> Any:
 
 def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits.float().cpu()
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=needs_cache(model)).logits.float().cpu()
     return logits

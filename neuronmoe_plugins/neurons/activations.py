@@ -145,8 +145,7 @@ def observe_sentences(
     # Before any process stores more: all of them have to share out the same batches.
     processes.wait_for_all()
     todo = processes.share(missing)
-    # Layers that share keys and values find those of others in the cache alone.
-    use_cache = bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))
+    use_cache = needs_cache(model)
     # Without logits: the decoder runs all layers, but an adapter has to see each batch.
     run = partial(model, logits_to_keep=1) if hasattr(model, "peft_config") else model.get_decoder()
     device = working_device(model)
@@ -219,6 +218,11 @@ def counted(batch: Mapping[str, Tensor], own: Sequence[Span] | None) -> Tensor:
         return mask
     first, behind = torch.tensor(own, device=mask.device).unsqueeze(-1).unbind(dim=1)
     return mask * (positions >= first) * (positions < behind)
+
+
+def needs_cache(model: PreTrainedModel) -> bool:
+    """Whether a model needs a KV cache in every pass: layers that share keys and values find those of others there."""
+    return bool(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0))
 
 
 def working_device(model: PreTrainedModel) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from neuronmoe_plugins.errors import UserError
-from neuronmoe_plugins.neurons.activations import batches_by_length, padded, working_device
+from neuronmoe_plugins.neurons.activations import batches_by_length, needs_cache, padded, working_device
 from neuronmoe_plugins.neurons.arrays import IntArray, ScoreArray
 from neuronmoe_plugins.neurons.sentences import TokenizedSentences
 
@@ -30,6 +29,7 @@ class LanguageLosses:
     Attributes:
         batches: Numbers of the texts, batch by batch.
         labels: Language index of every text, int64 (texts,).
+        uses_cache: Whether the model needs a KV cache.
         tokens: How many are predicted of each language, int64 (languages,).
     """
 
@@ -37,16 +37,12 @@ class LanguageLosses:
         samples = sentences.samples()
         assert samples is not None, "every text is of one corpus"
         self._model, self._sentences, self.labels = model, sentences, samples.labels
+        self.uses_cache = needs_cache(model)
         self.batches = batches_by_length(sentences.token_ids, batch_size)
         self.tokens: IntArray = self._sums(range(len(self.labels)), sentences.tokens() - 1).astype(np.int64)
         for language, tokens in zip(sentences.languages, self.tokens, strict=True):
             if not tokens:
                 raise UserError(f"the texts of {language} have one token each, and so nothing to predict; name others")
-
-    @cached_property
-    def uses_cache(self) -> bool:
-        """Whether the model needs a KV cache: layers that share keys and values find those of others there alone."""
-        return bool(getattr(self._model.config.get_text_config(), "num_kv_shared_layers", 0))
 
     @torch.inference_mode()
     def of_batch(self, texts: Sequence[int]) -> ScoreArray:

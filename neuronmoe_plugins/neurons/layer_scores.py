@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.feed_forward import find_feed_forwards
-from neuronmoe_plugins.neurons.activations import working_device
+from neuronmoe_plugins.neurons.activations import needs_cache, working_device
 from neuronmoe_plugins.neurons.places import find_mixtures
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def squared_gradients(
 def mean_loss(model: PreTrainedModel, block: Sequence[int]) -> Tensor:
     """The language-model loss of a block (T), the mean over its T - 1 predictions in nats."""
     ids = torch.tensor([block], device=working_device(model))
-    loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss: Tensor = model(input_ids=ids, labels=ids, use_cache=needs_cache(model)).loss
     return loss
 
 

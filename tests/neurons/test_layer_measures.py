@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from neuronmoe_plugins.neurons.layer_scores import (
     hill_exponent,
     knock_outs,
     mean_exponent,
+    mean_loss,
     mixtures_of_all_layers,
     mlp_weights,
     squared_gradients,
@@ -40,6 +42,16 @@ def tiny(kind: str) -> Any:
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes)).eval()
     return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50, **sizes)).eval()
+
+
+def test_layers_that_share_keys_find_them_in_the_cache() -> None:
+    model = tiny("llama")
+    used: list[bool] = []
+    model.forward = lambda **given: SimpleNamespace(loss=used.append(given["use_cache"]))
+    mean_loss(model, [1, 2, 3])
+    model.config.num_kv_shared_layers = 1
+    mean_loss(model, [1, 2, 3])
+    assert used == [False, True]
 
 
 @pytest.mark.parametrize(("kind", "matrices"), [("llama", 3), ("gpt-neox", 4)])
