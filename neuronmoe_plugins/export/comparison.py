@@ -55,7 +55,7 @@ def tokens_to_compare(request: ExportRequest, mixture: Mixture) -> tuple[torch.T
             new = trained.rows[: size[1] // 2]
             ids[0, : len(new)] = torch.tensor(new)
         return ids, f"{ids.numel()} random{' and new' if mixture.rows else ''} tokens"
-    ids = torch.tensor([load_tokenizer(mixture.base.name)(request.text)["input_ids"]])
+    ids = torch.tensor([load_tokenizer(*mixture.tokenizer_home)(request.text)["input_ids"]])
     if not ids.numel():
         raise UserError("--text has no tokens; give some words")
     return ids, f"{ids.numel()} tokens of a given text"

@@ -144,6 +144,7 @@ REFUSED: dict[str, Refusal] = {
         "has no model.safetensors: weights are read as safetensors alone",
     ),
     "device": ("llama", {}, {}, NOTHING, ["--device", "cuda:7"], "--device cuda:7 cannot be used: "),
+    "no tokenizer": ("llama", {}, {}, NOTHING, ["--text", "a"], "base has no tokenizer_config.json; put the model's "),
     "space": ("llama", {}, {}, NOTHING, [], "out needs 0.0 GB, and "),
 }
 
