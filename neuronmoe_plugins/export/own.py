@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -49,8 +49,7 @@ pip install neuronmoe-plugins
         base = {key: value for key, value in given.items() if key not in LEFT_OUT}
         settings = base.get("rope_parameters")
         if isinstance(settings, dict) and "rope_theta" in settings:
-            # As transformers 4 writes them, which both versions read.
-            del base["rope_parameters"]
+            # As transformers 4 reads them, too.
             base["rope_theta"], base["rope_scaling"] = rotary_settings(mixture.base.config)
         return {
             "format_version": FORMAT_VERSION,
@@ -93,6 +92,6 @@ def _stack(experts: list[list[Any]]) -> Source:
 
 def _read(experts: list[list[Source]]) -> torch.Tensor:
     read = [torch.cat([source.read() for source in parts]) for parts in experts]
-    # The base's dtype need not be that of the others.
-    dtype = max((tensor.dtype for tensor in read), key=lambda dtype: dtype.itemsize)
+    # The base's dtype need not be that of the others; of two of 16 bits neither holds the other.
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in read))
     return torch.stack([tensor.to(dtype) for tensor in read])

@@ -17,6 +17,7 @@ from export.making import TOKENS, MakeAdapter
 from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.export import checkpoint
 from neuronmoe_plugins.export.export import export
+from neuronmoe_plugins.export.own import LEFT_OUT
 from neuronmoe_plugins.export.request import ExportRequest
 
 UNEVEN = {"num_experts": [4, 1, 2]}
@@ -78,11 +79,21 @@ def test_it_is_saved_as_it_was_loaded(make_adapter: MakeAdapter, tmp_path: Path)
     assert fresh(input_ids=TOKENS, labels=TOKENS).loss > 0
 
 
-def test_its_card_says_what_it_needs(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_its_card_and_configuration_say_what_it_needs(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     make_adapter(**UNEVEN)
     card = (exported(tmp_path) / "README.md").read_text(encoding="utf-8")
     assert "does not know the model type `neuronmoe`:\n\n```console\npip install neuronmoe-plugins\n```" in card
     assert "no\npackage but" not in card
+    base, written = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("base", "out"))
+    assert written["text_config"] | {key: base[key] for key in base.keys() - LEFT_OUT} == written["text_config"]
+
+
+def test_weights_of_two_kinds_of_16_bits_are_not_rounded(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    make_adapter(**UNEVEN, adapter_dtype="float16")
+    path = tmp_path / "base/model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    request = ExportRequest(str(tmp_path / "adapter"), tmp_path / "out", "neuronmoe", dtype="float32")
+    assert not export(request).is_rounded
 
 
 # What happens to config.json -> what is said after the name of the folder.
