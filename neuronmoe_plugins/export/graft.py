@@ -56,7 +56,8 @@ def graft(request: GraftRequest, progress: bool = False) -> Graft:
         tensor = mixture.files.source(name).read()
         if name in trained:
             old, new = (trained[name].of(model.files) for model in (mixture.base, target))
-            tensor = (new + (tensor.float() - old)).to(tensor.dtype)
+            # Where the experts are coarser than the base's file, they started from what it was rounded to.
+            tensor = (new + (tensor.float() - old.to(tensor.dtype).float())).to(tensor.dtype)
         tensors[name] = tensor
     config = mixture.config_in_file | {
         "base_model_name_or_path": request.target,
