@@ -211,7 +211,7 @@ def _write_all(texts: dict[Path, str], force: bool) -> list[Path]:
     """Write all files or, if one exists with another content and `force` is off, none."""
     for path in texts:
         writable_file("--output:", path)
-    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text}
+    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
     existing = [path for path in changed if path.exists()]
     if existing and not force:
         raise UserError(f"{', '.join(map(str, existing))} exists with another content; add --force to replace it")

@@ -154,10 +154,10 @@ def test_other_files_are_kept_unless_forced(workspace: Path) -> None:
     recipe(workspace)
     recipe(workspace)
     edited = workspace / "run" / "stage2.yaml"
-    edited.write_text("mine: true\n")
+    edited.write_text("mine: é\n", encoding="latin-1")
     with pytest.raises(UserError, match=r"stage2\.yaml exists with another content; add --force"):
         recipe(workspace)
-    assert edited.read_text() == "mine: true\n"
+    assert edited.read_text(encoding="latin-1") == "mine: é\n"
     assert recipe(workspace, "el_train", "en_replay", "--force")[1]["stage"] == "pt"
 
 

@@ -55,7 +55,7 @@ def choose_experts(
         together: Measures the loss without several experts.
         progress: Show a progress bar on standard error.
     """
-    dropped, now = list(measured.unused), measured.before
+    dropped, now = list(measured.unused[: len(measured.alone) - 1]), measured.before
     used = [place for place in measured.alone if place not in dropped]
     used.sort(key=lambda place: measured.rise(measured.alone[place]))
     for place in track(used, "Dropping experts", progress):

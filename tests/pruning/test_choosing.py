@@ -45,3 +45,8 @@ def test_drops_what_costs_least_within_the_bound(bound: float, factor: float, dr
     assert choose_experts(measured(costs, [(0, 2)]), bound, adding(costs, factor, asked)) == dropped
     assert len(asked) == tries
     assert all(places[0] == (0, 2) for places in asked)
+
+
+def test_the_last_one_stays_where_no_token_chose_any() -> None:
+    costs = {(0, 1): (0.0, 0.0), (1, 1): (0.0, 0.0)}
+    assert choose_experts(measured(costs, [*costs]), 0, adding(costs, 1, [])) == [(0, 1)]
