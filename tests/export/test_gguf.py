@@ -35,9 +35,9 @@ EXACT: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "llama with a dense layer": ("llama", "llama", {"tie_word_embeddings": True}, {"num_experts": [3, 1, 3]}),
     "scaled positions": ("llama", "llama", {"rope_parameters": ROTARY}, {"expert_rank": 4}),
     "qwen2": ("llama", "qwen2", {}, {"num_experts": [3, 3, 1]}),
-    "qwen3": ("qwen3moe", "qwen3", {}, {"num_experts": [1, 3, 3], "topk": 4}),
+    "qwen3": ("qwen3moe", "qwen3", {"tie_word_embeddings": True}, {"num_experts": [1, 3, 3], "topk": 4}),
     "an uneven mistral": ("ernie4_5-moe", "mistral", {"sliding_window": None}, {"num_experts": [1, 4, 3]}),
-    "an uneven qwen2": ("ernie4_5-moe", "qwen2", {}, {"num_experts": [4, 2, 1]}),
+    "an uneven qwen2": ("ernie4_5-moe", "qwen2", {"tie_word_embeddings": True}, {"num_experts": [4, 2, 1]}),
 }
 
 
