@@ -191,16 +191,16 @@ def _with_new_experts(
 ) -> StateDict:
     """Add new experts and their router rows, if this is the adapter that an extension starts from."""
     plans = {name: layer.plans[adapter_name] for name, layer in layers.items()}
-    old_sizes = {}
+    old_shapes = {}
     for key in expected:
         layer_name, _, weight_name = key.rpartition(NEW)
         plan = plans[layer_name]
         if plan.num_new_experts and not key.endswith(CLASSIFIER):
-            old_sizes[key] = _num_kept(plan, weight_name)
+            old_shapes[key] = (_num_kept(plan, weight_name), *expected[key].shape[1:])
     extends = any(plan.num_kept_experts for plan in plans.values())
-    if not extends or any((len(given[key]) if key in given else 0) != rows for key, rows in old_sizes.items()):
+    if not extends or any(given[key].shape != shape if key in given else shape[0] for key, shape in old_shapes.items()):
         return given
-    new = {key: _initial(key, expected[key], rows, layers, adapter_name) for key, rows in old_sizes.items()}
+    new = {key: _initial(key, expected[key], shape[0], layers, adapter_name) for key, shape in old_shapes.items()}
     return given | {key: torch.cat([given[key], rows]) if key in given else rows for key, rows in new.items()}
 
 

@@ -162,6 +162,13 @@ def test_extending_another_adapter_than_described(old_adapter: Path) -> None:
         PeftModel.from_pretrained(tiny_model(), old_adapter, config=config, is_trainable=True)
 
 
+def test_extending_experts_of_another_rank(tmp_path: Path) -> None:
+    get_peft_model(tiny_model(), moe_config(num_experts=OLD, expert_rank=4)).save_pretrained(str(tmp_path))
+    config = MoeConfig(task_type="CAUSAL_LM", num_experts=EXTENDED, old_num_experts=OLD, expert_rank=2)
+    with pytest.raises(ValueError, match=r"moe_gate_proj_lora_A \(2, 4, 16\) instead of \(3, 2, 16\)"):
+        PeftModel.from_pretrained(tiny_model(), tmp_path, config=config, is_trainable=True)
+
+
 def test_an_old_tensor_that_is_missing(old_adapter: Path) -> None:
     tensors = load_file(old_adapter / WEIGHTS)
     del tensors["base_model.model.model.layers.0.mlp.moe_up_proj"]
