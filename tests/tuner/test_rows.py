@@ -36,6 +36,14 @@ def test_rows_are_spread_and_collected(rows: Rows) -> None:
     assert torch.autograd.gradcheck(rows.collect, own)
 
 
+def test_without_the_kernel_that_some_devices_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, values = sorted_rows(2, TOKENS * 2), torch.randn(TOKENS * 2, WIDTH)
+    expected = rows.collect(values)
+    monkeypatch.setattr("neuronmoe_plugins.tuner.experts.rows.HAVE_BAGS", ())
+    monkeypatch.delattr("torch.nn.functional.embedding_bag")
+    assert rows.collect(values).equal(expected)
+
+
 def test_the_gradient_of_each_token_is_summed_in_one_order() -> None:
     """No `index_add`, whose order a GPU chooses anew in each call, where every choice has a row."""
     rows = sorted_rows(2, TOKENS * 2)

@@ -16,6 +16,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+# Devices that have a kernel for it in every torch; those of Apple have none before 2.10.
+HAVE_BAGS = ("cpu", "cuda")
+
 
 class Rows(Protocol):
     """Which token has which rows."""
@@ -93,6 +96,8 @@ class SortedRows:
 
 
 def _gathered(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    if rows.device.type not in HAVE_BAGS:
+        return rows[places].sum(dim=1)
     return F.embedding_bag(places, rows, mode="sum")
 
 
