@@ -114,6 +114,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list
     """
     from neuronmoe_plugins.integrations.llamafactory.arguments import MoeFinetuningArguments
     from neuronmoe_plugins.integrations.llamafactory.host_arguments import check_training
+    from neuronmoe_plugins.integrations.llamafactory.learning_rates import OWN_RATES
 
     given = {key: value for key, value in config.items() if key != "name"}
     tagged = [key for key in NEEDS_TAGS if given.get(key)]
@@ -122,6 +123,9 @@ def read_config(config: Mapping[str, Any]) -> tuple[MoeFinetuningArguments, list
             f"peft_config: {', '.join(tagged)}: LLaMA-Factory's v1 has no tags that tell the language of a token: "
             "train this stage without USE_V1, with finetuning_type: moe"
         )
+    rates = [key for key in OWN_RATES if given.get(key) is not None]
+    if rates:
+        raise UserError(f"peft_config: {', '.join(rates)}: v1 has one learning rate for all: remove it, or {REMEDY}")
     inherited = inspect.signature(MoeFinetuningArguments.__mro__[1]).parameters
     known = {*inspect.signature(MoeFinetuningArguments).parameters} - {*inherited}
     known |= {"num_experts", "adapter_name_or_path"}

@@ -45,5 +45,7 @@ def check_learning_rates(finetuning_args: Any, training_args: Any) -> None:
     if finetuning_args.train_only_router and "router_learning_rate" in given:
         raise UserError("router_learning_rate has no effect with train_only_router: give learning_rate")
     settings = getattr(getattr(training_args, "hf_deepspeed_config", None), "config", {})
-    if given and "optimizer" in settings:
-        raise UserError(f"{given[0]} has no effect where deepspeed names an optimizer: remove optimizer from its file")
+    # DeepSpeed's own make groups of their own, or give all of them one rate.
+    named = next((name for name in ("optimizer", "scheduler") if name in settings), None)
+    if given and named:
+        raise UserError(f"{given[0]} has no effect where deepspeed names its {named}: remove {named} from its file")

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from training_runs import refusal, save_adapter, stage1_arguments, train
 
 from neuronmoe_plugins.autoload import outcomes
+from neuronmoe_plugins.errors import UserError
 from neuronmoe_plugins.host_versions import trains_rows_of_heads
+from neuronmoe_plugins.integrations.llamafactory.learning_rates import check_learning_rates
 from vocabulary.greek import extend, save_base
 
 WEIGHTS = "adapter_model.safetensors"
@@ -160,6 +162,16 @@ def test_what_would_train_nothing_is_refused(
     assert f"whose new tokens are none, but those of {extended} are {TOKENS} from {FIRST} on (" in refusal(
         args | {"adapter_name_or_path": other}
     )
+
+
+@pytest.mark.parametrize("named", ["optimizer", "scheduler"])
+def test_what_deepspeed_makes_itself_would_have_one_rate(named: str) -> None:
+    """Its schedulers set the rate of every group to theirs."""
+    args = SimpleNamespace(hf_deepspeed_config=SimpleNamespace(config={named: {"type": "WarmupLR"}}))
+    given = SimpleNamespace(train_only_router=False, router_learning_rate=1e-4, new_token_learning_rate=None)
+    message = f"router_learning_rate has no effect where deepspeed names its {named}: remove {named} from its file"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check_learning_rates(given, args)
 
 
 @pytest.mark.parametrize("is_tied", [True], indirect=True)

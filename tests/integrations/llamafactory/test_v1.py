@@ -79,6 +79,10 @@ def test_stage_2_ends_in_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
         ({"adapter_name_or_path": ["a", "b"]}, "one adapter"),
         ({"train_only_router": True}, "set adapter_name_or_path"),
         ({"sequential_add_mask": True}, "v1 has no tags"),
+        (
+            {"router_learning_rate": 1e-4},
+            "^peft_config: router_learning_rate: v1 has one learning rate for all: remove",
+        ),
         ({"ada_moe_num_experts_list": None}, "number of experts is missing"),
     ],
 )
