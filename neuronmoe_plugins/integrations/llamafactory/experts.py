@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from peft.utils import CONFIG_NAME
 
 from neuronmoe_plugins.blocks import ExpertTargets
 from neuronmoe_plugins.errors import UserError
@@ -17,6 +20,11 @@ from neuronmoe_plugins.tuner.config import DEFAULT_SCALE
 from neuronmoe_plugins.tuner.plans import per_layer, transformed_layers
 
 EXPERTS, OLD_EXPERTS, GROUPS = "ada_moe_num_experts_list", "old_moe_num_experts_list", "group_nums"
+# Fields of a configuration that make its layers' plans, in several forms for the same, and others that a run keeps.
+PLAN_FIELDS: tuple[str, ...] = (
+    *("num_experts", "layers_to_transform", "expert_rank", "lora_alpha", "use_rslora", "old_num_experts", "group_nums"),
+)
+ROUTING_FIELDS: tuple[str, ...] = ("topk", "targets", "train_only_router")
 Counts = int | list[int]
 
 
@@ -68,11 +76,40 @@ def apply_experts(config: MoeConfig, arguments: MoeFinetuningArguments, path: st
     else:
         counts = experts.extended()
         old = experts.old_counts(counts)
+        experts.check_ranks(counts)
     for name, absent in (("expert_rank", 1), ("lora_alpha", DEFAULT_SCALE)):
         if isinstance(value := getattr(config, name), list):
             setattr(config, name, _spread(name, value, config.layers_to_transform, num_layers, absent))
     config.group_nums = experts.groups(counts, old)
     config.num_experts, config.old_num_experts, config.layers_to_transform = counts, old, None
+
+
+def check_resumed_experts(config: MoeConfig, checkpoint: Path, num_layers: int) -> None:
+    """Refuse to go on with other experts, whose tensors the host loads wherever their shapes are alike.
+
+    Args:
+        config: The configuration of the run's adapter.
+        checkpoint: What the run would go on from.
+        num_layers: Decoder layers of the base model.
+
+    Raises:
+        UserError: naming the checkpoint and what differs.
+    """
+    file = checkpoint / CONFIG_NAME
+    if not file.exists():
+        return
+    saved = MoeConfig.from_pretrained(str(checkpoint))
+    names: tuple[str, ...] = ("peft_type",)
+    if isinstance(saved, MoeConfig):
+        same = saved.layer_plans(num_layers) == config.layer_plans(num_layers)
+        names = ROUTING_FIELDS if same else PLAN_FIELDS + ROUTING_FIELDS
+    before, now = saved.to_dict(), config.to_dict()
+    different = [f"{name} {before[name]} instead of {now[name]}" for name in names if before[name] != now[name]]
+    if different:
+        raise UserError(
+            f"{file} has {', '.join(different)}: give the same again, or start a new run with another output_dir or "
+            "overwrite_output_dir: true"
+        )
 
 
 def drops_classifiers(arguments: MoeFinetuningArguments) -> bool:
@@ -143,6 +180,16 @@ class _AdapterExperts:
                 f"{self.path} in layers {fewer}: an extension only adds experts"
             )
         return self.wanted
+
+    def check_ranks(self, counts: list[int]) -> None:
+        """A layer that the adapter has left out has no rank in a list of its ranks."""
+        layers = transformed_layers(self.config.layers_to_transform, self.num_layers)
+        without = [layer for layer, count in enumerate(counts) if count > 1 and layer not in layers]
+        if without and isinstance(self.config.expert_rank, list):
+            raise UserError(
+                f"{self.key} is {_expert_counts(self.arguments)}, but the adapter in {self.path} has no rank for "
+                f"layers {without}: its ranks {self.config.expert_rank} are of layers {layers}, extend these alone"
+            )
 
     def old_counts(self, counts: list[int]) -> list[int]:
         """`old_moe_num_experts_list`, which must have an effect."""

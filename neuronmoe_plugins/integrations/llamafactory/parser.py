@@ -24,6 +24,7 @@ from neuronmoe_plugins.integrations.llamafactory.checks import (
     check_rows,
     check_train_command,
 )
+from neuronmoe_plugins.integrations.llamafactory.experts import check_resumed_experts
 from neuronmoe_plugins.integrations.llamafactory.given_arguments import is_moe
 from neuronmoe_plugins.integrations.llamafactory.learning_rates import check_learning_rates
 from neuronmoe_plugins.integrations.llamafactory.run import MoeRun
@@ -100,6 +101,7 @@ def parse_train_args(call: Call) -> tuple[Any, ...]:
             from neuronmoe_plugins.integrations.llamafactory.adapter_fit import check_resumed_base
 
             check_resumed_base(run.model_args, run.base_config, checkpoint)
+            check_resumed_experts(run.config, checkpoint, run.num_layers)
         explanations[COMMAND] = partial(explain_end, training_args)
     return parsed
 

@@ -15,6 +15,7 @@ from neuronmoe_plugins.errors import UserError
 EXTENDED = {"old_moe_num_experts_list": "3,1,1,2", "ada_moe_num_experts_list": "4,1,2,2"}
 CLASSIFY = {"classify_loss_coef": 0.1, "sequential_add_mask": True, "dataset": "en_even,el_even"}
 STAGE2 = {"ada_moe_num_experts_list": None, "train_only_router": True, **CLASSIFY}
+FIRST_AND_LAST = {"num_experts": [3, 2], "layers_to_transform": [0, 3], "expert_rank": [4, 8]}
 ROUTED = STAGE2 | {"old_moe_num_experts_list": "3,1,1,2", "group_nums": "2,0,0,2"}
 
 
@@ -242,6 +243,16 @@ def test_other_groups_than_the_adapters(moe_args: dict[str, Any], save_config: A
     own = {"num_experts": [3, 1, 1, 2], "old_num_experts": [3, 1, 1, 2], "group_nums": [2, 0, 0, 2]}
     with pytest.raises(UserError, match=r"group_nums is 3, but .* classifiers of \[2, 0, 0, 2\]: remove the key, or"):
         parse(moe_args | STAGE2 | {"adapter_name_or_path": save_config(**own), "group_nums": 3})
+
+
+def test_new_layers_have_no_rank_in_a_list_of_others(moe_args: dict[str, Any], save_config: Any) -> None:
+    args = moe_args | EXTENDED | {"adapter_name_or_path": save_config(**FIRST_AND_LAST)}
+    assert refusal(args) == (
+        f"ada_moe_num_experts_list is [4, 1, 2, 2], but the adapter in {args['adapter_name_or_path']} has no rank for "
+        "layers [2]: its ranks [4, 8] are of layers [0, 3], extend these alone"
+    )
+    config = loaded_config(args | {"ada_moe_num_experts_list": "4,1,1,3"})
+    assert [plan.expert_rank for plan in config.layer_plans(4).values()] == [4, 8]
 
 
 def test_an_adapter_of_a_larger_model(moe_args: dict[str, Any], tmp_path: Path) -> None:

@@ -153,6 +153,27 @@ def test_a_checkpoint_of_another_base_model(run: tuple[Path, dict[str, Any]], tm
         train(run[1], folder, model_name_or_path=str(base))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"topk": 1}, "topk 2 instead of 1"),
+        ({"train_only_router": True, "adapter_name_or_path": ...}, "train_only_router False instead of True"),
+        ({"ada_moe_num_experts_list": "3,1,1,3"}, r"num_experts \[3, 1, 1, 2\] instead of \[3, 1, 1, 3\]"),
+        ({"moe_expert_rank": 4}, "expert_rank None instead of 4, lora_alpha None instead of 16"),
+    ],
+)
+def test_a_checkpoint_of_other_experts(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    """Most would be loaded without a word, or fail when the model is there."""
+    folder = interrupted(run[0], tmp_path / "run", 3)
+    if "adapter_name_or_path" in changed:
+        changed = changed | {"adapter_name_or_path": str(run[0])}
+    file = folder / "checkpoint-3" / "adapter_config.json"
+    with pytest.raises(UserError, match=f"^{file} has {message}: give the same again, or start a new run with another"):
+        train(run[1], folder, **changed)
+
+
 def test_processes_agree_on_a_checkpoint(
     run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
