@@ -1,15 +1,15 @@
-"""What differences between arms are worth: a bootstrap over documents and seeds at once, and a verdict for each claim.
+"""What differences between arms are worth: their interval by documents and by seeds, and a verdict for each claim.
 
-A resample draws documents of each text, and seeds, with replacement; both arms keep their pairs of each. The documents
-say how much depends on the texts, the seeds how much on the training. What is compared is the mean over the texts of
-a language of the bits per byte, as lm-eval adds them up over documents.
-
-Few of either give too narrow an interval: of three seeds alone it is from the least to the most, which has 0 in it for
-three of four differences that are none; and a text of one document counts as it is.
+What is compared is the mean over the texts of a language of the bits per byte, as lm-eval adds them up over documents.
+Both arms keep their pairs of documents and of seeds. How much depends on the texts says the bootstrap: a resample draws
+documents of each text, with replacement. How much depends on the training say the seeds, of which there are too few to
+draw from: of three, all are on one side in one case of four. So each resample is moved by a draw from Student's t
+distribution, as far as the mean of so many differences lies from that of all trainings there could be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -67,8 +67,9 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """Whether the first arm is better."""
-        test = None if self.difference is None else self.difference.test
+        """Whether the first arm is better, which one training of each cannot say."""
+        found = self.difference
+        test = None if found is None or found.seeds == 1 else found.test
         if test is None or test.is_noise:
             return OPEN
         return HOLDS if test.high < 0 else REFUTED
@@ -90,17 +91,25 @@ def documents(runs: Sequence[Run], texts: Sequence[str], stage: str) -> list[Arr
 
 
 def resample(texts: Sequence[Array], bootstrap: Bootstrap) -> Array:
-    """(resamples,): mean over texts of the bits per byte, of documents and seeds drawn with replacement."""
+    """(resamples,): mean over texts of the bits per byte, of documents drawn with replacement."""
     generator = np.random.default_rng(bootstrap.seed)
-    seeds = len(texts[0])
-    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=bootstrap.resamples)
     total = np.zeros(bootstrap.resamples)
     for values in texts:
         count = values.shape[1]
-        own = generator.multinomial(count, np.full(count, 1 / count), size=bootstrap.resamples)
-        sums = np.einsum("rs,rsk->rk", drawn, np.tensordot(own, values, axes=([1], [1])))
-        total += STATISTIC.of_sums(sums) / len(texts)
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=bootstrap.resamples)
+        total += STATISTIC.of_sums(drawn @ values.sum(axis=0)) / len(texts)
     return total
+
+
+def spread_of_seeds(one: Sequence[Array], two: Sequence[Array], bootstrap: Bootstrap) -> Array:
+    """(resamples,): how far off the mean difference over the seeds may be; zeros for one seed, which says nothing."""
+    count = len(one[0])
+    if count == 1:
+        return np.zeros(bootstrap.resamples)
+    seeds = [slice(place, place + 1) for place in range(count)]
+    differences = [mean_of([own[seed] for own in one]) - mean_of([own[seed] for own in two]) for seed in seeds]
+    draws = np.random.default_rng([bootstrap.seed, count]).standard_t(count - 1, bootstrap.resamples)
+    return float(np.std(differences, ddof=1)) / math.sqrt(count) * draws
 
 
 def mean_of(texts: Sequence[Array]) -> float:
@@ -140,7 +149,8 @@ def compare(first: Training, other: Training, of: str, bootstrap: Bootstrap) -> 
     one, two = (documents(own, texts, own[0].stages[-1]) for own in zip(*pairs, strict=True))
     counts, test = tuple(values.shape[1] for values in one), None
     if max(len(pairs), *counts) > 1:  # else all resamples are the same
-        test = difference_of(resample(two, bootstrap), resample(one, bootstrap), bootstrap)
+        drawn = resample(one, bootstrap) + spread_of_seeds(one, two, bootstrap)
+        test = difference_of(resample(two, bootstrap), drawn, bootstrap)
     return Difference(mean_of(one) - mean_of(two), test, len(pairs), counts)
 
 

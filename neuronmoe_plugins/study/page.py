@@ -111,10 +111,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Section:
             numbers = [f"{found.value:+.4f}", interval, p_value, *sizes]
         rows.append([each.claim.better, each.other, each.language, each.of, *numbers, each.words])
     header = ["arm", "against", "language", "texts", UNIT, "95 % interval", "p", "seeds", "documents"]
-    caption = (
-        "Differences after the last stage, paired over documents and seeds; fewer bits are better. Intervals from few "
-        "of either are too narrow: with three seeds, of claims about nothing one in four or more seems settled"
-    )
+    caption = "Differences after the last stage, paired over documents and seeds; fewer bits are better"
     table = Table(caption, [*header, "that it is better"], rows, words=(0, 1, 2, 3, 9))
     return Section("Verdicts", notes=summary(verdicts), tables=[table])
 
