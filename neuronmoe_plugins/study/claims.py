@@ -106,8 +106,7 @@ def spread_of_seeds(one: Sequence[Array], two: Sequence[Array], bootstrap: Boots
     count = len(one[0])
     if count == 1:
         return np.zeros(bootstrap.resamples)
-    seeds = [slice(place, place + 1) for place in range(count)]
-    differences = [mean_of([own[seed] for own in one]) - mean_of([own[seed] for own in two]) for seed in seeds]
+    differences = np.subtract(means_of_seeds(one), means_of_seeds(two))
     draws = np.random.default_rng([bootstrap.seed, count]).standard_t(count - 1, bootstrap.resamples)
     return float(np.std(differences, ddof=1)) / math.sqrt(count) * draws
 
@@ -115,6 +114,11 @@ def spread_of_seeds(one: Sequence[Array], two: Sequence[Array], bootstrap: Boots
 def mean_of(texts: Sequence[Array]) -> float:
     """The same of all documents and seeds, each once."""
     return float(np.mean([STATISTIC.of_sums(values.sum(axis=(0, 1))) for values in texts]))
+
+
+def means_of_seeds(texts: Sequence[Array]) -> list[float]:
+    """The same of each seed alone."""
+    return [mean_of([values[place : place + 1] for values in texts]) for place in range(len(texts[0]))]
 
 
 def texts_of(training: Training, of: str) -> list[str]:

@@ -46,8 +46,9 @@ def plan(trainings: Sequence[Training]) -> tuple[Table, str]:
     header += ["done", "begun", "left", "stale"]
     counts = ", ".join(f"{total[state]} {state}" for state in ("done", "begun", "left", "stale"))
     line = f"{len(lines)} arms, {total.total()} runs: {counts}"
-    if +left and all(minutes[name] for name in +left):
-        ahead = sum(number * fmean(minutes[name]) for name, number in (+left).items()) / 60
+    left = +left  # without steps that are all done
+    if left and all(minutes[name] for name in left):
+        ahead = sum(number * fmean(minutes[name]) for name, number in left.items()) / 60
         line += f"; at the pace of the steps that are done, one at a time, {ahead:.1f} hours are left"
     return Table("", header, lines, words=(0, 1, 2, 3), groups=[3, *[1] * 9]), line
 

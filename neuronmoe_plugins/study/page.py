@@ -12,7 +12,18 @@ from neuronmoe_plugins.comparison.bootstrap import Bootstrap
 from neuronmoe_plugins.figures import INK, MARKERS, PALETTE, house_style, new_figure
 from neuronmoe_plugins.report.page import Head, write_page
 from neuronmoe_plugins.report.parts import Picture, Section
-from neuronmoe_plugins.study.claims import NEW, OLD, Verdict, compare, documents, judge, mean_of, summary, texts_of
+from neuronmoe_plugins.study.claims import (
+    NEW,
+    OLD,
+    Verdict,
+    compare,
+    documents,
+    judge,
+    mean_of,
+    means_of_seeds,
+    summary,
+    texts_of,
+)
 from neuronmoe_plugins.study.display import Row, table
 from neuronmoe_plugins.study.results import sizes_of
 from neuronmoe_plugins.study.runs import chosen_runs
@@ -94,7 +105,7 @@ def _measure(training: Training, bases: Mapping[tuple[str, str], Training], boot
             means[of] = mean_of(values)
             of_base = means[of] - difference.value
             ends[of] = (of_base + test.low, of_base + test.high) if test else (means[of], means[of])
-            seeds[of] = [mean_of([own[place : place + 1] for own in values]) for place in range(len(runs))]
+            seeds[of] = means_of_seeds(values)
     added = sizes_of(runs[0], stage)["added_parameters"]
     return Measured(training, math.nan if added is None else added, means, ends, seeds)
 
