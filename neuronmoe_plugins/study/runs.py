@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from neuronmoe_plugins.study.trainings import Training
 PLACES = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "output_dir", "use_cpu", "overwrite_output_dir")
 # Beginnings of the names of variables that do.
 PLACES_OF_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_")
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 BITS_PER_BYTE = "bits_per_byte,none"
 
 
@@ -243,13 +243,11 @@ def _checksum_of(file: Path, *_stamp: int) -> str:
 
 
 def _model(name: str) -> Any:
-    """What tells a model from another: its name, or a folder's configuration and the sizes of its weights."""
+    """What tells a model from another: its name, or the checksums of a folder's weights, configuration and tokenizer."""
     folder = Path(name)
     if not folder.is_dir():
         return name
-    weights = sorted(file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-    config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return [config, {file.name: file.stat().st_size for file in weights}]
+    return {file.name: _checksum(file) for pattern in MODEL_FILES for file in sorted(folder.glob(pattern))}
 
 
 def _device() -> str:
