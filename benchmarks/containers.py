@@ -42,10 +42,11 @@ EXPORTS: dict[str, dict[str, str]] = {
 def read_tokens(texts: Path, tokenizer: Any, count: int) -> list[int]:
     """The first tokens of the texts, one after the other."""
     tokens: list[int] = []
-    for line in texts.read_text(encoding="utf-8").splitlines():
-        tokens += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
-        if len(tokens) >= count:
-            return tokens[:count]
+    with texts.open(encoding="utf-8") as lines:  # splitlines would cut within a text, at U+2028
+        for line in lines:
+            tokens += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+            if len(tokens) >= count:
+                return tokens[:count]
     raise SystemExit(f"{texts} has {len(tokens)} tokens, and {count} are needed: name a longer file")
 
 

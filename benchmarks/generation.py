@@ -103,8 +103,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: results/generation.json, _cuda.json with a GPU")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lines = arguments.texts.read_text(encoding="utf-8").splitlines()
-    models = measure(arguments.model, [json.loads(line)["text"] for line in lines if line], arguments)
+    with arguments.texts.open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines if line.strip()]
+    models = measure(arguments.model, texts, arguments)
     settings = {name: getattr(arguments, name) for name in ("dtype", "new_tokens", "runs", "threads")}
     write_result({**environment(), **settings, "models": models}, arguments.output or result_path("generation"))
     Console().print(as_table(models))

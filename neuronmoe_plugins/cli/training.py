@@ -111,6 +111,8 @@ def _check_outputs(output: Path, figure: Path | None) -> None:
         writable_file("--figure", figure)
         if figure.suffix.lower() != ".png":
             raise UserError(f"--figure {figure}: the figure is a PNG; give it a name that ends in .png")
+        if figure.resolve() == output.resolve():
+            raise UserError(f"--figure {figure} is --output, too; give it another name")
     if output.exists():
         try:
             Allocation.load(output)

@@ -243,7 +243,7 @@ def _checksum_of(file: Path, *_stamp: int) -> str:
 
 
 def _model(name: str) -> Any:
-    """What tells a model from another: its name, or the checksums of a folder's weights, configuration and tokenizer."""
+    """What tells a model from another: its name, or the checksums of a folder's weights, config and tokenizer."""
     folder = Path(name)
     if not folder.is_dir():
         return name

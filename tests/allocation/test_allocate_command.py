@@ -203,9 +203,17 @@ def test_replaces_only_what_it_wrote(analysis: Path, tmp_path: Path) -> None:
     assert allocated(tmp_path, analysis, *LANGUAGES, "--max-experts", "8").num_experts[0] == 8
 
 
-def test_a_figure_is_named_as_what_it_is(analysis: Path, tmp_path: Path) -> None:
-    options = ("--output", tmp_path / "allocation.yaml", "--figure", tmp_path / "allocation.svg")
-    result = run_allocate(analysis, *LANGUAGES, *options)
+@pytest.mark.parametrize(
+    ("output", "figure", "message"),
+    [
+        ("allocation.yaml", "allocation.svg", "the figure is a PNG; give it a name that ends in .png"),
+        ("allocation.png", "allocation.png", "allocation.png is --output, too; give it another name"),
+    ],
+)
+def test_a_figure_is_named_as_what_it_is(
+    analysis: Path, tmp_path: Path, output: str, figure: str, message: str
+) -> None:
+    result = run_allocate(analysis, *LANGUAGES, "--output", tmp_path / output, "--figure", tmp_path / figure)
     assert isinstance(result.exception, UserError)
-    assert "allocation.svg: the figure is a PNG; give it a name that ends in .png" in str(result.exception)
+    assert message in str(result.exception)
     assert not list(tmp_path.glob("allocation.*"))
