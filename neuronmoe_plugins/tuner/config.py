@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ from neuronmoe_plugins.tuner.saved_modules import TokenIndices, check_fields
 LOSS_COEFFICIENTS = ("aux_loss_coef", "lpr_loss_coef", "classify_loss_coef", "sequential_add_loss_coef")
 # lora_alpha / rank. Of two experts each has about half a token's weight: what is left is LoRA's usual 2.
 DEFAULT_SCALE = 4
+# Declared type of an option -> what its values are, and how they are called: a file may have been written by hand.
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "float | None": ((float, int, NoneType), "a number"),
+    "str": ((str,), "a string"),
+    "str | None": ((str, NoneType), "a string"),
+}
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -45,8 +53,9 @@ class MoeConfig(PeftConfig):
             model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("three-layers"), config)
 
     Raises:
-        ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, an unknown `adapter_dtype` or
-            `experts_implementation`, or a field that has no effect without another that is not given.
+        ValueError: on a count below 1, a `topk` below 1, a negative loss coefficient, a value of another type than its
+            field's, an unknown `adapter_dtype` or `experts_implementation`, or a field that has no effect without
+            another that is not given.
     """
 
     num_experts: int | list[int] = _option(
@@ -149,14 +158,15 @@ class MoeConfig(PeftConfig):
         self.peft_type = PeftType("MOE")
         # What a file says: the fields will be those of the model that the adapter is put into.
         self.made_on, self.made_with_tokens = self.base_fingerprint, self.base_new_tokens
+        self._check_kinds()
         for name, least in (("num_experts", 1), ("old_num_experts", 1), ("group_nums", 0), ("expert_rank", 1)):
             counts = getattr(self, name)
             if counts is not None and not are_counts(counts, least):
                 raise ValueError(
                     f"{name} must be an integer of at least {least}, or a list of such integers; got {counts!r}"
                 )
-        if self.topk < 1:
-            raise ValueError(f"topk must be at least 1; got {self.topk}")
+        if isinstance(self.topk, list) or not are_counts(self.topk, 1):
+            raise ValueError(f"topk must be an integer of at least 1; got {self.topk!r}")
         for name in LOSS_COEFFICIENTS:
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -165,10 +175,18 @@ class MoeConfig(PeftConfig):
         self.modules_to_save = check_fields(self.modules_to_save, self.trainable_token_indices)
         self._check_dependencies()
 
+    def _check_kinds(self) -> None:
+        for name, declared in MoeConfig.__annotations__.items():
+            kinds, called = KINDS.get(declared, ((), ""))
+            value = getattr(self, name)
+            if kinds and not (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+                raise ValueError(f"{name} must be {called}; got {value!r}")
+
     def _check_dependencies(self) -> None:
-        alphas = self.lora_alpha if isinstance(self.lora_alpha, list) else [self.lora_alpha or 0]
-        if self.lora_alpha is not None and not (self.expert_rank and alphas and all(alpha > 0 for alpha in alphas)):
-            raise ValueError(f"lora_alpha must be above 0 and needs expert_rank; got {self.lora_alpha}")
+        alphas = self.lora_alpha if isinstance(self.lora_alpha, list) else [self.lora_alpha]
+        are_numbers = bool(alphas) and all(isinstance(alpha, int | float) and alpha > 0 for alpha in alphas)
+        if self.lora_alpha is not None and not (self.expert_rank and are_numbers):
+            raise ValueError(f"lora_alpha must be above 0 and needs expert_rank; got {self.lora_alpha!r}")
         if self.use_rslora and self.expert_rank is None:
             raise ValueError("use_rslora has no effect without expert_rank")
         if self.targets not in TARGETS:

@@ -158,6 +158,14 @@ def test_classifiers_are_saved_and_added_in_a_second_stage(tmp_path: Path, batch
         ({"num_experts": [1, 2, 2], "group_nums": [2, 0, 0], "old_num_experts": 1}, "layers that stay dense"),
         ({"adapter_dtype": "float33"}, "adapter_dtype must name a dtype"),
         ({"sequential_add_loss_coef": -1.0}, "sequential_add_loss_coef must not be negative"),
+        # As a file written by hand may have them; "false" would be true.
+        ({"aux_loss_coef": "0.1"}, "aux_loss_coef must be a number; got '0.1'"),
+        ({"aux_loss_coef": True}, "aux_loss_coef must be a number; got True"),
+        ({"train_only_router": "false"}, "train_only_router must be true or false; got 'false'"),
+        ({"topk": "2"}, "topk must be an integer of at least 1; got '2'"),
+        ({"topk": [2]}, r"topk must be an integer of at least 1; got \[2\]"),
+        ({"adapter_dtype": 32}, "adapter_dtype must be a string; got 32"),
+        ({"expert_rank": 4, "lora_alpha": "8"}, "lora_alpha must be above 0 and needs expert_rank; got '8'"),
     ],
 )
 def test_bad_configurations_are_named(options: dict[str, object], message: str) -> None:
