@@ -82,7 +82,7 @@ def study(
     from neuronmoe_plugins.options import at_least_one
     from neuronmoe_plugins.study.display import plan, table
     from neuronmoe_plugins.study.page import write_study_page
-    from neuronmoe_plugins.study.results import write_results
+    from neuronmoe_plugins.study.results import write_documents, write_results
     from neuronmoe_plugins.study.running import require_fresh, run_study
     from neuronmoe_plugins.study.trainings import load_trainings, only
     from neuronmoe_plugins.tables import print_table
@@ -104,9 +104,10 @@ def study(
         note("Interrupted: the same command goes on from what is done")
         raise
     rows = write_results(trainings, output)
+    write_documents(trainings, output)
     page = write_study_page(trainings, rows, output / "report.html")[0]
     print_table(Console(), table(rows), str(output / "results.md"))
-    note(f"Wrote {page}, and results.parquet and results.md beside it")
+    note(f"Wrote {page}, and results.parquet, documents.parquet and results.md beside it")
 
 
 def doctor(

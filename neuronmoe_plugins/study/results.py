@@ -1,9 +1,9 @@
-"""What a study found: a row per run, stage and text in `results.parquet`, and a table of the arms."""
+"""What a study found: a row per run, stage and text in `results.parquet`, per document, and a table of the arms."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from neuronmoe_plugins.comparison.lm_eval_results import metric_of
 from neuronmoe_plugins.evaluation import task_name
 from neuronmoe_plugins.files import replaced_file, write_text, writing
 from neuronmoe_plugins.steps import minutes_of
+from neuronmoe_plugins.study.claims import documents
 from neuronmoe_plugins.study.display import Row, table
 from neuronmoe_plugins.study.runs import BITS_PER_BYTE, Run, best_of, known_runs, trials_of
 from neuronmoe_plugins.study.trainings import Training
@@ -29,6 +30,11 @@ COLUMNS = {
     **dict.fromkeys(("added_parameters", "trained_parameters", "file_bytes"), "int64"),
     **dict.fromkeys(("training_seconds", "evaluation_seconds"), "float64"),
 }
+# Of documents.parquet: by what a verdict is judged, for who has not the runs themselves.
+DOCUMENT_COLUMNS = {
+    **{name: COLUMNS[name] for name in ("arm", "language", "learning_rate", "seed", "stage", "measure")},
+    **{"document": "int64", "log_likelihood": "float64", "bytes": "int64"},
+}
 
 
 def collect(trainings: Sequence[Training]) -> list[Row]:
@@ -38,17 +44,45 @@ def collect(trainings: Sequence[Training]) -> list[Row]:
 
 def write_results(trainings: Sequence[Training], output: Path) -> list[Row]:
     """Write `results.parquet` and `results.md`, and give the rows; raises `UserError` if the disk is full."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([(name, getattr(pa, "bool_" if kind == "bool" else kind)()) for name, kind in COLUMNS.items()])
     # Of two calls at once the one that writes last has also looked last, and so misses nothing.
     with writing(f"--output {output}"), FileLock(output / ".results.lock"):
         rows = collect(trainings)
-        with replaced_file(output / "results.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema), file)
+        _write_table(rows, COLUMNS, output / "results.parquet")
         write_text(output / "results.md", as_markdown(table(rows)) + "\n")
     return rows
+
+
+def write_documents(trainings: Sequence[Training], output: Path) -> None:
+    """Write `documents.parquet`: of each document of the held-out texts the log-likelihood, in nats, and the bytes.
+
+    Raises:
+        UserError: if samples are damaged, or the disk is full.
+    """
+    with writing(f"--output {output}"), FileLock(output / ".results.lock"):
+        rows = [row for training in trainings for run in known_runs(training) if run.is_done for row in _documents(run)]
+        _write_table(rows, DOCUMENT_COLUMNS, output / "documents.parquet")
+
+
+def _write_table(rows: Sequence[Row], columns: Mapping[str, str], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, getattr(pa, "bool_" if kind == "bool" else kind)()) for name, kind in columns.items()])
+    with replaced_file(file) as opened:
+        pq.write_table(pa.Table.from_pylist(rows, schema), opened)
+
+
+def _documents(run: Run) -> Iterator[Row]:
+    about: Row = {
+        **{"arm": run.training.arm.name, "language": run.training.target.language},
+        **{"learning_rate": run.rate, "seed": run.seed},
+    }
+    texts = list(run.training.spec.texts_of(run.training.target.language))
+    for stage in run.stages:
+        for text, values in zip(texts, documents([run], texts, stage), strict=True):
+            for number, (log_likelihood, count) in enumerate(values[0].tolist()):
+                found = {"document": number, "log_likelihood": log_likelihood, "bytes": int(count)}
+                yield about | {"stage": stage, "measure": text} | found
 
 
 def _rows(run: Run) -> Iterator[Row]:

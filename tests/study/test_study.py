@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from made_studies import SPEC, Studies
 
@@ -49,7 +51,18 @@ def test_a_study_from_spec_to_results(studies: Studies) -> None:
     lines = [line.rpartition(" | ")[0] for line in Path("out/results.md").read_text().splitlines()]
     assert lines[0] == "| arm | language | stage | added parameters | learning rate | seeds | el | en"
     assert "| lora-4 | el | stage2 | 6 | 0.002 | 2 | 1.201 ± 0.001 | 2.201 ± 0.001" in lines[4]
-    assert "lora-4" in result.output and "Wrote out/report.html, and results.parquet" in result.output
+    assert "lora-4" in result.output
+    assert "Wrote out/report.html, and results.parquet, documents.parquet and results.md" in result.output
+    # What lm-eval adds up over the documents is what the documents have.
+    sums: dict[tuple[Any, ...], list[float]] = {}
+    key = ("arm", "language", "learning_rate", "seed", "stage", "measure")
+    for row in pq.read_table("out/documents.parquet").to_pylist():
+        total = sums.setdefault(tuple(row[name] for name in key), [0.0, 0.0, 0.0])
+        assert row["document"] == total[2]
+        total[:] = total[0] - row["log_likelihood"], total[1] + row["bytes"], total[2] + 1
+    found = {place: total / size / math.log(2) for place, (total, size, _) in sums.items()}
+    assert found == {tuple(row[name] for name in key): pytest.approx(row["value"]) for row in rows}
+    assert {count for _, _, count in sums.values()} == {3}
 
 
 def test_without_its_file_an_adapter_has_the_parameters_that_its_arm_says(studies: Studies) -> None:
