@@ -9,6 +9,8 @@ r"""How many of a language's neurons are its script's? The same texts in Latin l
             --output runs/$(basename $el .jsonl)
     done
     python studies/script_control.py survivors runs/el runs/el-Latn --language el
+
+So, too, with --metric attribution.
 """
 
 from __future__ import annotations
