@@ -164,7 +164,7 @@ def test_merging_is_refused_with_the_alternative() -> None:
         ({"num_experts": [2, 0, 1]}, "at least 1"),
         ({"num_experts": []}, "at least 1"),
         ({"num_experts": 1}, "1 in every layer"),
-        ({"topk": 0}, "topk must be at least 1"),
+        ({"topk": 0}, "topk must be an integer of at least 1; got 0"),
         ({"aux_loss_coef": -0.1}, "aux_loss_coef must not be negative"),
         ({"layers_to_transform": [3]}, r"layers \[3\], but the model has layers 0..2"),
     ],

@@ -130,28 +130,37 @@ def test_two_processes_train_as_one(
             # A step without an old-language token logs no language-prior loss.
             expected, found = ([step.get(name, 0.0) for step in steps] for steps in (one, two))
             assert any(expected)
-            # A mean over few tokens: one that is routed otherwise in an earlier layer moves it more.
-            assert found == pytest.approx(expected, rel=1e-4 if name == "lpr_loss" else 1e-5), (stage, name)
+            # A mean over few tokens: one that is routed otherwise, in an earlier layer or in this step, moves it more.
+            for number, routed_alike in enumerate(same_routing(single / stage, folder / stage)):
+                closeness = 1e-5 if routed_alike and name != "lpr_loss" else 1e-4
+                assert found[number] == pytest.approx(expected[number], rel=closeness), (stage, name, number)
         # A token whose choice is a near tie may move to another expert, which the gradient feels more than the losses.
         assert [step["grad_norm"] for step in two] == pytest.approx([step["grad_norm"] for step in one], rel=1e-3)
-        same_routing(single / stage, folder / stage)
         same_adapter(single / stage, folder / stage)
     keeps_what_is_saved(folder)
     loads_outside(folder / "stage2", base)
 
 
-def same_routing(folder: Path, other: Path) -> None:
-    """All processes' tokens are counted; a router's near tie may fall the other way in sums of another order."""
+def same_routing(folder: Path, other: Path) -> list[bool]:
+    """All processes' tokens are counted; whether each step has the same choices.
+
+    A router's near tie may fall the other way in sums of another order, which processors differ in.
+    """
+    alike = []
     for step, expected in zip(losses(other), losses(folder), strict=True):
         shares = {name for name in expected if "expert" in name}
         assert shares
         assert {name: step[name] for name in shares} == pytest.approx(
             {name: expected[name] for name in shares}, abs=0.02
         )
+        alike.append(all(step[name] == pytest.approx(expected[name], abs=1e-6) for name in shares))
     one, two = (json.loads((path / "routing.json").read_text())["layers"] for path in (folder, other))
     for layer in one:
         for tokens in one[layer].keys() & {"all", "old", "new"}:
             assert one[layer][tokens]["tokens"] == two[layer][tokens]["tokens"]
+    # At most a step in five: else the runs differ.
+    assert alike.count(False) <= STEPS / 5
+    return alike
 
 
 def same_adapter(folder: Path, other: Path) -> None:
