@@ -39,7 +39,7 @@ DOCUMENT_COLUMNS = {
 
 def collect(trainings: Sequence[Training]) -> list[Row]:
     """A row for everything that was measured in runs that are done."""
-    return [row for training in trainings for run in known_runs(training) if run.is_done for row in _rows(run)]
+    return [row for run in _done_runs(trainings) for row in _rows(run)]
 
 
 def write_results(trainings: Sequence[Training], output: Path) -> list[Row]:
@@ -59,8 +59,12 @@ def write_documents(trainings: Sequence[Training], output: Path) -> None:
         UserError: if samples are damaged, or the disk is full.
     """
     with writing(f"--output {output}"), FileLock(output / ".results.lock"):
-        rows = [row for training in trainings for run in known_runs(training) if run.is_done for row in _documents(run)]
+        rows = [row for run in _done_runs(trainings) for row in _documents(run)]
         _write_table(rows, DOCUMENT_COLUMNS, output / "documents.parquet")
+
+
+def _done_runs(trainings: Sequence[Training]) -> Iterator[Run]:
+    return (run for training in trainings for run in known_runs(training) if run.is_done)
 
 
 def _write_table(rows: Sequence[Row], columns: Mapping[str, str], file: Path) -> None:

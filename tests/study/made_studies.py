@@ -77,6 +77,7 @@ SPEC: dict[str, Any] = {
         },
     },
 }
+LORA = {"arms": {"lora": SPEC["arms"]["lora"] | {"rank": 4}}}
 
 
 @dataclass(frozen=True)

@@ -126,12 +126,13 @@ def test_two_processes_train_as_one(
     for stage in STAGES:
         one, two = losses(single / stage), losses(folder / stage)
         assert len(one) == len(two) == STEPS
+        alike = same_routing(single / stage, folder / stage)
         for name in ("loss", "lm_loss", "aux_loss" if stage == "stage1" else "lpr_loss"):
             # A step without an old-language token logs no language-prior loss.
             expected, found = ([step.get(name, 0.0) for step in steps] for steps in (one, two))
             assert any(expected)
             # A mean over few tokens: one that is routed otherwise, in an earlier layer or in this step, moves it more.
-            for number, routed_alike in enumerate(same_routing(single / stage, folder / stage)):
+            for number, routed_alike in enumerate(alike):
                 closeness = 1e-5 if routed_alike and name != "lpr_loss" else 1e-4
                 assert found[number] == pytest.approx(expected[number], rel=closeness), (stage, name, number)
         # A token whose choice is a near tie may move to another expert, which the gradient feels more than the losses.
